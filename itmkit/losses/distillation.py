@@ -1,0 +1,260 @@
+"""What a student learns from its momentum teacher: similarities, or features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from itmkit.losses.checks import check_non_negative, check_pairs, check_positive, check_shape
+from itmkit.losses.precision import at_least_float32, autocast_off
+
+
+def similarity_distillation_loss(
+    image: Tensor,
+    text: Tensor,
+    teacher_image: Tensor,
+    teacher_text: Tensor,
+    image_ids: Tensor | None = None,
+    queue_image: Tensor | None = None,
+    queue_text: Tensor | None = None,
+    queue_ids: Tensor | None = None,
+    *,
+    temperature: float = 0.07,
+    alpha: float = 0.4,
+) -> Tensor:
+    r"""Contrastive loss with the teacher's similarities as soft targets, both directions.
+
+    .. math::
+
+        q_i = \alpha \operatorname{softmax}(\hat v'_i \cdot C / \tau) + (1-\alpha)\, y_i,
+        \qquad L_{i2t} = -\frac1n \sum_i q_i \cdot \log
+        \operatorname{softmax}(\hat v_i \cdot C / \tau)
+
+    where v is the student's and v' the teacher's vector, C the teacher's vectors of the other side
+    (batch, then queue), and y shares a mass of 1 equally over the candidates of the same image.
+    L is the mean of both directions.
+
+    Li et al., Align before Fuse (ALBEF), NeurIPS 2021. Differs from the released code of MATE: that
+    compares feature channels, see :func:`feature_distillation_loss`.
+
+    Args:
+        image: student's image vectors; l2-normalised here, like all others.
+        text: student's text vectors, row i belonging to image row i.
+        teacher_image: teacher's image vectors of the same rows; no gradient.
+        teacher_text: teacher's text vectors of the same rows; no gradient.
+        image_ids: the image of each row; several rows may share one. None when all rows are of
+            different images.
+        queue_image: teacher's image vectors of earlier batches.
+        queue_text: teacher's text vectors of earlier batches.
+        queue_ids: the image of each queued row; None when no queued row is a positive.
+        temperature: τ, above 0.
+        alpha: share of the teacher in the targets, in [0, 1].
+
+    Shape:
+        image, text, teacher_image, teacher_text: ``(n, D)``; image_ids: ``(n,)``; queue_image,
+        queue_text: ``(q, D)``; queue_ids: ``(q,)``; result: ``()``.
+
+    Returns:
+        The loss, in float32 (float64 for float64 input); zero, with a graph, for an empty batch.
+
+    Raises:
+        ValueError: for a wrong shape, one queue without the other, ``queue_ids`` without a queue or
+            without ``image_ids``, or a number out of its range.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> image, text = torch.randn(4, 8), torch.randn(4, 8)
+        >>> similarity_distillation_loss(image, text, image, text)
+        tensor(3.2949)
+    """
+    _check_numbers(temperature, alpha)
+    check_pairs(image=image, text=text, teacher_image=teacher_image, teacher_text=teacher_text)
+    image_candidates, text_candidates = teacher_image.detach(), teacher_text.detach()
+    n, queued = len(image), 0
+    if (queue_image is None) != (queue_text is None):
+        raise ValueError("queue_image, queue_text: expected both or neither, got one of them")
+    if queue_image is not None and queue_text is not None:
+        queued = len(queue_image)
+        check_shape((queued, image.shape[1]), queue_image=queue_image, queue_text=queue_text)
+        image_candidates = torch.cat([image_candidates, queue_image.detach()])
+        text_candidates = torch.cat([text_candidates, queue_text.detach()])
+    same = _same_image(n, queued, image_ids, queue_ids, image.device)
+    with autocast_off(image):
+        image, text, image_candidates, text_candidates = (
+            F.normalize(at_least_float32(vectors), dim=1)
+            for vectors in (image, text, image_candidates, text_candidates)
+        )
+        positives = F.normalize(same.to(image.dtype), p=1, dim=1)
+        total = image.new_zeros(())
+        for student, teacher, candidates in (
+            (image, image_candidates[:n], text_candidates),
+            (text, text_candidates[:n], image_candidates),
+        ):
+            soft = (teacher @ candidates.T / temperature).softmax(dim=1)
+            targets = alpha * soft + (1 - alpha) * positives
+            log_student = (student @ candidates.T / temperature).log_softmax(dim=1)
+            total = total - (targets * log_student).sum() / max(n, 1)
+        return total / 2
+
+
+def feature_distillation_loss(
+    image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor
+) -> Tensor:
+    r"""Divergence of the student's vectors from the teacher's, as distributions over channels.
+
+    .. math::
+
+        L = \tfrac12 \big[ KL(\sigma(v') \,\|\, \sigma(v)) + KL(\sigma(t') \,\|\,
+            \sigma(t)) \big], \qquad \sigma = \text{softmax over the D channels}
+
+    averaged over the rows. v, t are the student's and v', t' the teacher's vectors, as given.
+
+    The distillation in the released code of MATE.
+
+    Args:
+        image: student's image vectors.
+        text: student's text vectors.
+        teacher_image: teacher's image vectors of the same rows; no gradient.
+        teacher_text: teacher's text vectors of the same rows; no gradient.
+
+    Shape:
+        all four: ``(n, D)``; result: ``()``.
+
+    Returns:
+        The loss, at least 0, in float32 (float64 for float64 input); zero, with a graph, for an
+        empty batch.
+
+    Raises:
+        ValueError: for a wrong shape.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> image, text = torch.randn(4, 8), torch.randn(4, 8)
+        >>> feature_distillation_loss(image, text, 2 * image, 2 * text)
+        tensor(0.1554)
+    """
+    check_pairs(image=image, text=text, teacher_image=teacher_image, teacher_text=teacher_text)
+    with autocast_off(image):
+        total = at_least_float32(image).new_zeros(())
+        for student, teacher in ((image, teacher_image), (text, teacher_text)):
+            log_student = _log_softmax(student)
+            log_teacher = _log_softmax(teacher.detach())
+            total = total + (log_teacher.exp() * (log_teacher - log_student)).sum()
+        return total / (2 * max(len(image), 1))
+
+
+def _log_softmax(vectors: Tensor) -> Tensor:
+    """Log-softmax over channels that is finite for any finite vectors."""
+    log_softmax = at_least_float32(vectors).log_softmax(dim=1)
+    return log_softmax.clamp(min=torch.finfo(log_softmax.dtype).min)
+
+
+def _same_image(
+    n: int,
+    queued: int,
+    image_ids: Tensor | None,
+    queue_ids: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """``(n, n + queued)`` bool, which candidates are of the image of the row."""
+    if queue_ids is not None and (image_ids is None or queue_ids.shape != (queued,)):
+        raise ValueError(
+            f"queue_ids: expected image_ids too, and one id per queued row, shape ({queued},), "
+            f"got shape {tuple(queue_ids.shape)}"
+        )
+    if image_ids is None:
+        image_ids = torch.arange(n, device=device)
+    check_shape((n,), image_ids=image_ids)
+    in_batch = image_ids[:, None] == image_ids
+    if queue_ids is None:
+        return F.pad(in_batch, (0, queued))
+    return torch.cat([in_batch, image_ids[:, None] == queue_ids], dim=1)
+
+
+def _check_numbers(temperature: float, alpha: float) -> None:
+    check_positive(temperature=temperature)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: expected a number in [0, 1], got {alpha!r}")
+
+
+class MomentumDistillationLoss(nn.Module):
+    """Weighted sum of similarity and feature distillation from a momentum teacher.
+
+    See :func:`similarity_distillation_loss` and :func:`feature_distillation_loss`. A part of weight
+    0 is not computed.
+
+    Args:
+        temperature: of the similarity part, above 0.
+        alpha: share of the teacher in the similarity targets, in [0, 1].
+        similarity_weight: weight of the similarity part, at least 0.
+        feature_weight: weight of the feature part, at least 0.
+
+    Shape:
+        image, text, teacher_image, teacher_text ``(n, D)``, image_ids ``(n,)``, queue_image and
+        queue_text ``(q, D)``, queue_ids ``(q,)`` → ``()``.
+
+    Raises:
+        ValueError: for a number out of its range.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> image, text = torch.randn(4, 8), torch.randn(4, 8)
+        >>> loss = MomentumDistillationLoss(feature_weight=0.5)
+        >>> loss(image, text, 2 * image, 2 * text)
+        tensor(3.3726)
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        alpha: float = 0.4,
+        similarity_weight: float = 1.0,
+        feature_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_numbers(temperature, alpha)
+        check_non_negative(similarity_weight=similarity_weight, feature_weight=feature_weight)
+        self.temperature = temperature
+        self.alpha = alpha
+        self.similarity_weight = similarity_weight
+        self.feature_weight = feature_weight
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        teacher_image: Tensor,
+        teacher_text: Tensor,
+        image_ids: Tensor | None = None,
+        queue_image: Tensor | None = None,
+        queue_text: Tensor | None = None,
+        queue_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of n pairs; vectors of the teacher and of the queue get no gradient."""
+        total = at_least_float32(image)[:0].sum() + at_least_float32(text)[:0].sum()  # 0
+        if self.similarity_weight:
+            total = total + self.similarity_weight * similarity_distillation_loss(
+                image,
+                text,
+                teacher_image,
+                teacher_text,
+                image_ids,
+                queue_image,
+                queue_text,
+                queue_ids,
+                temperature=self.temperature,
+                alpha=self.alpha,
+            )
+        if self.feature_weight:
+            total = total + self.feature_weight * feature_distillation_loss(
+                image, text, teacher_image, teacher_text
+            )
+        return total
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, alpha={self.alpha}, "
+            f"similarity_weight={self.similarity_weight}, feature_weight={self.feature_weight}"
+        )

@@ -1,0 +1,222 @@
+"""HECT: hard enhanced contrastive triplet loss, with negatives of both modalities."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from itmkit.losses.checks import (
+    check_count,
+    check_non_negative,
+    check_pairs,
+    check_positive,
+    check_shape,
+)
+from itmkit.losses.precision import at_least_float32, autocast_off
+
+
+def hect_from_similarities(
+    positive: Tensor,
+    negatives: Tensor,
+    valid: Tensor | None = None,
+    *,
+    margin: float = 1.0,
+    temperature: float = 0.5,
+    contrastive_weight: float = 0.5,
+) -> Tensor:
+    r"""HECT loss of anchors whose positive and hard negatives are already found.
+
+    .. math::
+
+        L = \frac1A \sum_a [d(s_a^+) - d(\max_j s_{aj}^-) + m]_+ + \frac{\lambda}{A} \sum_a
+            -\log \frac{e^{s_a^+/\tau}}{\sum_j e^{s_{aj}^-/\tau}}, \qquad d(s) = \sqrt{2 - 2s}
+
+    The mean is over the anchors that have a negative. The positive is not in the denominator, so
+    the loss may be below zero. Where s is 1, the slope of d is taken as 0.
+
+    Args:
+        positive: cosine of each anchor and its positive, in [-1, 1].
+        negatives: cosines of each anchor and its hard negatives, in any order; all columns count.
+        valid: bool, which negatives exist; None for all of them. The others may hold anything.
+        margin: of the triplet part, in Euclidean distance of unit vectors; at least 0.
+        temperature: of the contrastive part, above 0.
+        contrastive_weight: weight λ of the contrastive part, at least 0.
+
+    Shape:
+        positive: ``(a,)``; negatives, valid: ``(a, k)``; result: ``()``.
+
+    Returns:
+        The loss, in float32 (float64 for float64 input); zero, with a graph, without any negative.
+
+    Raises:
+        ValueError: for a wrong shape or dtype, or a number out of its range.
+
+    Example:
+        >>> hect_from_similarities(torch.tensor([1.0]), torch.tensor([[0.5]]), margin=1.5)
+        tensor(0.)
+    """
+    check_non_negative(margin=margin, contrastive_weight=contrastive_weight)
+    check_positive(temperature=temperature)
+    if positive.dim() != 1 or negatives.dim() != 2 or len(negatives) != len(positive):
+        raise ValueError(
+            f"positive, negatives: expected (a,) and (a, k), got shapes {tuple(positive.shape)} "
+            f"and {tuple(negatives.shape)}"
+        )
+    if valid is None:
+        valid = torch.ones_like(negatives, dtype=torch.bool)
+    check_shape(tuple(negatives.shape), valid=valid)
+    if valid.dtype != torch.bool:
+        raise ValueError(f"valid: expected bool, got {valid.dtype}")
+    positive, negatives = at_least_float32(positive), at_least_float32(negatives)
+    if negatives.shape[1] == 0:
+        return (positive * 0).sum() + negatives.sum()
+    with autocast_off(positive):
+        counted = valid.any(dim=1)
+        # An anchor without negatives gets finite stand-ins, so that its gradient is 0 and not NaN.
+        negatives = negatives.masked_fill(~valid, -torch.inf).masked_fill(~counted[:, None], 0)
+        triplet = (_distance(positive) - _distance(negatives.amax(dim=1)) + margin).relu()
+        contrast = (negatives / temperature).logsumexp(dim=1) - positive / temperature
+        losses = triplet + contrastive_weight * contrast
+        return losses.where(counted, 0).sum() / counted.sum().clamp(min=1)
+
+
+def hect_loss(
+    image: Tensor,
+    text: Tensor,
+    image_ids: Tensor | None = None,
+    *,
+    margin: float = 1.0,
+    temperature: float = 0.5,
+    num_hard_negatives: int = 1,
+    contrastive_weight: float = 0.5,
+) -> Tensor:
+    r"""HECT loss of n image and n text vectors, row i of the one belonging to row i of the other.
+
+    .. math::
+
+        z = [\hat{image}; \hat{text}], \quad S = z z^\top, \quad
+        s_a^+ = S_{a,\,(a+n) \bmod 2n}, \quad
+        s_a^- = \text{the } k \text{ largest } S_{ab} \text{ with } id(b) \ne id(a)
+
+    and then :func:`hect_from_similarities` on the 2n anchors: an image may meet its hardest
+    negative among images as well as among texts. An anchor with fewer than k negatives uses what
+    it has.
+
+    MATE's loss. Differs from the released code: that reads the positives from a wrong diagonal and
+    holds for a batch of 128 only.
+
+    Args:
+        image: image vectors of any length; l2-normalised here.
+        text: text vectors of any length; l2-normalised here.
+        image_ids: the image of each row; rows of one image are no negatives of each other. None
+            when all rows are of different images.
+        margin: of the triplet part, in Euclidean distance of unit vectors; at least 0.
+        temperature: of the contrastive part, above 0.
+        num_hard_negatives: k, how many of an anchor's most similar negatives count; at least 1.
+        contrastive_weight: weight λ of the contrastive part, at least 0.
+
+    Shape:
+        image, text: ``(n, D)``; image_ids: ``(n,)``; result: ``()``.
+
+    Returns:
+        The loss, in float32 (float64 for float64 input); zero, with a graph, without any negative.
+
+    Raises:
+        ValueError: for a wrong shape or a number out of its range.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> hect_loss(torch.randn(4, 8), torch.randn(4, 8))
+        tensor(2.1195)
+    """
+    check_count(num_hard_negatives=num_hard_negatives)
+    check_pairs(image=image, text=text)
+    if image_ids is None:
+        image_ids = torch.arange(len(image), device=image.device)
+    check_shape((len(image),), image_ids=image_ids)
+    with autocast_off(image):
+        z = F.normalize(torch.cat([at_least_float32(image), at_least_float32(text)]), dim=1)
+        similarities = z @ z.T
+    ids = image_ids.repeat(2)
+    # The anchor itself and its partner share its image id, so they are excluded with the rest.
+    candidates = similarities.masked_fill(ids[:, None] == ids, -torch.inf)
+    negatives = candidates.topk(min(num_hard_negatives, len(z)), dim=1).values
+    positive = similarities.diagonal(len(image)).repeat(2)
+    return hect_from_similarities(
+        positive,
+        negatives,
+        negatives > -torch.inf,
+        margin=margin,
+        temperature=temperature,
+        contrastive_weight=contrastive_weight,
+    )
+
+
+def _distance(similarity: Tensor) -> Tensor:
+    """Euclidean distance of two unit vectors; its slope is 0 where they coincide."""
+    squared = 2 - 2 * similarity.clamp(-1, 1)
+    apart = squared > 0
+    return squared.where(apart, 1).sqrt().where(apart, 0)
+
+
+class HECTLoss(nn.Module):
+    """Hard enhanced contrastive triplet loss; formula and arguments: :func:`hect_loss`.
+
+    Shape:
+        image ``(n, D)``, text ``(n, D)``, image_ids ``(n,)`` or None → ``()``.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> loss = HECTLoss()
+        >>> loss(torch.randn(4, 8), torch.randn(4, 8), torch.tensor([3, 3, 5, 8]))
+        tensor(2.0809)
+    """
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        temperature: float = 0.5,
+        num_hard_negatives: int = 1,
+        contrastive_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        check_non_negative(margin=margin, contrastive_weight=contrastive_weight)
+        check_positive(temperature=temperature)
+        check_count(num_hard_negatives=num_hard_negatives)
+        self.margin = margin
+        self.temperature = temperature
+        self.num_hard_negatives = num_hard_negatives
+        self.contrastive_weight = contrastive_weight
+
+    def forward(self, image: Tensor, text: Tensor, image_ids: Tensor | None = None) -> Tensor:
+        """The loss of n pairs, hard negatives mined among all 2n rows."""
+        return hect_loss(
+            image,
+            text,
+            image_ids,
+            margin=self.margin,
+            temperature=self.temperature,
+            num_hard_negatives=self.num_hard_negatives,
+            contrastive_weight=self.contrastive_weight,
+        )
+
+    def from_similarities(
+        self, positive: Tensor, negatives: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """The loss of anchors whose hard negatives are picked: :func:`hect_from_similarities`."""
+        return hect_from_similarities(
+            positive,
+            negatives,
+            valid,
+            margin=self.margin,
+            temperature=self.temperature,
+            contrastive_weight=self.contrastive_weight,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"margin={self.margin}, temperature={self.temperature}, "
+            f"num_hard_negatives={self.num_hard_negatives}, "
+            f"contrastive_weight={self.contrastive_weight}"
+        )
