@@ -1,0 +1,104 @@
+"""External spatial attention: tokens of one item to one vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from itmkit.nn.functional import check_tokens
+
+
+class ExternalSpatialAttention(nn.Module):
+    r"""Pool tokens with an attention of their own for every channel.
+
+    .. math::
+        a = \mathrm{softmax}_n (W f_n + b), \qquad v = \sum_n a_n \odot f_n
+
+    The softmax runs over the real tokens of an item, channel by channel. The result is not
+    l2-normalised. In training every view drops each token with probability ``drop``, but never all
+    tokens of an item.
+
+    From "Momentum-Augmented Transformer Encoder" (MATE) and the ESA network it builds on.
+
+    Args:
+        dim: width D of the tokens.
+        num_views: views K an item gets in training. In eval mode there is one, of all tokens.
+        drop: probability in [0, 1) that a view drops a token, in training only. Zero for none.
+
+    Shape:
+        - x: ``(B, N, D)``
+        - mask: ``(B, N)`` bool, True on real tokens, or None
+        - output: ``(B, D)``; in training ``(B * K, D)``, the views of one item adjacent
+
+    Returns:
+        One vector a view; zero for an item without a real token.
+
+    Raises:
+        ValueError: a wrong size or probability, or a wrong shape or dtype of ``x`` or ``mask``.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> pool = ExternalSpatialAttention(8, num_views=2)
+        >>> x, mask = torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool)
+        >>> pool(x, mask).shape, pool.eval()(x, mask).shape
+        (torch.Size([6, 8]), torch.Size([3, 8]))
+    """
+
+    def __init__(self, dim: int, num_views: int = 1, drop: float = 0.2) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        if num_views < 1:
+            raise ValueError(f"num_views must be at least 1, got {num_views}")
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop must lie in [0, 1), got {drop}")
+        self.dim = dim
+        self.num_views = num_views
+        self.drop = drop
+        self.linear = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_views={self.num_views}, drop={self.drop}"
+
+    def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Weights ``(B, N, D)`` of all real tokens, as in eval mode: no token dropped.
+
+        They sum to one over the tokens and are zero on padding.
+        """
+        check_tokens("x", x, self.dim, mask, "mask")
+        return _masked_softmax(self.linear(_fill(x, mask)), mask)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        check_tokens("x", x, self.dim, mask, "mask")
+        x = _fill(x, mask)
+        logits = self.linear(x)
+        if self.training and (self.num_views > 1 or self.drop > 0):
+            if mask is None:
+                mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            mask = self._draw_views(mask)
+            x = x.repeat_interleave(self.num_views, dim=0)
+            logits = logits.repeat_interleave(self.num_views, dim=0)
+        return (_masked_softmax(logits, mask) * x).sum(dim=1)
+
+    def _draw_views(self, mask: Tensor) -> Tensor:
+        """Token masks ``(B * K, N)`` of the views."""
+        mask = mask.repeat_interleave(self.num_views, dim=0)
+        if self.drop == 0 or mask.shape[1] == 0:
+            return mask
+        draw = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1)
+        kept = draw >= torch.clamp(draw.amax(dim=1, keepdim=True), max=self.drop)
+        return kept & mask
+
+
+def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
+
+
+def _masked_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return logits.softmax(dim=1)
+    real = mask.unsqueeze(-1)
+    weights = logits.masked_fill(~real, torch.finfo(logits.dtype).min).softmax(dim=1)
+    return weights * real  # all zero where an item has no real token

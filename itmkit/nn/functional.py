@@ -1,0 +1,63 @@
+"""Small functions that the modules of :mod:`itmkit.nn` share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def l2_normalize(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
+    r"""Scale vectors to length one; zero stays zero, with a zero gradient.
+
+    .. math:: \hat{x} = x / \lVert x \rVert_2
+
+    Args:
+        x: vectors of any floating dtype. Half precision is normalised in fp32.
+        dim: dimension that holds the vectors.
+        eps: a vector not longer than this becomes zero and passes no gradient.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+
+    Example:
+        >>> l2_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
+    real = norm > eps
+    return (wide / norm.where(real, torch.ones_like(norm)) * real).to(x.dtype)
+
+
+def check_tokens(name: str, x: Tensor, dim: int, mask: Tensor | None, mask_name: str) -> None:
+    """Raise a ValueError unless ``x`` is ``(B, N, dim)`` and ``mask`` a bool ``(B, N)`` or None."""
+    if x.ndim != 3 or x.shape[-1] != dim:
+        raise ValueError(f"{name} must have shape (batch, tokens, {dim}), got {tuple(x.shape)}")
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{mask_name} must be bool (True = real token), got {mask.dtype}")
+    if mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"{mask_name} must have shape {tuple(x.shape[:2])}, that of the tokens of {name}, "
+            f"got {tuple(mask.shape)}"
+        )
+
+
+def check_ids(ids: Tensor, mask: Tensor, vocab_size: int) -> None:
+    """Raise a ValueError unless ``ids`` ``(B, L)`` are in ``[0, vocab_size)`` and fit ``mask``."""
+    if ids.ndim != 2:
+        raise ValueError(f"ids must have shape (batch, length), got {tuple(ids.shape)}")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool (True = real token), got {mask.dtype}")
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"mask must have the shape of ids {tuple(ids.shape)}, got {tuple(mask.shape)}"
+        )
+    if ids.numel() == 0 or torch.compiler.is_compiling():  # reading values would break the graph
+        return
+    low, high = (int(value) for value in torch.stack(ids.aminmax()).tolist())
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise ValueError(f"ids must lie in [0, {vocab_size}) (vocab_size={vocab_size}), got {bad}")

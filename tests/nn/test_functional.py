@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from itmkit.nn import l2_normalize
+from itmkit.nn.functional import check_ids, check_tokens
+
+
+def test_naive_loop_reference() -> None:
+    x = torch.randn(4, 3, 7)
+    out = l2_normalize(x, dim=1)
+    for i in range(4):
+        for k in range(7):
+            length = sum(float(value) ** 2 for value in x[i, :, k]) ** 0.5
+            torch.testing.assert_close(out[i, :, k], x[i, :, k] / length)
+
+
+def test_zero_stays_zero_with_zero_gradient() -> None:
+    x = torch.zeros(2, 5, requires_grad=True)
+    out = l2_normalize(x)
+    out.sum().backward()
+    assert torch.equal(out, torch.zeros(2, 5))
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros(2, 5))
+
+
+def test_gradcheck() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(l2_normalize, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 64) * 1e-3  # squares underflow in fp16
+    out = l2_normalize(x.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), l2_normalize(x), atol=1e-2, rtol=1e-2)
+
+
+def test_compile_fullgraph() -> None:
+    x = torch.randn(3, 4)
+    compiled = torch.compile(l2_normalize, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), l2_normalize(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask", "message"),
+    [
+        ((2, 4), None, r"x must have shape \(batch, tokens, 4\), got \(2, 4\)"),
+        ((2, 3, 5), None, r"got \(2, 3, 5\)"),
+        ((2, 3, 4), torch.ones(2, 3), "mask must be bool .* torch.float32"),
+        ((2, 3, 4), torch.ones(2, 4, dtype=torch.bool), r"mask must have shape \(2, 3\)"),
+    ],
+)
+def test_check_tokens_error(
+    shape: tuple[int, ...], mask: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_tokens("x", torch.zeros(shape), 4, mask, "mask")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([[1, 17]]), r"vocab_size=10\), got 17"),
+        (torch.tensor([[1, -2]]), "got -2"),
+        (torch.tensor([1, 2]), r"ids must have shape \(batch, length\), got \(2,\)"),
+    ],
+)
+def test_check_ids_error(ids: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_ids(ids, torch.ones_like(ids, dtype=torch.bool), 10)
+
+
+def test_check_ids_mask_error() -> None:
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="mask must be bool"):
+        check_ids(ids, torch.ones(1, 2), 10)
+    with pytest.raises(ValueError, match=r"mask must have the shape of ids \(1, 2\)"):
+        check_ids(ids, torch.ones(1, 3, dtype=torch.bool), 10)

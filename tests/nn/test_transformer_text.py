@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from itmkit.nn import TransformerText
+
+BERT: dict[str, Any] = {
+    "model_type": "bert",
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 12,
+}
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    mask = torch.arange(6) < torch.tensor([4, 6, 1])[:, None]
+    return torch.randint(1, 20, (3, 6)) * mask, mask
+
+
+def saved_bert(folder: Path) -> BertModel:
+    config = BertConfig(**{key: value for key, value in BERT.items() if key != "model_type"})
+    model = BertModel(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = saved_bert(tmp_path)
+    encoder = TransformerText(tmp_path).eval()
+    ids, mask = batch()
+    expected = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    tokens, out_mask = encoder(ids, mask)
+    assert encoder.dim == 16
+    assert torch.equal(out_mask, mask)
+    torch.testing.assert_close(tokens[mask], expected[mask], atol=1e-6, rtol=0)
+    assert torch.equal(tokens[~mask], torch.zeros(int((~mask).sum()), 16))
+
+
+def test_half_precision_weights_load_as_fp32(tmp_path: Path) -> None:
+    saved_bert(tmp_path).half().save_pretrained(tmp_path)
+    encoder = TransformerText(tmp_path)
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, -1, -2])
+def test_layer(tmp_path: Path, layer: int) -> None:
+    model = saved_bert(tmp_path)
+    encoder = TransformerText(tmp_path, layer=layer).eval()
+    ids, mask = batch()
+    states = model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+    expected = states.hidden_states[layer]
+    torch.testing.assert_close(encoder(ids, mask)[0][mask], expected[mask], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [1, -1])
+def test_every_trained_parameter_gets_a_gradient(layer: int) -> None:
+    encoder = TransformerText(config=BERT, dim=8, layer=layer)
+    assert encoder.backbone.training
+    encoder(*batch())[0].square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+    trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
+    assert not any("pooler" in name for name in trained)
+    assert any("layer.0" in name for name in trained)
+
+
+def test_config_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BERT), encoding="utf-8")
+    encoder = TransformerText(config=tmp_path / "config.json", dim=8)
+    assert encoder(*batch())[0].shape == (3, 6, 8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**BERT, "model_type": "distilbert", "dim": 16, "hidden_dim": 32, "n_heads": 2},
+        {**BERT, "model_type": "roberta", "pad_token_id": 0},
+        {"model_type": "t5", "vocab_size": 20, "d_model": 16, "d_ff": 32, "num_layers": 1}
+        | {"num_heads": 2, "d_kv": 8},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_other_models(config: dict[str, Any]) -> None:
+    encoder = TransformerText(config=config, dim=8).eval()
+    ids, mask = batch()
+    tokens = encoder(ids, mask)[0]
+    alone = encoder(ids[:1, :4], mask[:1, :4])[0]
+    torch.testing.assert_close(tokens[:1, :4], alone, atol=1e-5, rtol=0)
+
+
+def test_padding_and_neighbours_change_nothing() -> None:
+    encoder = TransformerText(config=BERT, dim=8).eval()
+    ids, mask = batch()
+    tokens = encoder(ids, mask)[0]
+    for i in range(3):
+        n = int(mask[i].sum())
+        alone = encoder(ids[i : i + 1, :n], mask[i : i + 1, :n])[0]
+        torch.testing.assert_close(tokens[i : i + 1, :n], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder(ids.masked_fill(~mask, 9), mask)[0], tokens)
+
+
+def test_caption_without_a_token_is_zero() -> None:
+    encoder = TransformerText(config=BERT, dim=8)
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    tokens = encoder(ids, torch.tensor([[False] * 3, [True] * 3]))[0]
+    assert torch.equal(tokens[0], torch.zeros(3, 8))
+    tokens.sum().backward()
+    for parameter in encoder.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+
+
+def test_frozen() -> None:
+    encoder = TransformerText(config=BERT, dim=8, frozen=True)
+    torch.nn.ModuleList([encoder]).train()
+    ids, mask = batch()
+    first, second = encoder(ids, mask)[0], encoder(ids, mask)[0]
+    assert torch.equal(first, second)  # the model's dropout is off
+    first.sum().backward()
+    assert not any(module.training for module in encoder.backbone.modules())
+    assert all(p.grad is None and not p.requires_grad for p in encoder.backbone.parameters())
+    assert all(p.grad is not None for p in encoder.projection.parameters())
+
+
+def test_half_precision() -> None:
+    encoder = TransformerText(config=BERT, dim=8).eval()
+    ids, mask = batch()
+    expected = encoder(ids, mask)[0]
+    tokens = encoder.bfloat16()(ids, mask)[0]
+    assert tokens.dtype == torch.bfloat16
+    torch.testing.assert_close(tokens.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_compile() -> None:
+    encoder = TransformerText(config=BERT, dim=8).eval()
+    compiled = torch.compile(encoder, backend="eager")
+    torch.testing.assert_close(compiled(*(args := batch()))[0], encoder(*args)[0])
+
+
+def test_state_dict_round_trip() -> None:
+    source = TransformerText(config=BERT, dim=8).eval()
+    target = TransformerText(config=BERT, dim=8).eval()
+    target.load_state_dict(source.state_dict())
+    ids, mask = batch()
+    assert torch.equal(source(ids, mask)[0], target(ids, mask)[0])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "exactly one of name_or_path and config"),
+        ({"name_or_path": "bert", "config": BERT}, "exactly one of name_or_path and config"),
+        ({"config": {"vocab_size": 20}}, "config must be a mapping with a model_type"),
+        ({"config": {**BERT, "model_type": "bart_simpson"}}, "model_type .*'bart_simpson'"),
+        ({"config": BERT, "dim": 0}, "dim must be at least 1 or None, got 0"),
+        ({"config": BERT, "layer": 3}, r"layer must lie in \[-3, 3\) for this model, got 3"),
+        ({"config": BERT, "layer": -4}, r"layer must lie in \[-3, 3\) for this model, got -4"),
+        ({"config": BERT, "dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+    ],
+)
+def test_error(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransformerText(**kwargs)
+
+
+def test_input_error() -> None:
+    encoder = TransformerText(config=BERT)
+    with pytest.raises(ValueError, match=r"vocab_size=20\), got 25"):
+        encoder(torch.tensor([[25]]), torch.tensor([[True]]))
+    long = torch.ones(1, 13, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"ids must have at most 12 tokens a row.*got 13"):
+        encoder(long, long > 0)
