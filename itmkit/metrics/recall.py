@@ -1,0 +1,297 @@
+"""Cross-modal recall as a metric that gathers embeddings over batches and processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.utilities import rank_zero_warn
+from torchmetrics.utilities.data import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from itmkit.metrics.functional import recall_from_ranks, retrieval_ranks
+
+_CHUNK_ELEMENTS = 1 << 22
+
+
+class CrossModalRecall(Metric):
+    """Recall at 1, 5 and 10 in both directions by cosine similarity of embeddings.
+
+    Embeddings are gathered over updates and processes; the scores are computed in ``compute``, a
+    bounded number at a time, in fp64 rounded to fp32 so that equal embeddings tie. For another
+    score than the cosine use :func:`itmkit.metrics.functional.cross_modal_recall`.
+
+    Each sample counts once, however often a sampler repeated it to fill a batch or a process. An
+    image is known by its id, a caption by ``text_ids``. Without ``text_ids`` an update that brings
+    an image again is taken to bring all of that image's captions again; give ``text_ids`` where the
+    captions of one image are spread over several updates.
+
+    Shape:
+        ``update``: image ``(n, D)``, text ``(m, D)``, image_ids ``(n,)``, text_image_ids ``(m,)``,
+        text_ids ``(m,)`` or None. ``compute``: the keys of
+        :func:`itmkit.metrics.functional.recall_from_ranks`, 0-d fp32 tensors.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, negative ``text_ids``; in ``compute`` an
+            embedding that is not finite, an image or caption without a match, no data, or repeated
+            captions that cannot be told from new ones.
+
+    Example:
+        >>> metric = CrossModalRecall()
+        >>> image = torch.eye(3)
+        >>> text = torch.eye(3).repeat_interleave(2, 0)
+        >>> owners = torch.arange(3).repeat_interleave(2)
+        >>> metric.update(image, text, torch.arange(3), owners)
+        >>> metric.compute()["rsum"]
+        tensor(600.)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    image: list[Tensor]
+    text: list[Tensor]
+    image_ids: list[Tensor]
+    text_image_ids: list[Tensor]
+    text_ids: list[Tensor]
+    sizes: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Embeddings are kept flat, so that a process without data can take part in the gathering.
+        for name in ("image", "text", "image_ids", "text_image_ids", "text_ids", "sizes"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        image: Tensor,
+        text: Tensor,
+        image_ids: Tensor,
+        text_image_ids: Tensor,
+        text_ids: Tensor | None = None,
+    ) -> None:
+        """Add images and captions.
+
+        Args:
+            image: ``(n, D)`` embeddings of any scale and floating dtype.
+            text: ``(m, D)`` embeddings.
+            image_ids: ``(n,)`` integers, one an image of the data set.
+            text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
+            text_ids: ``(m,)`` integers from 0, one a caption of the data set.
+        """
+        _check(image, text, image_ids, text_image_ids, text_ids)
+        image_ids, text_image_ids = image_ids.to(image.device), text_image_ids.to(image.device)
+        rows = _first_rows(image_ids)
+        if text_ids is not None:
+            text_ids = text_ids.to(image.device)
+            columns = _first_rows(text_ids)
+        elif len(rows) < len(image_ids):
+            columns = _unrepeated(image_ids, text_image_ids)
+        else:
+            columns = torch.arange(len(text), device=image.device)
+        if text_ids is None:
+            text_ids = torch.full_like(text_image_ids, -1)
+        image, text = image.detach()[rows].float(), text.detach()[columns].float()
+        self.image.append(image.flatten())
+        self.text.append(text.flatten())
+        self.image_ids.append(image_ids[rows].long())
+        self.text_image_ids.append(text_image_ids[columns].long())
+        self.text_ids.append(text_ids[columns].long())
+        self.sizes.append(torch.tensor([[*text.shape, len(image)]], device=text.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Rank every caption for every image and every image for every caption."""
+        if len(self.sizes) == 0:
+            raise ValueError("compute needs images and captions, got none")
+        m, widths, n = dim_zero_cat(self.sizes).unbind(1)
+        if len(widths.unique()) > 1:
+            raise ValueError(f"embeddings differ in width: {widths.unique().tolist()}")
+        width = int(widths[0])
+        image_ids, text_image_ids = dim_zero_cat(self.image_ids), dim_zero_cat(self.text_image_ids)
+        text_ids = dim_zero_cat(self.text_ids)
+        updates = torch.arange(len(m), device=m.device)
+        rows = _first_rows(image_ids)
+        columns = _kept_texts(
+            image_ids, updates.repeat_interleave(n), text_image_ids, updates.repeat_interleave(m),
+            text_ids,
+        )  # fmt: skip
+        image_ids, text_image_ids = image_ids[rows], text_image_ids[columns]
+        _check_matches(image_ids, text_image_ids)
+        image = _normalised(dim_zero_cat(self.image).view(-1, width)[rows], "image", image_ids)
+        text = _normalised(dim_zero_cat(self.text).view(-1, width)[columns], "text", text_image_ids)
+        result = recall_from_ranks(
+            _ranks(image, text, image_ids, text_image_ids),
+            _ranks(text, image, text_image_ids, image_ids),
+        )
+        return {
+            key: torch.tensor(value, dtype=torch.float32, device=self.device)
+            for key, value in result.items()
+        }
+
+    def _sync_dist(
+        self,
+        dist_sync_fn: Callable[..., Any] = gather_all_tensors,
+        process_group: Any | None = None,
+    ) -> None:
+        """Gather, a process without data sending empty tensors of the right shape and dtype."""
+        if len(self.sizes) == 0:
+            self.image = [torch.empty(0, device=self.device)]
+            self.text = [torch.empty(0, device=self.device)]
+            ids = torch.empty(0, dtype=torch.int64, device=self.device)
+            self.image_ids, self.text_image_ids, self.text_ids = [ids], [ids], [ids]
+            self.sizes = [ids.view(0, 3)]
+        super()._sync_dist(dist_sync_fn, process_group)
+
+
+def _check(
+    image: Tensor, text: Tensor, image_ids: Tensor, text_image_ids: Tensor, text_ids: Tensor | None
+) -> None:
+    for name, value in (("image", image), ("text", text)):
+        if value.ndim != 2 or not value.is_floating_point():
+            raise ValueError(
+                f"{name} must be floating point (rows, D), "
+                f"got {value.dtype} of shape {tuple(value.shape)}"
+            )
+    if image.shape[1] != text.shape[1] or image.shape[1] == 0:
+        raise ValueError(
+            f"image and text must have one width D > 0, got {image.shape[1]} and {text.shape[1]}"
+        )
+    for name, ids, size in (
+        ("image_ids", image_ids, len(image)),
+        ("text_image_ids", text_image_ids, len(text)),
+        ("text_ids", text_ids, len(text)),
+    ):
+        if ids is not None and (ids.shape != (size,) or ids.is_floating_point()):
+            raise ValueError(
+                f"{name} must be integers of shape ({size},), "
+                f"got {ids.dtype} of shape {tuple(ids.shape)}"
+            )
+    if text_ids is not None and (text_ids < 0).any():
+        raise ValueError(f"text_ids must be 0 or more, got {int(text_ids.min())}")
+
+
+def _first_rows(ids: Tensor) -> Tensor:
+    """Rows at which an id comes for the first time, in order."""
+    unique, inverse = ids.unique(return_inverse=True)
+    rows = torch.arange(len(ids), device=ids.device)
+    first = torch.full((len(unique),), len(ids), device=ids.device)
+    return first.scatter_reduce(0, inverse, rows, "amin").sort().values
+
+
+def _unrepeated(image_ids: Tensor, text_image_ids: Tensor) -> Tensor:
+    """Rows of the captions of one update to keep when images repeat and captions have no ids.
+
+    In pairs (caption i belongs to row i of the images) an image repeats once a caption and all
+    captions are kept; else an image that comes r times brings each caption r times.
+    """
+    rows = torch.arange(len(text_image_ids), device=text_image_ids.device)
+    if image_ids.shape == text_image_ids.shape and bool((image_ids == text_image_ids).all()):
+        return rows
+    repeats, owners = Counter(image_ids.tolist()), text_image_ids.tolist()
+    counts, seen, keep = Counter(owners), Counter[int](), []
+    for row, owner in enumerate(owners):
+        if counts[owner] % max(1, repeats[owner]):
+            raise ValueError(
+                f"image id {owner} came {repeats[owner]} times with {counts[owner]} captions: "
+                "give text_ids to tell repeated captions from new ones"
+            )
+        if seen[owner] < counts[owner] // max(1, repeats[owner]):
+            keep.append(row)
+        seen[owner] += 1
+    return rows[keep]
+
+
+def _kept_texts(
+    image_ids: Tensor,
+    image_update: Tensor,
+    text_image_ids: Tensor,
+    text_update: Tensor,
+    text_ids: Tensor,
+) -> Tensor:
+    """Rows of the captions to count: each text id once; without ids none that came again.
+
+    Captions without an id came again where their update brings an image that an earlier one had.
+    """
+    known = (text_ids >= 0).nonzero()[:, 0]
+    unknown = (text_ids < 0).nonzero()[:, 0]
+    kept = known[_first_rows(text_ids[known])]
+    pairs = torch.stack([text_ids[known], text_image_ids[known]], 1).unique(dim=0)
+    if len(pairs) > len(kept):
+        twice = pairs[1:][pairs[1:, 0] == pairs[:-1, 0]][0, 0]
+        raise ValueError(f"text id {int(twice)} belongs to more than one image id")
+    if len(unknown):
+        unique, owner = torch.cat([image_ids, text_image_ids[unknown]]).unique(return_inverse=True)
+        image_owner, text_owner = owner.split([len(image_ids), len(unknown)])
+        image_key = image_update * len(unique) + image_owner
+        text_key = text_update[unknown] * len(unique) + text_owner
+        # Captions that came with each image row, against those of that image's first row.
+        ordered, order = image_key.sort()
+        place = torch.searchsorted(ordered, text_key).clamp(max=max(0, len(ordered) - 1))
+        found = ordered[place] == text_key if len(ordered) else torch.zeros_like(text_key).bool()
+        row = order[place[found]]
+        counts = torch.bincount(row, minlength=len(image_ids))
+        first = torch.full((len(unique),), len(image_ids), device=owner.device).scatter_reduce(
+            0, image_owner, torch.arange(len(image_ids), device=owner.device), "amin"
+        )[image_owner]
+        unclear = ((counts > 0) & (counts != counts[first])).nonzero()
+        if len(unclear):
+            i = int(unclear[0])
+            raise ValueError(
+                f"image id {int(image_ids[i])} came again with {int(counts[i])} captions after "
+                f"{int(counts[first[i]])}: give text_ids to tell repeated captions from new ones"
+            )
+        again = found.clone()
+        again[found] = first[row] != row
+        if again.any():
+            rank_zero_warn(
+                f"{int(again.sum())} captions came again with their image and were counted once; "
+                "give text_ids if they are different captions",
+                UserWarning,
+            )
+        kept = torch.cat([kept, unknown[~again]])
+    return kept.sort().values
+
+
+def _check_matches(image_ids: Tensor, text_image_ids: Tensor) -> None:
+    if len(image_ids) == 0 or len(text_image_ids) == 0:
+        raise ValueError(
+            f"compute needs images and captions, got {len(image_ids)} and {len(text_image_ids)}"
+        )
+    alone = image_ids[~torch.isin(image_ids, text_image_ids)]
+    if len(alone):
+        raise ValueError(f"image id {int(alone[0])} has no caption")
+    alone = text_image_ids[~torch.isin(text_image_ids, image_ids)]
+    if len(alone):
+        raise ValueError(f"a caption belongs to image id {int(alone[0])}, which did not come")
+
+
+def _normalised(embedding: Tensor, name: str, ids: Tensor) -> Tensor:
+    """Unit rows in fp64; on the CPU where the device has no fp64."""
+    wrong = (~embedding.isfinite().all(1)).nonzero()
+    if len(wrong):
+        owner = int(ids[int(wrong[0])])
+        raise ValueError(f"{name} embeddings must be finite, that of image id {owner} is not")
+    if embedding.device.type == "mps":
+        embedding = embedding.cpu()
+    return F.normalize(embedding.double(), dim=1)
+
+
+def _ranks(query: Tensor, item: Tensor, query_ids: Tensor, item_ids: Tensor) -> Tensor:
+    """Ranks of the queries' best matches, a bounded number of scores at a time."""
+    query_ids, item_ids = query_ids.to(query.device), item_ids.to(query.device)
+    step = max(1, _CHUNK_ELEMENTS // len(item))
+    return torch.cat(
+        [
+            retrieval_ranks(
+                (query[i : i + step] @ item.T).float(),
+                query_ids[i : i + step, None] == item_ids[None],
+            )
+            for i in range(0, len(query), step)
+        ]
+    )

@@ -1,0 +1,28 @@
+"""What a matcher is for: encode, score, rank, report."""
+
+from itmkit.retrieval.encode import Gallery, encode, evaluating
+from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.protocol import RetrievalModel
+from itmkit.retrieval.rank import (
+    best_captions,
+    best_images,
+    evaluate,
+    pair_scores,
+    score_matrix,
+)
+from itmkit.retrieval.report import recall_table, write_metrics
+
+__all__ = [
+    "Encoding",
+    "Gallery",
+    "RetrievalModel",
+    "best_captions",
+    "best_images",
+    "encode",
+    "evaluate",
+    "evaluating",
+    "pair_scores",
+    "recall_table",
+    "score_matrix",
+    "write_metrics",
+]

@@ -1,0 +1,156 @@
+"""Encode a split once: every image and every caption, in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.protocol import RetrievalModel
+
+if TYPE_CHECKING:
+    from itmkit.data.batch import Batch, Images, Texts
+
+    Part = TypeVar("Part", Images, Texts)
+
+
+@dataclass
+class Gallery:
+    """Encoded images and captions, and which belongs to which.
+
+    Args:
+        images: ``n`` encoded images.
+        texts: ``m`` encoded captions.
+        image_ids: ``(n,)`` int64, each image once.
+        text_image_ids: ``(m,)`` int64, the id of the image each caption belongs to.
+        text_ids: ``(m,)`` int64, each caption once.
+    """
+
+    images: Encoding
+    texts: Encoding
+    image_ids: Tensor
+    text_image_ids: Tensor
+    text_ids: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence[Gallery]) -> Gallery:
+        """One gallery of several, with the images and captions that come again left out.
+
+        Raises:
+            ValueError: no parts.
+        """
+        if not parts:
+            raise ValueError("parts must hold at least one gallery, got none")
+        image_ids = torch.cat([part.image_ids for part in parts])
+        text_image_ids = torch.cat([part.text_image_ids for part in parts])
+        text_ids = torch.cat([part.text_ids for part in parts])
+        images, texts = _first_rows(image_ids), _first_rows(text_ids)
+        return cls(
+            Encoding.cat([part.images for part in parts])[images],
+            Encoding.cat([part.texts for part in parts])[texts],
+            image_ids[images],
+            text_image_ids[texts],
+            text_ids[texts],
+        )
+
+    def to(self, device: torch.device | str) -> Gallery:
+        """The same with its encodings on a device; the ids stay on the CPU."""
+        return replace(self, images=self.images.to(device), texts=self.texts.to(device))
+
+
+def _first_rows(ids: Tensor) -> list[int]:
+    """The rows where an id comes for the first time."""
+    return _unseen(ids, set())
+
+
+@contextmanager
+def evaluating(model: RetrievalModel) -> Iterator[None]:
+    """Put a model in evaluation mode without gradients, and every module back as it was.
+
+    A module that was in evaluation mode inside a training model (a frozen teacher) stays so.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+        >>> with evaluating(model):
+        ...     model.training, torch.is_grad_enabled()
+        (False, False)
+        >>> [module.training for module in model.modules()]
+        [True, True, False]
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def encode(
+    matcher: RetrievalModel, batches: Iterable[Batch], device: torch.device | str = "cpu"
+) -> Gallery:
+    """Encode every image and caption of some batches, each once.
+
+    The batches are encoded where the matcher is. An image id or text id that came before is
+    skipped, so an image stored once a caption, or a padded last batch, does no harm.
+
+    Args:
+        matcher: the model that encodes.
+        batches: evaluation batches, for example a data loader.
+        device: where the encodings are kept.
+
+    Returns:
+        The gallery, in the order in which images and captions first came, ids on the CPU.
+
+    Raises:
+        ValueError: the batches hold no image or no caption.
+    """
+    images: list[Encoding] = []
+    texts: list[Encoding] = []
+    ids: tuple[list[int], list[int], list[int]] = ([], [], [])
+    seen_images: set[int] = set()
+    seen_texts: set[int] = set()
+    with evaluating(matcher):
+        for batch in batches:
+            rows = _unseen(batch.image_ids, seen_images)
+            if rows:
+                part = matcher.encode_image(_take(batch.images, rows, matcher.device))
+                images.append(part.to(device))
+                ids[0].extend(batch.image_ids[rows].tolist())
+            rows = _unseen(batch.text_ids, seen_texts)
+            if rows:
+                part = matcher.encode_text(_take(batch.texts, rows, matcher.device))
+                texts.append(part.to(device))
+                ids[1].extend(batch.text_image_ids[rows].tolist())
+                ids[2].extend(batch.text_ids[rows].tolist())
+    if not images or not texts:
+        raise ValueError(f"batches held {len(ids[0])} images and {len(ids[2])} captions")
+    return Gallery(Encoding.cat(images), Encoding.cat(texts), *(torch.tensor(i) for i in ids))
+
+
+def _unseen(ids: Tensor, seen: set[int]) -> list[int]:
+    """Rows whose id comes for the first time; the ids are then seen."""
+    rows = []
+    for row, value in enumerate(ids.tolist()):
+        if value not in seen:
+            seen.add(value)
+            rows.append(row)
+    return rows
+
+
+def _take(part: Part, rows: list[int], device: torch.device) -> Part:
+    """Select rows of images or texts and move them."""
+    whole = len(rows) == len(part)
+    values = {
+        field.name: (value if whole else value[rows]).to(device)
+        for field in fields(part)
+        if (value := getattr(part, field.name)) is not None
+    }
+    return replace(part, **values)

@@ -1,0 +1,175 @@
+"""Named tensors that describe a stack of images or captions, sliced and joined as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COMMON = frozenset({"vector", "tokens", "mask", "boxes"})
+
+
+class Encoding:
+    """What a matcher keeps of ``n`` images or captions: named tensors with one row an item.
+
+    Fields are read as attributes (``encoding.vector``). A field given as ``None`` is ``None``; of
+    the usual names ``vector``, ``tokens``, ``mask`` and ``boxes`` those not given are ``None`` too.
+    Any other name that is not there raises ``AttributeError``, so that a typing error is seen.
+
+    Two naming rules: a field whose name ends in ``mask`` is bool ``(n, N)``, True on real tokens;
+    ``mask`` belongs to ``tokens`` and ``fine_mask`` to ``fine_tokens``.
+
+    Args:
+        **fields: tensors that share their first dimension, or None: ``vector`` ``(n, D)``,
+            ``tokens`` ``(n, N, D)``, ``mask`` ``(n, N)``, ``boxes`` ``(n, N, 4)``, or a name of
+            the system's own.
+
+    Raises:
+        ValueError: no tensor at all, rows that do not agree, or a mask that is not bool ``(n, N)``
+            with the ``N`` of its tokens.
+
+    Example:
+        >>> import torch
+        >>> short = Encoding(vector=torch.ones(2, 4), tokens=torch.ones(2, 3, 4))
+        >>> long = Encoding(vector=torch.ones(1, 4), tokens=torch.ones(1, 5, 4))
+        >>> both = Encoding.cat([short, long])
+        >>> both
+        Encoding(n=3, vector=(3, 4), tokens=(3, 5, 4), mask=(3, 5))
+        >>> both.mask.sum(1).tolist()
+        [3, 3, 5]
+        >>> len(both[1:])
+        2
+    """
+
+    __slots__ = ("_fields",)
+    _fields: dict[str, Tensor | None]
+
+    def __init__(self, **fields: Tensor | None) -> None:
+        rows = None
+        for name, value in fields.items():
+            if name.startswith("_") or hasattr(Encoding, name):
+                raise ValueError(f"a field cannot be named {name!r}")
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                raise ValueError(f"{name} must be a tensor with one row an item, got {value!r}")
+            rows = rows or (name, len(value))
+            if len(value) != rows[1]:
+                raise ValueError(f"{name} has {len(value)} rows, but {rows[0]} has {rows[1]}")
+            if name.endswith("mask") and (value.dtype != torch.bool or value.ndim != 2):
+                raise ValueError(
+                    f"{name} must be bool (n, N), got {value.dtype} of shape {tuple(value.shape)}"
+                )
+            tokens = fields.get(name.removesuffix("mask") + "tokens")
+            if name.endswith("mask") and tokens is not None and value.shape != tokens.shape[:2]:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}, its tokens {tuple(tokens.shape)}"
+                )
+        if rows is None:
+            raise ValueError("an Encoding needs at least one tensor, got none")
+        self._fields = dict(fields)
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            if name in self._fields:
+                return self._fields[name]
+            if name in _COMMON:
+                return None
+        raise AttributeError(f"this Encoding has no field {name!r}")
+
+    def __len__(self) -> int:
+        return len(next(value for value in self._fields.values() if value is not None))
+
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> Encoding:
+        """Take rows: a slice, row numbers, a tensor of bools, or one row (kept as a row)."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"row {index} of an Encoding of {len(self)}")
+            index %= len(self)
+            index = slice(index, index + 1)
+        return Encoding(
+            **{name: None if v is None else v[index] for name, v in self._fields.items()}
+        )
+
+    def __repr__(self) -> str:
+        shapes = "".join(f", {name}={tuple(value.shape)}" for name, value in self.items().items())
+        return f"Encoding(n={len(self)}{shapes})"
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the fields."""
+        return next(value.device for value in self._fields.values() if value is not None)
+
+    def items(self) -> dict[str, Tensor]:
+        """Return the fields that are not None, by name."""
+        return {name: value for name, value in self._fields.items() if value is not None}
+
+    def to(self, device: torch.device | str) -> Encoding:
+        """Return the same fields on another device."""
+        return Encoding(
+            **{name: None if v is None else v.to(device) for name, v in self._fields.items()}
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Encoding]) -> Encoding:
+        """Join encodings along their rows, padding tokens to the longest.
+
+        Fields of three or more dimensions, and masks, are padded at the end of dimension 1 with
+        0 / False. Where token counts differ, or only some parts have a mask, the missing mask is
+        True on that part's own tokens.
+
+        Args:
+            parts: encodings of the same fields.
+
+        Returns:
+            One encoding of all rows, in the order given.
+
+        Raises:
+            ValueError: nothing to join, fields that differ, or padding that no mask would record.
+        """
+        if len(parts) == 0:
+            raise ValueError("parts must hold at least one Encoding, got none")
+        names = dict.fromkeys(name for part in parts for name in part.items())
+        for name in [n for n in names if n.endswith("tokens")]:
+            if len({p.items()[name].shape[1] for p in parts if name in p.items()}) > 1:
+                names.setdefault(name.removesuffix("tokens") + "mask")
+        columns = {name: [_field(part, name) for part in parts] for name in names}
+        lengths = {
+            max(v.shape[1] for v in values) for n, values in columns.items() if n.endswith("mask")
+        }
+        joined = {name: _join(name, values, lengths) for name, values in columns.items()}
+        absent = dict.fromkeys(name for part in parts for name in part._fields if name not in names)
+        return Encoding(**joined, **absent)
+
+
+def _field(part: Encoding, name: str) -> Tensor:
+    """The field of one part, or the mask of its tokens where it has none of its own."""
+    fields = part.items()
+    if name in fields:
+        return fields[name]
+    tokens = fields.get(name.removesuffix("mask") + "tokens") if name.endswith("mask") else None
+    if tokens is None:
+        raise ValueError(f"parts must have the same fields: {name} is not in {part}")
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
+def _join(name: str, values: list[Tensor], mask_lengths: set[int]) -> Tensor:
+    """Concatenate rows; tensors of three dimensions and masks are padded along dimension 1."""
+    if len({v.shape[1:] for v in values}) == 1:
+        return torch.cat(values)
+    if values[0].ndim < 3 and not name.endswith("mask"):
+        raise ValueError(f"{name} differs in shape: {sorted({tuple(v.shape) for v in values})}")
+    if len({(v.ndim, v.shape[2:]) for v in values}) > 1:
+        raise ValueError(f"{name} differs in shape: {sorted({tuple(v.shape) for v in values})}")
+    longest = max(v.shape[1] for v in values)
+    if longest not in mask_lengths:
+        raise ValueError(f"{name} differs in length and no mask would tell its padding apart")
+    total = sum(len(v) for v in values)
+    out = values[0].new_zeros((total, longest, *values[0].shape[2:]))
+    start = 0
+    for value in values:
+        out[start : start + len(value), : value.shape[1]] = value
+        start += len(value)
+    return out

@@ -1,0 +1,302 @@
+"""Scoring, re-ranking and search against loops over queries."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from itmkit.metrics.functional import cross_modal_recall, recall_from_ranks
+from itmkit.retrieval import rank
+from itmkit.retrieval.encode import Gallery
+from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.rank import best_captions, best_images, evaluate, pair_scores, score_matrix
+
+
+class Table(nn.Module):
+    """Scores looked up by the numbers that images and captions carry; it counts its work."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, scores, pairs=None, *, top_k=0, weight=0.0):
+        super().__init__()
+        self.scores, self.pairs = scores, pairs
+        self.rerank_top_k, self.rerank_weight = top_k, weight
+        self.blocks, self.asked, self.largest = [], [], 0
+
+    def encode_image(self, images):
+        raise NotImplementedError
+
+    encode_text = encode_image
+
+    def score(self, images, texts):
+        assert not self.training
+        self.blocks.append((len(images), len(texts)))
+        return self.scores[images.vector[:, 0]][:, texts.vector[:, 0]]
+
+    def rerank(self, images, texts, pairs):
+        assert not torch.is_grad_enabled()
+        rows, columns = images.vector[pairs[:, 0], 0], texts.vector[pairs[:, 1], 0]
+        self.asked += list(zip(rows.tolist(), columns.tolist(), strict=True))
+        self.largest = max(self.largest, len(pairs))
+        return self.pairs[rows, columns]
+
+
+def rows(count):
+    return Encoding(vector=torch.arange(count)[:, None])
+
+
+def gallery(owners, n):
+    m = len(owners)
+    return Gallery(rows(n), rows(m), torch.arange(n), owners, torch.arange(m))
+
+
+def owners_of(n, extra, g):
+    owners = torch.cat([torch.arange(n), torch.randint(n, (extra,), generator=g)])
+    return owners[torch.randperm(len(owners), generator=g)]
+
+
+def naive_order(scores, pairs, k, weight):
+    """Items of one query, best first, where no scores are equal."""
+    order = sorted(range(len(scores)), key=lambda j: -scores[j])
+    head = sorted(order[:k], key=lambda j: -((1 - weight) * scores[j] + weight * pairs[j]))
+    return head + order[k:]
+
+
+def naive_rank(scores, pairs, relevant, candidates, weight):
+    """Non-matching items in front of or level with the best match."""
+    items = range(len(scores))
+    left_out = max((scores[j] for j in items if j not in candidates), default=-float("inf"))
+    blended = {j: (1 - weight) * scores[j] + weight * pairs[j] for j in candidates}
+    secure = [blended[j] for j in candidates if relevant[j] and scores[j] > left_out]
+    if secure:
+        return sum(blended[j] >= max(secure) for j in candidates if not relevant[j])
+    best = max(scores[j] for j in items if relevant[j])
+    return sum(scores[j] >= best for j in items if not relevant[j])
+
+
+def naive_evaluate(scores, pairs, relevant, k, weight):
+    sides = []
+    for s, p, r in ((scores, pairs, relevant), (scores.T, pairs.T, relevant.T)):
+        candidates = rank._candidates(s, k).rows.tolist()
+        for i, own in enumerate(candidates):
+            assert len(set(own)) == min(k, s.shape[1])
+            others = [s[i, j] for j in range(s.shape[1]) if j not in own]
+            assert not others or min(s[i, own]) >= max(others)
+        lists = zip(s.tolist(), p.tolist(), r.tolist(), candidates, strict=True)
+        sides.append(torch.tensor([naive_rank(*query, weight) for query in lists]))
+    return recall_from_ranks(*sides)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(2, 7),
+    extra=st.integers(0, 8),
+    k=st.integers(1, 20),
+    weight=st.sampled_from([0.25, 0.5, 1.0]),
+)
+def test_naive_loop_reference_rerank(seed, n, extra, k, weight):
+    """Without ties a rank is the place of the first match in the query's sorted list."""
+    g = torch.Generator().manual_seed(seed)
+    owners = owners_of(n, extra, g)
+    m = len(owners)
+    # Whole numbers plus different 1024ths: no two blends are equal, and all are exact in fp32.
+    scores, pairs, fractions = (
+        torch.randperm(n * m, generator=g).view(n, m).float() for _ in range(3)
+    )
+    pairs += fractions / 1024
+    relevant = torch.arange(n)[:, None] == owners[None]
+    sides = []
+    for s, p, r in ((scores, pairs, relevant), (scores.T, pairs.T, relevant.T)):
+        orders = [naive_order(s[i].tolist(), p[i].tolist(), k, weight) for i in range(len(s))]
+        places = [[bool(r[i, j]) for j in order].index(True) for i, order in enumerate(orders)]
+        sides.append(torch.tensor(places))
+    matcher = Table(scores, pairs, top_k=k, weight=weight)
+    assert evaluate(matcher, gallery(owners, n)) == pytest.approx(recall_from_ranks(*sides))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(2, 7),
+    extra=st.integers(0, 8),
+    k=st.integers(1, 20),
+    levels=st.integers(1, 40),
+    weight=st.sampled_from([0.25, 0.5, 1.0]),
+)
+def test_naive_loop_reference_ties(seed, n, extra, k, levels, weight):
+    g = torch.Generator().manual_seed(seed)
+    owners = owners_of(n, extra, g)
+    scores = torch.randint(levels, (n, len(owners)), generator=g).float()
+    pairs = torch.randint(levels, (n, len(owners)), generator=g).float()
+    relevant = torch.arange(n)[:, None] == owners[None]
+    result = evaluate(Table(scores, pairs), gallery(owners, n), top_k=k, weight=weight)
+    assert result == pytest.approx(naive_evaluate(scores, pairs, relevant, k, weight))
+
+
+@pytest.mark.parametrize(("k", "weight"), [(1, 1.0), (3, 0.5), (100, 1.0)])
+def test_constant_scores_find_nothing(k, weight):
+    """Neither stage may gain from equal scores, wherever the candidates happen to come from."""
+    n = 12
+    owners = torch.arange(n).repeat_interleave(5)
+    constant = torch.zeros(n, 5 * n)
+    result = evaluate(Table(constant, constant), gallery(owners, n), top_k=k, weight=weight)
+    assert result["rsum"] == 0
+    assert result["t2i_meanr"] == n
+    # A perfect second stage cannot help candidates that are there by luck only.
+    perfect = (torch.arange(n)[:, None] == owners[None]).float()
+    lucky = evaluate(Table(constant, perfect), gallery(owners, n), top_k=k, weight=weight)
+    assert lucky["rsum"] == (600 if k == 100 else 0)
+
+
+def test_all_candidates_and_full_weight_rank_by_pairs_alone():
+    owners = torch.arange(6).repeat_interleave(2)
+    scores, pairs = torch.randn(6, 12), torch.randn(6, 12)
+    result = evaluate(Table(scores, pairs, top_k=12, weight=1.0), gallery(owners, 6))
+    assert result == cross_modal_recall(pairs, torch.arange(6), owners)
+
+
+def test_no_weight_or_no_candidates_is_the_global_stage():
+    owners = torch.arange(6).repeat_interleave(2)
+    scores, pairs = torch.randn(6, 12), torch.full((6, 12), torch.nan)
+    plain = cross_modal_recall(scores, torch.arange(6), owners)
+    matcher = Table(scores, pairs, top_k=4, weight=0.5)
+    assert evaluate(Table(scores), gallery(owners, 6)) == plain
+    assert evaluate(matcher, gallery(owners, 6), top_k=0) == plain
+    assert evaluate(matcher, gallery(owners, 6), weight=0.0) == plain
+    tiny = Table(scores, torch.zeros(6, 12), top_k=4, weight=1e-9)
+    assert evaluate(tiny, gallery(owners, 6)) == plain
+
+
+def test_relevance_replaces_ids():
+    scores, pairs = torch.randn(5, 9), torch.randn(5, 9)
+    owners = torch.arange(9) % 5
+    relevance = (torch.rand(5, 9) < 0.3) | (torch.arange(5)[:, None] == owners)
+    result = evaluate(
+        Table(scores, pairs, top_k=3, weight=0.5), gallery(owners, 5), relevance=relevance
+    )
+    assert result == pytest.approx(naive_evaluate(scores, pairs, relevance, 3, 0.5))
+
+
+def test_pairs_are_scored_once_and_in_bounded_chunks():
+    n, m, k = 8, 24, 3
+    scores, pairs = torch.randn(n, m), torch.randn(n, m)
+    matcher = Table(scores, pairs, top_k=k, weight=0.5)
+    evaluate(matcher, gallery(torch.arange(m) % n, n), chunk_size=5)
+    wanted = {(i, j) for i in range(n) for j in scores[i].topk(k).indices.tolist()}
+    wanted |= {(i, j) for j in range(m) for i in scores[:, j].topk(k).indices.tolist()}
+    assert len(matcher.asked) == len(set(matcher.asked))
+    assert set(matcher.asked) == wanted
+    assert matcher.largest <= 5
+    assert max(max(block) for block in matcher.blocks) <= 5
+
+
+def test_truth_does_not_reach_the_matcher():
+    """Other owners of the captions: the matcher is asked for exactly the same pairs."""
+    scores, pairs = torch.randn(8, 8), torch.randn(8, 8)
+    asked = []
+    for owners in (torch.arange(8), torch.randperm(8)):
+        matcher = Table(scores, pairs, top_k=3, weight=0.5)
+        evaluate(matcher, gallery(owners, 8))
+        asked.append(matcher.asked)
+    assert asked[0] == asked[1]
+
+
+def test_unrelated_vectors_reach_chance():
+    n = 300
+    image, text = torch.randn(n, 16), torch.randn(n, 16)
+    second = torch.randn(n, n)
+    matcher = Table(image @ text.T, second, top_k=16, weight=0.5)
+    result = evaluate(matcher, gallery(torch.arange(n), n))
+    for side in ("i2t", "t2i"):
+        assert result[f"{side}_r10"] < 8  # chance is 3.3
+        assert n * 0.4 < result[f"{side}_meanr"] < n * 0.6
+
+
+def test_rerank_helps_only_among_the_candidates():
+    scores = torch.tensor([[3.0, 2.0, 1.0], [0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])
+    perfect = torch.eye(3) * 10
+    ids = torch.arange(3)
+    result = evaluate(Table(scores, perfect, top_k=2, weight=0.5), gallery(ids, 3))
+    # Image 1 has its caption second: found. Image 2 has it third: it stays third.
+    assert result["i2t_r1"] == pytest.approx(200 / 3)
+    assert result["i2t_meanr"] == pytest.approx((1 + 1 + 3) / 3)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 50])
+def test_score_matrix_blocks(chunk_size):
+    scores = torch.randn(7, 11)
+    matcher = Table(scores).train()
+    result = score_matrix(matcher, rows(7), rows(11), chunk_size=chunk_size)
+    assert torch.equal(result, scores)
+    assert result.dtype == torch.float32
+    assert matcher.training
+
+
+def test_pair_scores():
+    pairs = torch.randn(7, 11)
+    chosen = torch.stack([torch.randint(7, (20,)), torch.randint(11, (20,))], 1)
+    for chunk_size in (1, 6, 20):
+        result = pair_scores(Table(None, pairs), rows(7), rows(11), chosen, chunk_size=chunk_size)
+        assert torch.equal(result, pairs[chosen[:, 0], chosen[:, 1]])
+    assert pair_scores(Table(None, pairs), rows(7), rows(11), chosen[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("elements", [1, 30, 1 << 24])
+@pytest.mark.parametrize(("k", "top_k"), [(1, 0), (4, 0), (4, 2), (2, 4), (30, 5), (3, 30)])
+def test_search(monkeypatch, k, top_k, elements):
+    monkeypatch.setattr(rank, "_SEARCH_ELEMENTS", elements)
+    scores, pairs, weight = torch.randn(6, 10), torch.randn(6, 10), 0.75
+    matcher = Table(scores, pairs, top_k=top_k, weight=weight)
+    for found, s, p in (
+        (best_captions(matcher, rows(6), rows(10), k), scores, pairs),
+        (best_images(matcher, rows(10), rows(6), k), scores.T, pairs.T),
+    ):
+        values, indices = found
+        assert values.shape == indices.shape == (len(s), min(k, s.shape[1]))
+        for i in range(len(s)):
+            order = naive_order(s[i].tolist(), p[i].tolist(), top_k, weight)
+            assert indices[i].tolist() == order[:k]
+            for place, j in enumerate(order[:k]):
+                blended = (1 - weight) * s[i, j] + weight * p[i, j]
+                assert values[i, place] == pytest.approx(
+                    float(blended if place < top_k else s[i, j])
+                )
+
+
+def test_error():
+    scores = torch.randn(4, 4)
+    matcher, own = Table(scores, scores), gallery(torch.arange(4), 4)
+    with pytest.raises(ValueError, match="top_k must be at least 0, got -1"):
+        evaluate(matcher, own, top_k=-1)
+    with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], got 1.5"):
+        evaluate(matcher, own, top_k=1, weight=1.5)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        best_captions(matcher, rows(4), rows(4), 0)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        score_matrix(matcher, rows(4), rows(4), chunk_size=0)
+    with pytest.raises(ValueError, match="image 0"):
+        evaluate(matcher, gallery(torch.tensor([1, 1, 2, 3]), 4))
+
+
+def test_error_scores():
+    scores = torch.randn(4, 4)
+    broken = scores.clone()
+    broken[2, 1] = torch.nan
+    own = gallery(torch.arange(4), 4)
+    with pytest.raises(ValueError, match=r"nan at scores\[2, 1\]"):
+        evaluate(Table(broken, scores), own)
+    with pytest.raises(ValueError, match="nan for query 2 and item 1"):
+        best_captions(Table(broken), rows(4), rows(4), 2)
+    with pytest.raises(ValueError, match="nan for image row 2 and caption row 1"):
+        evaluate(Table(scores, broken), own, top_k=4, weight=0.5)
+    matcher = Table(scores, scores)
+    matcher.score = lambda images, texts: torch.zeros(len(texts))
+    with pytest.raises(ValueError, match=r"matcher.score must be \(4, 4\), got \(4,\)"):
+        evaluate(matcher, own)
+    matcher.rerank = lambda images, texts, pairs: torch.zeros(len(pairs), 1)
+    with pytest.raises(ValueError, match=r"matcher.rerank must be \(2,\), got \(2, 1\)"):
+        pair_scores(matcher, rows(4), rows(4), torch.zeros(2, 2, dtype=torch.int64))
