@@ -1,0 +1,126 @@
+"""What every dataset is: images, their captions, and which caption is true of which image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from itmkit.data.vocabulary import Vocabulary
+
+
+@dataclass
+class Regions:
+    """One image as features of its regions, or of the cells of a grid.
+
+    Args:
+        features: ``(N, D)`` float.
+        boxes: ``(N, 4)`` corners ``x1, y1, x2, y2`` relative to the image, in [0, 1]; or None.
+    """
+
+    features: Tensor
+    boxes: Tensor | None = None
+
+
+class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
+    """One split of a set of captioned images. A subclass writes :meth:`image`.
+
+    An item is an image with the text of its captions.
+
+    Args:
+        split: name of the split, such as ``"train"``.
+        names: one name an image: its file name or id.
+        captions: the captions of the split.
+        caption_images: for every caption the row of its image.
+
+    Raises:
+        ValueError: if the split is empty, or the arguments do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> class Grey(ImageTextDataset):
+        ...     def image(self, row):
+        ...         return torch.full((3, 2, 2), row / 10)
+        >>> grey = Grey("train", ["a", "b"], ["dark", "black", "light"], [0, 0, 1])
+        >>> len(grey), grey.captions_of(0), grey[1][1]
+        (2, [0, 1], ['light'])
+        >>> grey.relevance(torch.tensor([0, 1]), torch.tensor([1, 2])).tolist()
+        [[True, False], [False, True]]
+    """
+
+    #: the word vocabulary that belongs to this data, where it has one of its own
+    vocabulary: Vocabulary | None = None
+    #: whether :meth:`image` draws at random; training then seeds the global generators for it
+    augments: bool = True
+
+    def __init__(
+        self,
+        split: str,
+        names: Sequence[str],
+        captions: Sequence[str],
+        caption_images: Sequence[int] | Tensor,
+    ) -> None:
+        super().__init__()
+        rows = torch.as_tensor(caption_images, dtype=torch.int64)
+        if not names:
+            raise ValueError(f"split {split!r} has no images; expected at least one")
+        if not captions:
+            raise ValueError(f"split {split!r} has no captions; expected at least one")
+        if rows.shape != (len(captions),):
+            raise ValueError(
+                f"caption_images has shape {tuple(rows.shape)}; expected ({len(captions)},), "
+                "one image row a caption"
+            )
+        if int(rows.min()) < 0 or int(rows.max()) >= len(names):
+            raise ValueError(
+                f"caption_images goes from {int(rows.min())} to {int(rows.max())}; "
+                f"expected rows of the {len(names)} images"
+            )
+        self.split = split
+        self.names = list(names)
+        self.captions = list(captions)
+        self.caption_images = rows
+
+    @abstractmethod
+    def image(self, row: int) -> Tensor | Regions:
+        """The image of a row: pixels ``(3, H, W)``, or :class:`Regions`.
+
+        Random augmentation draws from the global generators of ``torch``, ``random`` and
+        ``numpy``, which training seeds anew for every item unless :attr:`augments` is False.
+        """
+
+    def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:
+        """Which captions are true of which images: by default, each of its own image only.
+
+        Args:
+            image_rows: ``(n,)`` int64.
+            caption_rows: ``(m,)`` int64.
+
+        Returns:
+            ``(n, m)`` bool.
+        """
+        return self.caption_images[caption_rows.cpu()][None, :] == image_rows.cpu()[:, None]
+
+    def captions_of(self, row: int) -> list[int]:
+        """The rows of an image's captions, in their order."""
+        order, ends = self._captions_by_image
+        start = int(ends[row - 1]) if row else 0
+        return order[start : int(ends[row])].tolist()
+
+    def __getitem__(self, row: int) -> tuple[Tensor | Regions, list[str]]:
+        return self.image(row), [self.captions[caption] for caption in self.captions_of(row)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def _captions_by_image(self) -> tuple[Tensor, Tensor]:
+        counts = torch.bincount(self.caption_images, minlength=len(self.names))
+        return torch.argsort(self.caption_images, stable=True), counts.cumsum(0)

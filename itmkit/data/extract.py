@@ -1,0 +1,224 @@
+"""Features of a frozen backbone, written to disk once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from itmkit.data.dataset import ImageTextDataset
+
+
+def extract_features(
+    dataset: ImageTextDataset,
+    backbone: nn.Module,
+    output: str | Path,
+    *,
+    name: str = "",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: Literal["float16", "float32"] = "float16",
+    progress: bool = True,
+) -> Path:
+    """Write the features of every image of a split, in the layout of SCAN.
+
+    :class:`~itmkit.data.PrecompDataset` reads the folder, and so does
+    :class:`~itmkit.data.KarpathyDataset` as its ``features``. Stopped at any point, the same call
+    goes on behind the last whole batch; the files get their names only when all is done.
+
+    Args:
+        dataset: serves pixels, the same at every reading (no random augmentation).
+        backbone: pixels ``(B, 3, H, W)`` → (tokens ``(B, N, D)``, mask or None), the same N for
+            all images.
+        output: folder to write to, made where missing.
+        name: of the backbone, noted beside the features.
+        batch_size: images at a time.
+        num_workers: processes that read the images.
+        device: where the backbone runs.
+        dtype: of the numbers on disk.
+        progress: whether a bar is shown.
+
+    Returns:
+        The path of ``{split}_ims.npy``.
+
+    Raises:
+        ValueError: if the folder holds features of other settings, the images are not pixels of
+            one size or change from reading to reading, or a feature is not finite in ``dtype``.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype is {dtype!r}; expected 'float16' or 'float32'")
+    folder = Path(output)
+    target = folder / f"{dataset.split}_ims.npy"
+    part = folder / f"{dataset.split}_ims.npy.part"
+    notes = folder / f"{dataset.split}_features.json"
+    state = folder / f"{dataset.split}_progress.json"
+
+    training = backbone.training
+    backbone.eval().to(device)
+    try:
+        first = _first_pixels(dataset)
+        tokens = _forward(backbone, first[None].to(device))
+        settings = {
+            "backbone": name,
+            "weights": _digest(_bytes_of(backbone)),
+            "images": _digest(item.encode() for item in dataset.names),
+            "first_image": _digest([first.numpy().tobytes()]),
+            "image_size": list(first.shape[1:]),
+            "shape": [len(dataset), *tokens.shape[1:]],
+            "grid": _grid(tokens.shape[1], *first.shape[1:]),
+            "dtype": dtype,
+        }
+        if target.exists():
+            _check_settings(target, notes, _read(notes), settings)
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        done = 0
+        if part.exists() and state.exists():
+            found = _read(state)
+            _check_settings(part, state, found.get("settings", {}), settings)
+            done = found["done"]
+            features = np.lib.format.open_memmap(part, mode="r+")
+        else:
+            shape = (len(dataset), tokens.shape[1], tokens.shape[2])
+            features = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+        loader = DataLoader(
+            Subset(_Pixels(dataset), range(done, len(dataset))),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            generator=torch.Generator().manual_seed(0),
+        )
+        bar = tqdm(
+            total=len(dataset),
+            initial=done,
+            unit=" images",
+            desc=f"extract {dataset.split}",
+            disable=not progress,
+        )
+        with bar:
+            for pixels in loader:
+                block = _forward(backbone, pixels.to(device)).cpu().numpy()
+                with np.errstate(over="ignore"):
+                    block = block.astype(dtype)
+                finite = np.isfinite(block).all(axis=(1, 2))
+                if not finite.all():
+                    row = done + int(np.argmin(finite))
+                    raise ValueError(
+                        f"the features of image {dataset.names[row]!r} are not finite in {dtype}"
+                    )
+                features[done : done + len(block)] = block
+                features.flush()
+                done += len(block)
+                _write(state, json.dumps({"done": done, "settings": settings}))
+                bar.update(len(block))
+        del features
+    finally:
+        backbone.train(training)
+
+    _write_captions(dataset, folder)
+    _write(notes, json.dumps(settings, indent=2) + "\n")
+    os.replace(part, target)
+    state.unlink(missing_ok=True)
+    return target
+
+
+class _Pixels(Dataset[Tensor]):
+    def __init__(self, dataset: ImageTextDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, row: int) -> Tensor:
+        pixels = self.dataset.image(row)
+        if not isinstance(pixels, Tensor):
+            raise ValueError(f"dataset serves {type(pixels).__name__}; expected pixels")
+        return pixels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def _first_pixels(dataset: ImageTextDataset) -> Tensor:
+    pixels = _Pixels(dataset)
+    first = pixels[0]
+    if not torch.equal(first, pixels[0]):
+        raise ValueError("dataset augments its images at random; expected train_augment=False")
+    return first
+
+
+@torch.inference_mode()
+def _forward(backbone: nn.Module, pixels: Tensor) -> Tensor:
+    tokens, mask = backbone(pixels)
+    if tokens.ndim != 3 or (mask is not None and not bool(mask.all())):
+        raise ValueError(
+            f"backbone gives tokens {tuple(tokens.shape)}"
+            f"{' with padding' if mask is not None else ''}; expected (B, N, D) without padding"
+        )
+    result: Tensor = tokens.float()
+    return result
+
+
+def _grid(tokens: int, height: int, width: int) -> list[int] | None:
+    for rows in range(1, tokens + 1):
+        if tokens % rows == 0 and rows * width == tokens // rows * height:
+            return [rows, tokens // rows]
+    return None
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _bytes_of(backbone: nn.Module) -> Iterable[bytes]:
+    for name, tensor in backbone.state_dict().items():
+        yield name.encode()
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _check_settings(
+    path: Path, notes: Path, found: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    other = [key for key in settings if found.get(key) != settings[key]]
+    if other:
+        key = other[0]
+        raise ValueError(
+            f"{path} was made with other settings: {key} is {found.get(key)!r} in {notes.name}, "
+            f"but {settings[key]!r} now. Choose another output, or delete the file"
+        )
+
+
+def _write_captions(dataset: ImageTextDataset, folder: Path) -> None:
+    groups = [dataset.captions_of(row) for row in range(len(dataset))]
+    captions = [" ".join(dataset.captions[i].split()) for group in groups for i in group]
+    _write(folder / f"{dataset.split}_caps.txt", "".join(f"{line}\n" for line in captions))
+    _write(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
+    if Counter(map(len, groups)).keys() != {5}:
+        rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(groups))
+        _write(folder / f"{dataset.split}_cap_images.txt", rows)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

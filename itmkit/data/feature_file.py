@@ -1,0 +1,126 @@
+"""Image features on disk: one memory-mapped array, of which only the rows asked for are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class FeatureFile:
+    """A ``.npy`` file of features, read row by row.
+
+    Args:
+        path: of an array ``(n, N, D)``, float16, float32 or float64.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no whole ``.npy`` file, or of another rank or type.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._array: np.ndarray[Any, Any] | None = None
+        array = self.array
+        if array.ndim != 3:
+            raise ValueError(
+                f"{self.path} has the shape {array.shape}; expected rank 3, (images, regions, dim)"
+            )
+        if array.dtype.kind != "f":
+            raise ValueError(f"{self.path} holds {array.dtype}; expected float16 or float32")
+        if array.shape[1] == 0 or array.shape[2] == 0:
+            raise ValueError(f"{self.path} has the shape {array.shape}; expected no empty rows")
+        self.shape: tuple[int, int, int] = array.shape
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """The memory-mapped array."""
+        if self._array is None:
+            self._array = open_array(self.path)
+        return self._array
+
+    def read(self, row: int, count: int | None = None) -> Tensor:
+        """The features of a row as float32 ``(N, D)``, or only the first ``count`` of them.
+
+        Raises:
+            ValueError: if they are not all finite.
+        """
+        features = torch.from_numpy(np.array(self.array[row, :count], dtype=np.float32))
+        if not features.isfinite().all():
+            raise ValueError(f"{self.path} has a value that is not finite in row {row}")
+        return features
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process opens the file again instead of being sent all of it.
+        return {**self.__dict__, "_array": None}
+
+
+def open_array(path: Path) -> np.ndarray[Any, Any]:
+    """Memory-map a ``.npy`` file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no whole ``.npy`` file.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, without white space around them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    lines = text.split("\n")  # and not str.splitlines: a caption may contain rarer separators
+    if lines[-1] == "":
+        lines.pop()
+    return [line.strip() for line in lines]
+
+
+def read_grid(path: Path) -> tuple[int, int] | None:
+    """The rows and columns of the grid that ``itmkit extract`` noted beside its features, if any.
+
+    Raises:
+        ValueError: if the file is not what ``itmkit extract`` writes.
+    """
+    if not path.exists():
+        return None
+    try:
+        grid = json.loads(path.read_text(encoding="utf-8"))["grid"]
+        return (int(grid[0]), int(grid[1])) if grid else None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} is not what itmkit extract writes: {error!r}") from error
+
+
+def grid_boxes(height: int, width: int) -> Tensor:
+    """The boxes of the cells of a grid, row by row, relative to the image.
+
+    Returns:
+        ``(height * width, 4)`` corners ``x1, y1, x2, y2`` in [0, 1].
+
+    Example:
+        >>> grid_boxes(1, 2).tolist()
+        [[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]]
+    """
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    corners = torch.stack([x, y, x + 1, y + 1], dim=-1).reshape(-1, 4).float()
+    return corners / torch.tensor([width, height, width, height])

@@ -1,0 +1,319 @@
+"""The LightningDataModule: captions with images to train on, images with captions to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from itmkit.data.batch import Batch
+from itmkit.data.caption_noise import CaptionNoise
+from itmkit.data.collate import collate_images
+from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.order import EpochOrder, ResumableLoader, mixed_seed, seeded
+from itmkit.data.tokenizer import Tokenizer, WordTokenizer, pad_texts
+from itmkit.data.vocabulary import Vocabulary
+
+
+class ImageTextData(LightningDataModule):
+    """The splits of a dataset as batches.
+
+    A training batch has a caption a row, with its image and ``caption_views`` noisy
+    tokenisations; order, noise and augmentation follow from the seed, the epoch and the caption,
+    so a resumed run sees what an unbroken one does, and k processes what one does. An evaluation
+    batch has an image a row, followed by all of its captions as they are.
+
+    Args:
+        dataset: makes the dataset of a split from the name of the split.
+        tokenizer: of the captions; where None, the words of the dataset's own vocabulary, or of
+            one built from the training captions. Checkpoints carry these words.
+        batch_size: captions of a training batch, on each process.
+        eval_batch_size: images of an evaluation batch, on each process.
+        caption_views: tokenisations of every training caption, adjacent in the batch.
+        noise: what is done to training captions; nothing where None.
+        vocabulary_min_count: how often a word must appear to enter a built vocabulary.
+        vocabulary_max_size: most words of a built vocabulary.
+        num_workers: processes that read the images; 0 reads them in the training process.
+        seed: of order, noise and augmentation, at least 0.
+        train_split: name of the split to train on.
+        val_split: name of the split to validate on; no validation where None.
+        test_split: name of the split to test and predict on.
+
+    Raises:
+        ValueError: if a size is less than 1, or ``num_workers`` or ``seed`` less than 0.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[[str], ImageTextDataset],
+        tokenizer: Tokenizer | None = None,
+        *,
+        batch_size: int = 128,
+        eval_batch_size: int = 128,
+        caption_views: int = 1,
+        noise: CaptionNoise | None = None,
+        vocabulary_min_count: int = 4,
+        vocabulary_max_size: int = 12_000,
+        num_workers: int = 0,
+        seed: int = 0,
+        train_split: str = "train",
+        val_split: str | None = "val",
+        test_split: str = "test",
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "caption_views": caption_views,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
+        for name, value in (("num_workers", num_workers), ("seed", seed)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; expected 0 or more")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.caption_views = caption_views
+        self.noise = noise
+        self.vocabulary_min_count = vocabulary_min_count
+        self.vocabulary_max_size = vocabulary_max_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.train_split = train_split
+        self.val_split = val_split
+        self.test_split = test_split
+        self._given_tokenizer = tokenizer
+        self._tokenizer = tokenizer
+        self._splits: dict[str, ImageTextDataset] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of all captions; built when first asked for."""
+        if self._tokenizer is None:
+            train = self.split(self.train_split)
+            vocabulary = train.vocabulary or Vocabulary.build(
+                train.captions,
+                min_count=self.vocabulary_min_count,
+                max_size=self.vocabulary_max_size,
+            )
+            self._tokenizer = WordTokenizer(vocabulary)
+        return self._tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many ids the tokenizer has: the rows that a word embedding needs."""
+        return len(self.tokenizer)
+
+    def split(self, name: str) -> ImageTextDataset:
+        """The dataset of a split; made when first asked for.
+
+        Raises:
+            ValueError: if it has no images.
+        """
+        if name not in self._splits:
+            dataset = self.dataset(name)
+            if len(dataset) == 0:
+                raise ValueError(f"split {name!r} has no images; expected at least one")
+            self._splits[name] = dataset
+        return self._splits[name]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that a stage needs, so that bad data is found before the first step."""
+        needed: dict[str | None, list[str | None]] = {
+            "fit": [self.train_split, self.val_split],
+            "validate": [self.val_split],
+            "test": [self.test_split],
+            "predict": [self.test_split],
+            None: [self.train_split, self.val_split, self.test_split],
+        }
+        for name in needed[stage]:
+            if name is not None:
+                self.split(name)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """One row a caption, in an order of its own every epoch; the last rows may be left out."""
+        pairs = TrainingPairs(
+            self.split(self.train_split),
+            self.tokenizer,
+            views=self.caption_views,
+            noise=self.noise,
+            seed=self.seed,
+        )
+        order = EpochOrder(
+            len(pairs),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+        )
+        collate = partial(collate_pairs, pad_id=self.tokenizer.pad_id)
+        return ResumableLoader(
+            pairs, batch_size=self.batch_size, sampler=order, collate_fn=collate, **self._reading()
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """One row an image of the validation split, with all of its captions."""
+        return [] if self.val_split is None else self._evaluation(self.val_split)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """One row an image of the test split, with all of its captions."""
+        return self._evaluation(self.test_split)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """As :meth:`test_dataloader`."""
+        return self.test_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The words of a word tokenizer, for the checkpoint."""
+        if isinstance(self.tokenizer, WordTokenizer):
+            return {"vocabulary": list(self.tokenizer.vocabulary.words)}
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the words of a checkpoint.
+
+        Raises:
+            ValueError: if another tokenizer was given to the constructor.
+        """
+        if "vocabulary" not in state_dict:
+            return
+        vocabulary = Vocabulary(state_dict["vocabulary"])
+        given = self._given_tokenizer
+        if given is None:
+            self._tokenizer = WordTokenizer(vocabulary)
+        elif not isinstance(given, WordTokenizer):
+            raise ValueError(
+                f"tokenizer is a {type(given).__name__}, but the checkpoint was trained with a "
+                f"vocabulary of {len(vocabulary)} words"
+            )
+        elif given.vocabulary != vocabulary:
+            raise ValueError(
+                f"tokenizer has {len(given.vocabulary)} words that are not the "
+                f"{len(vocabulary)} words of the checkpoint"
+            )
+
+    def _evaluation(self, split: str) -> DataLoader[Any]:
+        images = EvaluationImages(self.split(split), self.tokenizer)
+        collate = partial(collate_evaluation, pad_id=self.tokenizer.pad_id)
+        return DataLoader(
+            images, batch_size=self.eval_batch_size, collate_fn=collate, **self._reading()
+        )
+
+    def _reading(self) -> dict[str, Any]:
+        # A generator of its own: making an iterator then draws nothing from torch's global one.
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": Generator().manual_seed(mixed_seed(self.seed)),
+        }
+
+
+class Pair(NamedTuple):
+    """One row of a training batch: an image and tokenisations of one of its captions."""
+
+    image: Tensor | Regions
+    texts: list[list[int]]
+    image_row: int
+    caption_row: int
+
+
+class TrainingPairs(Dataset[Pair]):
+    """The captions of a dataset, each with its image; items are asked for by (epoch, caption)."""
+
+    def __init__(
+        self,
+        dataset: ImageTextDataset,
+        tokenizer: Tokenizer,
+        *,
+        views: int,
+        noise: CaptionNoise | None,
+        seed: int,
+    ) -> None:
+        self.dataset = dataset
+        self.tokenizer = tokenizer
+        self.views = views
+        self.noise = noise
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Pair:
+        epoch, row = (0, key) if isinstance(key, int) else key
+        image_row = int(self.dataset.caption_images[row])
+        caption = self.tokenizer.encode(self.dataset.captions[row])
+        seed = mixed_seed(self.seed, epoch, row)
+        generator = Generator().manual_seed(seed)
+        views = [
+            caption if self.noise is None else self.noise(caption, self.tokenizer, generator)
+            for _ in range(self.views)
+        ]
+        with seeded(seed) if self.dataset.augments else nullcontext():
+            image = self.dataset.image(image_row)
+        return Pair(image, [view.ids for view in views], image_row, row)
+
+    def __len__(self) -> int:
+        return len(self.dataset.captions)
+
+
+class Group(NamedTuple):
+    """One row of an evaluation batch: an image and all of its captions."""
+
+    image: Tensor | Regions
+    texts: list[list[int]]
+    image_row: int
+    caption_rows: list[int]
+
+
+class EvaluationImages(Dataset[Group]):
+    """The images of a dataset, each with all of its captions as they are."""
+
+    def __init__(self, dataset: ImageTextDataset, tokenizer: Tokenizer) -> None:
+        self.dataset = dataset
+        self.tokenizer = tokenizer
+
+    def __getitem__(self, row: int) -> Group:
+        captions = self.dataset.captions_of(row)
+        texts = [self.tokenizer.encode(self.dataset.captions[caption]).ids for caption in captions]
+        return Group(self.dataset.image(row), texts, row, captions)
+
+    def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:
+        """As :meth:`ImageTextDataset.relevance`."""
+        return self.dataset.relevance(image_rows, caption_rows)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def collate_pairs(pairs: list[Pair], pad_id: int) -> Batch:
+    """A training batch; the views of a caption are adjacent."""
+    views = torch.tensor([len(pair.texts) for pair in pairs])
+    image_ids = torch.tensor([pair.image_row for pair in pairs])
+    text_ids = torch.tensor([pair.caption_row for pair in pairs])
+    return Batch(
+        images=collate_images([pair.image for pair in pairs]),
+        texts=pad_texts([text for pair in pairs for text in pair.texts], pad_id),
+        image_ids=image_ids,
+        text_image_ids=image_ids.repeat_interleave(views),
+        text_ids=text_ids.repeat_interleave(views),
+    )
+
+
+def collate_evaluation(groups: list[Group], pad_id: int) -> Batch:
+    """An evaluation batch; the captions follow the order of their images."""
+    counts = torch.tensor([len(group.texts) for group in groups])
+    image_ids = torch.tensor([group.image_row for group in groups])
+    rows = [row for group in groups for row in group.caption_rows]
+    return Batch(
+        images=collate_images([group.image for group in groups]),
+        texts=pad_texts([text for group in groups for text in group.texts], pad_id),
+        image_ids=image_ids,
+        text_image_ids=image_ids.repeat_interleave(counts),
+        text_ids=torch.tensor(rows, dtype=torch.int64),
+    )

@@ -1,0 +1,138 @@
+"""In which order training reads its captions, and which randomness each of them gets.
+
+Both follow from (seed, epoch, caption) alone: not from the number of workers or processes, and
+not from where a run was stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 64-bit seed from several non-negative numbers; close numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Global CPU randomness (torch, random, numpy) that starts at a seed, put back at the end.
+
+    Args:
+        seed: of 64 bits.
+    """
+    generator = torch.default_generator
+    states = generator.get_state(), random.getstate(), np.random.get_state()
+    try:
+        generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+    finally:
+        generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+
+class _Rows(Dataset[int]):
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class EpochOrder(DistributedSampler[Any]):
+    """A new order of all rows every epoch, cut into batches that k processes share.
+
+    Batch t of process r is the r-th part of batch t of a single process with k times the batch
+    size: gathered over the processes, both are the same rows in the same order. Rows that fill
+    no whole batch are left out of that epoch. Yields pairs (epoch, row).
+
+    Args:
+        length: number of rows.
+        batch_size: rows of a batch on one process.
+        seed: of the order.
+        num_replicas: number of processes.
+        rank: which one of them this is.
+
+    Raises:
+        ValueError: if the rows do not fill one batch.
+
+    Example:
+        >>> order = EpochOrder(6, batch_size=2, seed=0, num_replicas=1, rank=0)
+        >>> epoch_0 = [row for _, row in order]
+        >>> sorted(epoch_0)
+        [0, 1, 2, 3, 4, 5]
+        >>> order.set_epoch(1)
+        >>> [row for _, row in order] == epoch_0
+        False
+    """
+
+    def __init__(
+        self, length: int, *, batch_size: int, seed: int, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        if length < batch_size * num_replicas:
+            raise ValueError(
+                f"batch_size={batch_size} on {num_replicas} process(es) is more than the {length} "
+                "rows there are"
+            )
+        super().__init__(_Rows(length), num_replicas, rank, seed=seed, drop_last=True)
+        self.length = length
+        self.batch_size = batch_size
+        self.batches = length // (batch_size * num_replicas)
+        self.num_samples = self.batches * batch_size
+        self.total_size = self.num_samples * num_replicas
+        #: how many batches of the next pass are left out, because they were seen before
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator)[: self.total_size]
+        mine = order.reshape(self.batches, self.num_replicas, self.batch_size)[:, self.rank]
+        epoch, start = self.epoch, self.skip
+        return ((epoch, row) for row in mine[start:].flatten().tolist())
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader over an :class:`EpochOrder` that can go on in the middle of an epoch.
+
+    Lightning saves :meth:`state_dict` with the checkpoint and names the epoch (``set_epoch``)
+    before the first batch of every pass.
+    """
+
+    _seen = 0
+    _resume: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator: nothing is read before the first `next`, when the epoch is known.
+        order = self.sampler if isinstance(self.sampler, EpochOrder) else None
+        resume, self._resume = self._resume, None
+        self._seen = 0
+        if order is not None:
+            same = resume is not None and resume["epoch"] == order.epoch
+            self._seen = order.skip = resume["batches"] if same and resume is not None else 0
+        for batch in super().__iter__():
+            self._seen += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches have been handed out."""
+        epoch = self.sampler.epoch if isinstance(self.sampler, EpochOrder) else 0
+        return {"epoch": epoch, "batches": self._seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Make the next pass over that epoch start behind its batches already seen."""
+        self._resume = dict(state)

@@ -1,0 +1,147 @@
+"""Precomputed image features in the layout of SCAN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.feature_file import FeatureFile, grid_boxes, open_array, read_grid, read_lines
+
+
+class PrecompDataset(ImageTextDataset):
+    """One split of a folder in the layout of SCAN.
+
+    ===========================  ==================================================================
+    ``{split}_ims.npy``          features ``(n, N, D)``, float16 or float32; never loaded whole
+    ``{split}_caps.txt``         UTF-8, a caption a line; five for every image, in their order
+    ``{split}_ids.txt``          optional: a name a line, one for every image (or row)
+    ``{split}_boxes.npy``        optional: ``(n, N, 4)`` corners x1, y1, x2, y2 in [0, 1] or pixels
+    ``{split}_img_sizes.npy``    optional: ``(n, 2)`` width and height; boxes are then in pixels
+    ``{split}_cap_images.txt``   optional: for every caption the row of its image, where images
+                                 have other than five captions
+    ``{split}_features.json``    optional, of ``itmkit extract``: names the grid
+    ===========================  ==================================================================
+
+    Images may be stored once (five captions a row) or five times (a caption a row, each row five
+    times over); which of the two follows from the numbers of rows and lines.
+
+    Args:
+        split: the split, such as ``"train"``, ``"dev"`` or ``"test"``.
+        root: the folder.
+        max_regions: how many regions of an image are used, the first ones; all where None.
+
+    Raises:
+        FileNotFoundError: if the features or the captions are missing.
+        ValueError: if a file is of the wrong form, or the files do not fit each other.
+    """
+
+    augments = False
+
+    def __init__(self, split: str, root: str | Path, *, max_regions: int | None = None) -> None:
+        if max_regions is not None and max_regions < 1:
+            raise ValueError(f"max_regions is {max_regions}; expected 1 or more, or None")
+        folder = Path(root)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"root={str(folder)!r} is not a folder")
+        self.max_regions = max_regions
+        self._features = FeatureFile(folder / f"{split}_ims.npy")
+        rows = len(self._features)
+        if rows == 0:
+            raise ValueError(f"{self._features.path} has no images: the split {split!r} is empty")
+        path = folder / f"{split}_caps.txt"
+        captions = read_lines(path)
+        assigned = folder / f"{split}_cap_images.txt"
+        self._every = 1
+        if assigned.exists():
+            caption_images = _read_rows(assigned, len(captions))
+        elif len(captions) == 5 * rows:
+            caption_images = torch.arange(rows).repeat_interleave(5)
+        elif len(captions) != rows:
+            raise ValueError(
+                f"{path} has {len(captions)} lines; expected {5 * rows} (five for each of the "
+                f"{rows} rows of {self._features.path.name}) or {rows} (one for each)"
+            )
+        elif _five_times(self._features):
+            self._every = 5
+            caption_images = torch.arange(rows // 5).repeat_interleave(5)
+        else:
+            caption_images = torch.arange(rows)
+        count = rows // self._every
+        names = _read_names(folder / f"{split}_ids.txt", count)
+        super().__init__(split, names, captions, caption_images)
+        self._boxes = self._read_boxes(folder)
+
+    def image(self, row: int) -> Regions:
+        """The regions of an image, features as float32."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row is {row}; expected 0 … {len(self) - 1}")
+        features = self._features.read(row * self._every, self.max_regions)
+        if self._boxes is None:
+            return Regions(features)
+        return Regions(features, self._boxes[row, : len(features)])
+
+    def _read_boxes(self, folder: Path) -> Tensor | None:
+        path = folder / f"{self.split}_boxes.npy"
+        rows, regions, _ = self._features.shape
+        if not path.exists():
+            grid = read_grid(folder / f"{self.split}_features.json")
+            if grid is None or grid[0] * grid[1] != regions:
+                return None
+            return grid_boxes(*grid).expand(len(self), -1, -1)
+        boxes = _read_array(path, (rows, regions, 4), self._every)
+        sizes_path = folder / f"{self.split}_img_sizes.npy"
+        if sizes_path.exists():
+            boxes /= _read_array(sizes_path, (rows, 2), self._every).repeat(1, 2)[:, None, :]
+        if not bool(((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).all()):
+            of = f"divided by {sizes_path.name}" if sizes_path.exists() else "as they are"
+            raise ValueError(
+                f"{path} goes from {boxes.min():g} to {boxes.max():g} ({of}); expected [0, 1]: "
+                f"boxes in pixels need {sizes_path.name} with (width, height) of every image"
+            )
+        if not bool((boxes[..., 2:] >= boxes[..., :2]).all()):
+            raise ValueError(f"{path} has a box with x2 < x1 or y2 < y1; expected x1, y1, x2, y2")
+        return boxes.clamp(0, 1)
+
+
+def _five_times(features: FeatureFile) -> bool:
+    groups, rest = divmod(len(features), 5)
+    if rest:
+        return False
+    return all(
+        np.array_equal(features.array[5 * group], features.array[5 * group + other])
+        for group in {0, groups // 2, groups - 1}
+        for other in range(1, 5)
+    )
+
+
+def _read_names(path: Path, count: int) -> list[str]:
+    if not path.exists():
+        return [str(row) for row in range(count)]
+    names = read_lines(path)
+    if len(names) == 5 * count:
+        return names[::5]
+    if len(names) != count:
+        raise ValueError(f"{path} has {len(names)} lines; expected {count}, one for every image")
+    return names
+
+
+def _read_rows(path: Path, captions: int) -> Tensor:
+    lines = read_lines(path)
+    if len(lines) != captions:
+        raise ValueError(f"{path} has {len(lines)} lines; expected {captions}, one a caption")
+    try:
+        return torch.tensor([int(line) for line in lines])
+    except ValueError as error:
+        raise ValueError(f"{path} has a line that is no row number: {error}") from error
+
+
+def _read_array(path: Path, shape: tuple[int, ...], every: int) -> Tensor:
+    array = open_array(path)
+    if array.shape not in (shape, (shape[0] // every, *shape[1:])):
+        raise ValueError(f"{path} has the shape {array.shape}; expected {shape}")
+    step = every if array.shape == shape else 1
+    return torch.from_numpy(np.array(array[::step], dtype=np.float32))

@@ -1,0 +1,178 @@
+"""The built-in dataset: procedurally drawn scenes, five sentences each, exact relevance."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from itmkit.data import scenes
+from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.vocabulary import RESERVED, Vocabulary
+
+CAPTIONS_PER_SCENE = 5
+DEFAULT_LENGTH = {"train": 6000, "val": 1000, "test": 1000}
+SIBLINGS = 4  # a scene, with two colours swapped, with two places swapped, with both
+
+# A family of scenes belongs to the split that its signature hashes to: splits are disjoint.
+_SHARES = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
+_MEAN, _STD = 0.4, 0.25  # of the pixels, about
+_CROP = 12  # side of a region's crop
+_KEPT = 16_384  # pictures kept once painted
+
+
+class ShapesDataset(ImageTextDataset):
+    """Scenes of two to four coloured shapes on textured ground, drawn when asked for.
+
+    Scenes come in families of four: one scene, the same with two colours swapped, with two places
+    swapped, and with both. Telling the members of a family apart needs word order; a bag of words
+    does not do. A sentence may be true of several scenes, and :meth:`relevance` knows which.
+
+    Everything follows from ``(seed, split, index)``; a longer dataset starts with the shorter one.
+    No scene of one split is in another, whatever the seed.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        length: number of scenes, for all splits or by split; None: 6,000 / 1,000 / 1,000.
+        seed: of the whole world.
+        image_size: side of the picture in pixels.
+        regions: serve every thing as a region (its crop of 12 × 12 pixels and its box, 437
+            numbers, with the box beside them) instead of the picture.
+
+    Raises:
+        ValueError: unknown split, or a length or image size that is not positive.
+
+    Example:
+        >>> data = ShapesDataset("val", length=8)
+        >>> data.image(0).shape
+        torch.Size([3, 64, 64])
+        >>> data.captions[0]
+        'a small white square is right of a large yellow ring, with a large cyan diamond'
+        >>> bool(data.relevance(torch.tensor([0]), torch.tensor([0])))
+        True
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        *,
+        length: int | Mapping[str, int] | None = None,
+        seed: int = 0,
+        image_size: int = 64,
+        regions: bool = False,
+    ) -> None:
+        if split not in _SHARES:
+            raise ValueError(f"split must be one of {', '.join(_SHARES)}, got {split!r}")
+        if isinstance(length, Mapping):
+            length = length.get(split)
+        length = DEFAULT_LENGTH[split] if length is None else length
+        for name, value, least in (("length", length, 1), ("image_size", image_size, 16)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.seed, self.image_size, self.regions = seed, image_size, regions
+        self.split = split
+        self._painted: dict[int, np.ndarray] = {}
+        self.scenes = [
+            scene for f in range(-(-length // SIBLINGS)) for scene in self._family(f)
+        ][:length]
+        super().__init__(
+            split=split,
+            names=[f"{split}-{row}" for row in range(length)],
+            captions=[sentence.text for sentence in self.sentences],
+            caption_images=torch.arange(length).repeat_interleave(CAPTIONS_PER_SCENE),
+        )
+
+    augments = False
+    vocabulary = Vocabulary([*RESERVED, *scenes.VOCABULARY])
+
+    @cached_property
+    def sentences(self) -> list[scenes.Sentence]:
+        """All sentences, five a scene, with what they claim."""
+        return [
+            sentence
+            for row, scene in enumerate(self.scenes)
+            for sentence in scenes.sentences(scene, CAPTIONS_PER_SCENE, self._rng("say", row))
+        ]
+
+    def _rng(self, purpose: str, index: int) -> np.random.Generator:
+        return np.random.default_rng(
+            [zlib.crc32(f"{self.split} {purpose}".encode()), self.seed, index]
+        )
+
+    def _family(self, index: int) -> list[scenes.Scene]:
+        rng = self._rng("family", index)
+        while True:
+            scene = scenes.random_scene(rng)
+            if zlib.crc32(scenes.signature(scene)) % 10 in _SHARES[self.split]:
+                break
+        a, b = rng.permutation(len(scene))[:2].tolist()
+        recoloured = scenes.swap_colours(scene, a, b)
+        family = [
+            scene,
+            recoloured,
+            scenes.swap_places(scene, a, b),
+            scenes.swap_places(recoloured, a, b),
+        ]
+        return [scenes.shift_things(member, rng) for member in family]
+
+    def pixels(self, row: int) -> np.ndarray:
+        """The picture of a scene: ``(image_size, image_size, 3)`` uint8."""
+        if row not in self._painted:
+            picture = scenes.paint(self.scenes[row], self.image_size, self._rng("paint", row))
+            if len(self._painted) >= _KEPT:
+                return picture
+            self._painted[row] = picture
+        return self._painted[row]
+
+    def image(self, row: int) -> Tensor | Regions:
+        """Pixels ``(3, H, W)`` of about zero mean and unit variance, or the things as regions."""
+        if self.regions:
+            return self._things(row)
+        pixels = torch.from_numpy(self.pixels(row)).permute(2, 0, 1)
+        return (pixels / 255 - _MEAN) / _STD
+
+    def _things(self, row: int) -> Regions:
+        picture = Image.fromarray(self.pixels(row))
+        boxes = np.array([thing.box for thing in self.scenes[row]], dtype=np.float32)
+        crops = np.stack(
+            [
+                np.asarray(
+                    picture.resize(
+                        (_CROP, _CROP),
+                        Image.Resampling.BILINEAR,
+                        box=tuple(np.clip(box, 0, 1) * self.image_size),
+                    ),
+                    dtype=np.float32,
+                )
+                for box in boxes
+            ]
+        )
+        area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, keepdims=True)
+        features = np.concatenate(
+            [(crops.reshape(len(boxes), -1) / 255 - _MEAN) / _STD, boxes, area], axis=1
+        )
+        return Regions(
+            torch.from_numpy(features.astype(np.float32)), torch.from_numpy(boxes.clip(0, 1))
+        )
+
+    def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:
+        """Which of these sentences is true of which of these scenes.
+
+        Args:
+            image_rows: ``(n,)`` rows of scenes.
+            caption_rows: ``(m,)`` rows of captions.
+
+        Returns:
+            ``(n, m)`` bool.
+        """
+        return torch.from_numpy(
+            scenes.relevance(
+                [self.scenes[i] for i in image_rows.tolist()],
+                [self.sentences[j] for j in caption_rows.tolist()],
+            )
+        )

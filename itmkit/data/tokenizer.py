@@ -1,0 +1,156 @@
+"""From a caption to ids: whole words, or the pieces of a transformers model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from itmkit.data.batch import Texts
+from itmkit.data.vocabulary import Vocabulary, split_words
+
+
+class Caption(NamedTuple):
+    """A tokenised caption.
+
+    Args:
+        ids: the token ids, special ones included.
+        words: for every token the number of its word in the caption; -1 on special tokens.
+    """
+
+    ids: list[int]
+    words: list[int]
+
+
+class Tokenizer(ABC):
+    """What turns a caption into ids, and what caption noise may put in their place."""
+
+    #: id that fills up the shorter captions of a batch
+    pad_id: int
+    #: id of a masked word; None where the tokenizer has none
+    mask_id: int | None
+    #: ids that stand for no word
+    special_ids: frozenset[int]
+    #: ``(w,)`` int64, the ids that a random token is drawn from
+    content_ids: Tensor
+
+    @abstractmethod
+    def encode(self, caption: str) -> Caption:
+        """The tokens of a caption, between its start and end token."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many ids there are: the rows that an embedding needs."""
+
+
+class WordTokenizer(Tokenizer):
+    """Words of a :class:`Vocabulary`, for a text encoder trained from scratch.
+
+    Args:
+        vocabulary: a vocabulary, or the path of a saved one (also the field's SCAN form).
+        max_length: most tokens of a caption, start and end included; the rest is cut off.
+
+    Raises:
+        ValueError: if ``max_length`` leaves no room for a word.
+
+    Example:
+        >>> tokenizer = WordTokenizer(Vocabulary.build(["a red dog"], min_count=1))
+        >>> tokenizer.encode("A red fox.")
+        Caption(ids=[1, 5, 7, 3, 2], words=[-1, 0, 1, 2, -1])
+    """
+
+    def __init__(self, vocabulary: Vocabulary | str | Path, *, max_length: int = 64) -> None:
+        if max_length < 3:
+            raise ValueError(f"max_length is {max_length}; expected 3 or more")
+        if not isinstance(vocabulary, Vocabulary):
+            vocabulary = Vocabulary.load(vocabulary)
+        self.vocabulary = vocabulary
+        self.max_length = max_length
+        self.pad_id = vocabulary.pad_id
+        self.mask_id = vocabulary.mask_id
+        self.special_ids = vocabulary.special_ids
+        self.content_ids = _content_ids(len(vocabulary), self.special_ids)
+
+    def encode(self, caption: str) -> Caption:
+        words = split_words(caption)[: self.max_length - 2]
+        ids = [self.vocabulary[word] for word in words]
+        return Caption(
+            [self.vocabulary.start_id, *ids, self.vocabulary.end_id],
+            [-1, *range(len(words)), -1],
+        )
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+
+class TransformersTokenizer(Tokenizer):
+    """The word pieces of a transformers model.
+
+    Args:
+        name_or_path: name of a model on the hub, or a local folder (which needs no network).
+        max_length: most tokens of a caption, special ones included; the rest is cut off.
+
+    Raises:
+        ValueError: if the tokenizer has no fast form (it tells no words apart) or no pad token.
+    """
+
+    def __init__(self, name_or_path: str | Path, *, max_length: int = 64) -> None:
+        from transformers import AutoTokenizer
+
+        if max_length < 3:
+            raise ValueError(f"max_length is {max_length}; expected 3 or more")
+        self.name_or_path = str(name_or_path)
+        self.max_length = max_length
+        tokenizer = AutoTokenizer.from_pretrained(self.name_or_path)
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"name_or_path={self.name_or_path!r} is a {type(tokenizer).__name__}; expected a "
+                "fast tokenizer, which tells which pieces make a word"
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError(f"name_or_path={self.name_or_path!r} has no pad token")
+        self._tokenizer = tokenizer
+        self.pad_id = tokenizer.pad_token_id
+        self.special_ids = frozenset(tokenizer.all_special_ids)
+        self.mask_id = tokenizer.mask_token_id
+        unused = {
+            i for piece, i in tokenizer.get_vocab().items() if piece.startswith("[unused")
+        } | self.special_ids
+        self.content_ids = _content_ids(len(tokenizer), frozenset(unused))
+
+    def encode(self, caption: str) -> Caption:
+        encoded = self._tokenizer(caption, truncation=True, max_length=self.max_length)
+        words = [-1 if word is None else word for word in encoded.word_ids()]
+        return Caption(list(encoded["input_ids"]), words)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+
+def pad_texts(ids: list[list[int]], pad_id: int) -> Texts:
+    """Captions of different lengths as one batch, padded at the end.
+
+    Args:
+        ids: ``m`` captions of at least one token.
+        pad_id: what fills up the shorter ones.
+
+    Returns:
+        Ids and mask ``(m, L)``, with L the length of the longest one.
+
+    Example:
+        >>> texts = pad_texts([[1, 5, 2], [1, 2]], pad_id=0)
+        >>> texts.ids.tolist(), texts.mask.tolist()
+        ([[1, 5, 2], [1, 2, 0]], [[True, True, True], [True, True, False]])
+    """
+    lengths = torch.tensor([len(caption) for caption in ids], dtype=torch.int64)
+    longest = int(lengths.max()) if ids else 0
+    padded = [caption + [pad_id] * (longest - len(caption)) for caption in ids]
+    mask = torch.arange(longest)[None, :] < lengths[:, None]
+    return Texts(torch.tensor(padded, dtype=torch.int64).reshape(len(ids), longest), mask)
+
+
+def _content_ids(size: int, special: frozenset[int]) -> Tensor:
+    return torch.tensor([i for i in range(size) if i not in special], dtype=torch.int64)

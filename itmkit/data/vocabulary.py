@@ -1,0 +1,169 @@
+"""Words and their ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+PAD, START, END, UNKNOWN, MASK = "<pad>", "<start>", "<end>", "<unk>", "[MASK]"
+RESERVED = (PAD, START, END, UNKNOWN, MASK)
+
+_WORD = re.compile(r"[^\W_]+(?:['’](?!s\b)[^\W_]+)*|['’]s\b")
+
+
+def split_words(caption: str) -> list[str]:
+    """The lower-case words of a caption, without its punctuation; ``'s`` is a word of its own.
+
+    Example:
+        >>> split_words("A dog's ball; two café-tables don't move!")
+        ['a', 'dog', "'s", 'ball', 'two', 'café', 'tables', "don't", 'move']
+    """
+    return [word.replace("’", "'") for word in _WORD.findall(caption.lower())]
+
+
+class Vocabulary:
+    """A word for every id, and an id for every word.
+
+    ``<pad>`` is id 0. A vocabulary in the field's form (SCAN) has no ``[MASK]``: its ``mask_id``
+    is then the id of ``<unk>``.
+
+    Args:
+        words: all words by id, with the reserved ``<pad>``, ``<start>``, ``<end>`` and ``<unk>``.
+
+    Raises:
+        ValueError: if a reserved word is missing, ``<pad>`` is not first or a word comes twice.
+
+    Example:
+        >>> vocabulary = Vocabulary.build(["a red dog", "a red cat", "A dog!"], min_count=2)
+        >>> len(vocabulary), vocabulary.words[5:]
+        (8, ('a', 'dog', 'red'))
+        >>> vocabulary["dog"], vocabulary["cat"] == vocabulary.unk_id
+        (6, True)
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = tuple(words)
+        self._ids = {word: i for i, word in enumerate(self.words)}
+        missing = [word for word in (PAD, START, END, UNKNOWN) if word not in self._ids]
+        if missing:
+            raise ValueError(f"words lacks the reserved {', '.join(missing)}")
+        if self.words[0] != PAD:
+            raise ValueError(f"words[0] is {self.words[0]!r}; expected {PAD!r}")
+        if len(self._ids) != len(self.words):
+            twice = Counter(self.words).most_common(1)[0][0]
+            raise ValueError(f"words has {twice!r} more than once")
+
+    @classmethod
+    def build(
+        cls, captions: Iterable[str], *, min_count: int = 4, max_size: int = 12_000
+    ) -> Vocabulary:
+        """The most frequent words of some captions, ties in alphabetical order.
+
+        Args:
+            captions: the captions to count.
+            min_count: how often a word must appear at least.
+            max_size: how many words are kept at most, not counting the five reserved ones.
+
+        Raises:
+            ValueError: if no word is left.
+        """
+        counts: Counter[str] = Counter()
+        for caption in captions:
+            counts.update(split_words(caption))
+        kept = [word for word, count in counts.items() if count >= min_count]
+        kept.sort(key=lambda word: (-counts[word], word))
+        if not kept[:max_size]:
+            raise ValueError(
+                f"no word of the captions is left with min_count={min_count} and "
+                f"max_size={max_size}; lower min_count or raise max_size"
+            )
+        return cls([*RESERVED, *kept[:max_size]])
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """A vocabulary that :meth:`save` wrote, or one of the field's (SCAN) JSON files.
+
+        Raises:
+            ValueError: if the file is neither.
+        """
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        try:
+            return cls(_words_of(content))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a vocabulary: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the vocabulary as JSON, all of it or nothing."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        text = json.dumps({"words": self.words}, ensure_ascii=False, indent=0)
+        part.write_text(text + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    def __getitem__(self, word: str) -> int:
+        """The id of a word, that of ``<unk>`` where it is not known."""
+        return self._ids.get(word, self.unk_id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.words == other.words
+
+    def __hash__(self) -> int:
+        return hash(self.words)
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self)} words)"
+
+    @property
+    def pad_id(self) -> int:
+        return self._ids[PAD]
+
+    @property
+    def start_id(self) -> int:
+        return self._ids[START]
+
+    @property
+    def end_id(self) -> int:
+        return self._ids[END]
+
+    @property
+    def unk_id(self) -> int:
+        return self._ids[UNKNOWN]
+
+    @property
+    def mask_id(self) -> int:
+        return self._ids.get(MASK, self.unk_id)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the reserved words."""
+        return frozenset(self._ids[word] for word in RESERVED if word in self._ids)
+
+
+def _words_of(content: Any) -> list[str]:
+    if isinstance(content, dict) and isinstance(content.get("words"), list):
+        words = content["words"]
+    elif isinstance(content, dict) and isinstance(content.get("word2idx"), dict):
+        ids: dict[str, int] = content["word2idx"]
+        if sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+            raise ValueError(f"the ids of word2idx are not 0 … {len(ids) - 1}, each once")
+        words = sorted(ids, key=lambda word: ids[word])
+    else:
+        raise ValueError("expected {'words': […]}, or {'word2idx': {…}, …}")
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError("its words are not all strings")
+    return words

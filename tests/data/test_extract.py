@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from itmkit.data.dataset import Regions
+from itmkit.data.extract import extract_features
+from itmkit.data.karpathy import KarpathyDataset
+from itmkit.data.precomp import PrecompDataset
+
+Photos = Callable[..., tuple[Path, Path]]
+
+
+class Patches(nn.Module):
+    """A backbone of one layer; can stop, as if interrupted, at a call to come."""
+
+    dim = 6
+
+    def __init__(self, *, stop_at: int | None = None, scale: float = 1.0) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 8, stride=8)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.layer.parameters():
+            parameter.data = scale * torch.randn(parameter.shape, generator=generator)
+        self.calls = 0
+        self.stop_at = stop_at
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, None]:
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        return self.layer(pixels).flatten(2).transpose(1, 2), None
+
+
+def dataset(photos: Photos, split: str = "train", *, captions: int = 5) -> KarpathyDataset:
+    annotations, images = photos({"train": 7, "val": 3}, captions=captions)
+    return KarpathyDataset(
+        split, annotations, images, image_size=16, train_augment=False, max_captions=None
+    )
+
+
+def extract(data: KarpathyDataset, backbone: nn.Module, output: Path, **options: object) -> Path:
+    return extract_features(data, backbone, output, batch_size=2, progress=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_features_are_those_of_the_backbone_and_read_by_both(
+    photos: Photos, tmp_path: Path, workers: int
+) -> None:
+    data, backbone, output = dataset(photos), Patches().train(), tmp_path / "features"
+    path = extract(data, backbone, output, name="patches", num_workers=workers)
+    assert backbone.training
+    assert sorted(p.name for p in output.iterdir()) == [
+        "train_caps.txt",
+        "train_features.json",
+        "train_ids.txt",
+        "train_ims.npy",
+    ]
+    assert path == output / "train_ims.npy"
+    assert np.load(path).dtype == np.float16
+    notes = json.loads((output / "train_features.json").read_text())
+    assert (notes["backbone"], notes["grid"], notes["shape"]) == ("patches", [2, 2], [7, 4, 6])
+
+    annotations, _ = photos({"train": 7, "val": 3})
+    own = KarpathyDataset("train", annotations, features=output)
+    precomp = PrecompDataset("train", output)
+    assert own.captions == precomp.captions == data.captions
+    assert own.names == precomp.names == data.names
+    for row in range(7):
+        pixels = data.image(row)
+        assert isinstance(pixels, Tensor)
+        expected = backbone(pixels[None])[0][0].detach()
+        for read in (own.image(row), precomp.image(row)):
+            assert isinstance(read, Regions)
+            torch.testing.assert_close(read.features, expected, atol=1e-2, rtol=1e-3)
+            assert read.boxes is not None
+            assert read.boxes[3].tolist() == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_features_are_matched_by_name(photos: Photos, tmp_path: Path) -> None:
+    data = dataset(photos)
+    extract(data, Patches(), tmp_path / "features")
+    annotations, _ = photos({"train": 7, "val": 3})
+    content = json.loads(annotations.read_text())
+    content["images"] = content["images"][::-1]
+    del content["images"][-3]
+    annotations.write_text(json.dumps(content))
+    turned = KarpathyDataset("train", annotations, features=tmp_path / "features")
+    stored = PrecompDataset("train", tmp_path / "features")
+    assert turned.names == [f"train_{i}.jpg" for i in (6, 5, 4, 3, 1, 0)]
+    image, expected = turned.image(4), stored.image(1)
+    assert isinstance(image, Regions)
+    assert torch.equal(image.features, expected.features)
+
+
+def test_stopped_extraction_goes_on_behind_the_last_whole_batch(
+    photos: Photos, tmp_path: Path
+) -> None:
+    data = dataset(photos)
+    extract(data, Patches(), tmp_path / "whole")
+    output = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        extract(data, Patches(stop_at=4), output)  # one call for the shape, two batches done
+    assert sorted(p.name for p in output.iterdir()) == ["train_ims.npy.part", "train_progress.json"]
+    assert json.loads((output / "train_progress.json").read_text())["done"] == 4
+    with pytest.raises(FileNotFoundError, match=r"train_ims\.npy is missing"):
+        PrecompDataset("train", output)
+
+    backbone = Patches()
+    extract(data, backbone, output)
+    assert backbone.calls == 1 + 2
+    for path in (tmp_path / "whole").iterdir():
+        assert (output / path.name).read_bytes() == path.read_bytes()
+    assert len(list(output.iterdir())) == 4
+
+    backbone = Patches()  # nothing is left to do
+    before = (output / "train_ims.npy").stat().st_mtime_ns
+    extract(data, backbone, output)
+    assert backbone.calls == 1
+    assert (output / "train_ims.npy").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("stop_at", [4, None])
+def test_error_of_other_settings(photos: Photos, tmp_path: Path, stop_at: int | None) -> None:
+    data, output = dataset(photos), tmp_path / "features"
+    if stop_at:
+        with pytest.raises(KeyboardInterrupt):
+            extract(data, Patches(stop_at=stop_at), output)
+    else:
+        extract(data, Patches(), output)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    with pytest.raises(ValueError, match="made with other settings: weights is"):
+        extract(data, Patches(scale=2.0), output)
+    with pytest.raises(ValueError, match=r"dtype is 'float16' in train_.*, but 'float32' now"):
+        extract(data, Patches(), output, dtype="float32")
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_other_numbers_of_captions_are_kept(photos: Photos, tmp_path: Path) -> None:
+    data = dataset(photos, "val", captions=3)
+    extract(data, Patches(), tmp_path / "features")
+    again = PrecompDataset("val", tmp_path / "features")
+    assert again.caption_images.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert again.captions == data.captions
+
+
+def test_error_of_a_feature_that_is_not_finite_names_the_image(
+    photos: Photos, tmp_path: Path
+) -> None:
+    data = dataset(photos)
+    message = "features of image 'train_0.jpg' are not finite in float16"
+    with pytest.raises(ValueError, match=message):
+        extract(data, Patches(scale=1e5), tmp_path / "features")
+    extract(data, Patches(scale=1e5), tmp_path / "large", dtype="float32")
+
+
+def test_error_of_random_augmentation(photos: Photos, tmp_path: Path) -> None:
+    annotations, images = photos()
+    data = KarpathyDataset("train", annotations, images, image_size=16)
+    with pytest.raises(ValueError, match="expected train_augment=False"):
+        extract(data, Patches(), tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
+def test_error_of_an_unreadable_photo_leaves_no_features(photos: Photos, tmp_path: Path) -> None:
+    data, output = dataset(photos), tmp_path / "features"
+    (data.folder / "train_5.jpg").write_bytes(b"not a photo")
+    with pytest.raises(ValueError, match=r"train_5.jpg is not a readable image"):
+        extract(data, Patches(), output)
+    assert not (output / "train_ims.npy").exists()
+    assert not (output / "train_caps.txt").exists()
+
+
+def test_error_of_features_of_other_photos(photos: Photos, tmp_path: Path) -> None:
+    output = tmp_path / "features"
+    extract(dataset(photos, "val"), Patches(), output)
+    annotations, _ = photos({"val": 5})
+    message = "val_ids.txt lacks 'val_3.jpg', in all 2 of the 5 images of the split 'val'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        KarpathyDataset("val", annotations, features=output)
+
+
+def test_error_of_a_backbone_with_padding(photos: Photos, tmp_path: Path) -> None:
+    class Padded(Patches):
+        def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            tokens, _ = super().forward(pixels)
+            return tokens, torch.zeros(tokens.shape[:2], dtype=torch.bool)
+
+    with pytest.raises(ValueError, match="with padding; expected"):
+        extract(dataset(photos), Padded(), tmp_path / "features")

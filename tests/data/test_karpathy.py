@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from itmkit.data.karpathy import KarpathyDataset
+
+Photos = Callable[..., tuple[Path, Path]]
+HALF = (0.5, 0.5, 0.5)
+
+
+def pixels(data: KarpathyDataset, row: int) -> Tensor:
+    image = data.image(row)
+    assert isinstance(image, Tensor)
+    return image
+
+
+def test_splits_names_and_captions(photos: Photos) -> None:
+    annotations, images = photos()
+    data = KarpathyDataset("val", annotations, images, image_size=32)
+    assert data.names == ["val_0.jpg", "val_1.jpg"]
+    assert len(data.captions) == 10
+    assert data.captions[7] == "A café of val 1."
+    assert data.caption_images.tolist() == [0] * 5 + [1] * 5
+    assert len(KarpathyDataset("train", annotations, images)) == 4
+
+
+def test_photos_are_scaled_cut_and_normalised(photos: Photos) -> None:
+    annotations, images = photos(size=(48, 32))
+    data = KarpathyDataset("test", annotations, images, image_size=32, mean=HALF, std=HALF)
+    with Image.open(images / "test_1.jpg") as photo:
+        expected = torch.from_numpy(np.array(photo.crop((8, 0, 40, 32)))).permute(2, 0, 1)
+    assert pixels(data, 1).shape == (3, 32, 32)
+    torch.testing.assert_close(pixels(data, 1), expected / 127.5 - 1)
+
+
+def test_training_photos_are_cropped_at_random_and_never_mirrored(photos: Photos) -> None:
+    annotations, images = photos({"train": 1, "val": 1}, size=(64, 64))
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 1, 3))
+    for name in ("train_0.jpg", "val_0.jpg"):
+        Image.fromarray(ramp).save(images / name, quality=100)
+    data = KarpathyDataset("train", annotations, images, image_size=32)
+    crops = [pixels(data, 0) for _ in range(20)]
+    assert len({crop.sum().item() for crop in crops}) > 10
+    assert all(crop[0, :, 0].mean() < crop[0, :, -1].mean() for crop in crops)
+
+    mirrored = KarpathyDataset("train", annotations, images, image_size=32, flip=1.0)
+    assert pixels(mirrored, 0)[0, :, 0].mean() > pixels(mirrored, 0)[0, :, -1].mean()
+    for still in (
+        KarpathyDataset("train", annotations, images, image_size=32, train_augment=False),
+        KarpathyDataset("val", annotations, images, image_size=32),
+    ):
+        assert torch.equal(pixels(still, 0), pixels(still, 0))
+
+
+def test_restval_belongs_to_train_unless_told(photos: Photos) -> None:
+    annotations, images = photos({"train": 2, "restval": 3, "val": 1})
+    assert len(KarpathyDataset("train", annotations, images)) == 5
+    assert len(KarpathyDataset("train", annotations, images, use_restval=False)) == 2
+    assert len(KarpathyDataset("val", annotations, images)) == 1
+
+
+def test_filepath_is_a_folder_of_photos(photos: Photos) -> None:
+    annotations, images = photos(folder="val2014")
+    data = KarpathyDataset("val", annotations, images, image_size=8)
+    assert data.names[0] == "val2014/val_0.jpg"
+    assert pixels(data, 0).shape == (3, 8, 8)
+
+
+def test_max_captions(photos: Photos) -> None:
+    annotations, images = photos(captions=7)
+    assert len(KarpathyDataset("val", annotations, images).captions) == 10
+    assert len(KarpathyDataset("val", annotations, images, max_captions=None).captions) == 14
+    few = KarpathyDataset("val", annotations, images, max_captions=2)
+    assert few.caption_images.tolist() == [0, 0, 1, 1]
+
+
+def test_photos_are_turned_upright_and_grey_ones_read(photos: Photos) -> None:
+    annotations, images = photos()
+    top_dark = np.zeros((64, 64), dtype=np.uint8)
+    top_dark[32:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(top_dark).save(images / "val_0.jpg", exif=exif)
+    image = pixels(KarpathyDataset("val", annotations, images, image_size=16), 0)
+    assert image[:, :6].mean() > 1
+    assert image[:, -6:].mean() < -1
+
+
+def test_error_of_missing_photos(photos: Photos) -> None:
+    annotations, images = photos()
+    (images / "train_1.jpg").unlink()
+    (images / "train_3.jpg").unlink()
+    message = r"train_1.jpg is missing; in all 2 images of the split 'train' are"
+    with pytest.raises(FileNotFoundError, match=message):
+        KarpathyDataset("train", annotations, images)
+    KarpathyDataset("val", annotations, images)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a photo", None])
+def test_error_of_an_unreadable_photo(photos: Photos, content: bytes | None) -> None:
+    annotations, images = photos()
+    path = images / "val_1.jpg"
+    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+    data = KarpathyDataset("val", annotations, images)
+    with pytest.raises(ValueError, match=r"val_1.jpg is not a readable image"):
+        data.image(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not in Karpathy's form"),
+        ("[]", "is not in Karpathy's form"),
+        ('{"images": ["a.jpg"]}', "is not in Karpathy's form"),
+        ('{"images": [{"split": "val", "sentences": []}]}', "KeyError('filename')"),
+        ('{"images": []}', "has no image of the split 'val'; it has []"),
+        (
+            '{"images": [{"split": "val", "filename": "a.jpg", "sentences": []}]}',
+            "has no caption in the split 'val'",
+        ),
+        (
+            '{"images": [{"split": "val", "filename": "../a.jpg", "sentences": [{"raw": "A."}]}]}',
+            "names '../a.jpg'; expected a file inside the image folder",
+        ),
+    ],
+)
+def test_error_of_bad_annotations(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "dataset.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        KarpathyDataset("val", path, tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_error_of_an_empty_split_names_those_there(photos: Photos) -> None:
+    annotations, images = photos({"train": 1, "test": 1})
+    with pytest.raises(ValueError, match=r"no image of the split 'val'; it has \['test', 'train'"):
+        KarpathyDataset("val", annotations, images)
+
+
+def test_error_of_missing_paths(photos: Photos, tmp_path: Path) -> None:
+    annotations, images = photos()
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json' is not a file"):
+        KarpathyDataset("val", tmp_path / "nowhere.json", images)
+    with pytest.raises(FileNotFoundError, match="nowhere' is not a folder"):
+        KarpathyDataset("val", annotations, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="images and features are both None"):
+        KarpathyDataset("val", annotations)
+
+
+def test_words_stand_in_where_raw_is_missing(photos: Photos) -> None:
+    annotations, images = photos()
+    content = json.loads(annotations.read_text(encoding="utf-8"))
+    for entry in content["images"]:
+        for sentence in entry["sentences"]:
+            del sentence["raw"]
+    annotations.write_text(json.dumps(content))
+    assert KarpathyDataset("val", annotations, images).captions[0] == "a dog"
+
+
+def flickr8k() -> Path:
+    folder = Path(__file__).parents[2] / ".." / "shared" / "data" / "flickr8k"
+    if not folder.is_dir():
+        pytest.skip(f"no photos at {folder}")
+    return folder
+
+
+def test_smoke_on_the_real_photos_of_flickr8k() -> None:
+    folder = flickr8k()
+    for split, count in (("train", 6000), ("val", 1000)):
+        data = KarpathyDataset(split, folder / "dataset_flickr8k.json", folder / "images")
+        assert (len(data), len(data.captions)) == (count, 5 * count)
+        for row in range(0, count, count // 4):
+            image = pixels(data, row)
+            assert image.shape == (3, 224, 224)
+            assert image.isfinite().all()
+            assert image.std() > 0.1

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data.distributed import DistributedSampler
+
+from itmkit.data.batch import Batch
+from itmkit.data.caption_noise import CaptionNoise
+from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.module import ImageTextData
+from itmkit.data.tokenizer import TransformersTokenizer, WordTokenizer
+from itmkit.data.vocabulary import Vocabulary
+
+WORDS = "a the red blue dog cat runs sleeps on under grass table".split()
+
+
+class ToyDataset(ImageTextDataset):
+    """Random pixels, and ``captions`` different sentences an image."""
+
+    def __init__(
+        self, split: str = "train", *, images: int = 6, captions: int = 5, noise: float = 0.0
+    ) -> None:
+        generator = np.random.default_rng(len(split))
+        sentences = [
+            " ".join(generator.choice(WORDS, size=generator.integers(3, 8)))
+            for _ in range(images * captions)
+        ]
+        rows = torch.arange(images).repeat_interleave(captions)
+        super().__init__(split, [f"{row}.jpg" for row in range(images)], sentences, rows)
+        self.noise = noise
+
+    def image(self, row: int) -> Tensor | Regions:
+        return torch.full((3, 4, 4), float(row)) + self.noise * torch.rand(3, 4, 4)
+
+
+def data_of(**options: Any) -> ImageTextData:
+    options = {"batch_size": 4, "eval_batch_size": 4, "vocabulary_min_count": 1, **options}
+    return ImageTextData(options.pop("dataset", ToyDataset), **options)
+
+
+def words_of(data: ImageTextData, ids: Tensor, mask: Tensor) -> str:
+    tokenizer = data.tokenizer
+    assert isinstance(tokenizer, WordTokenizer)
+    words = [tokenizer.vocabulary.words[i] for i in ids[mask].tolist()]
+    assert (words[0], words[-1]) == ("<start>", "<end>")
+    return " ".join(words[1:-1])
+
+
+def test_training_batch_pairs_each_caption_with_its_image() -> None:
+    data = data_of(caption_views=2)
+    train = data.split("train")
+    seen = []
+    for batch in data.train_dataloader():
+        assert isinstance(batch, Batch)
+        assert (len(batch), len(batch.images), len(batch.texts)) == (4, 4, 8)
+        assert torch.equal(batch.text_image_ids, batch.image_ids.repeat_interleave(2))
+        assert torch.equal(batch.text_image_ids, train.caption_images[batch.text_ids])
+        assert torch.equal(batch.images.features[:, 0, 0, 0], batch.image_ids.float())
+        for text, caption in enumerate(batch.text_ids.tolist()):
+            text_words = words_of(data, batch.texts.ids[text], batch.texts.mask[text])
+            assert text_words == train.captions[caption]
+        seen += batch.text_ids[::2].tolist()
+    assert len(set(seen)) == len(seen) == 28  # of 30; the last two fill no batch
+
+
+def test_views_have_noise_of_their_own() -> None:
+    data = data_of(caption_views=2, noise=CaptionNoise(p=0.5), batch_size=30)
+    batch = next(iter(data.train_dataloader()))
+    views = [
+        words_of(data, ids, mask)
+        for ids, mask in zip(batch.texts.ids, batch.texts.mask, strict=True)
+    ]
+    assert sum(a != b for a, b in zip(views[::2], views[1::2], strict=True)) > 15
+
+
+def test_evaluation_batch_has_each_image_once_with_all_its_captions() -> None:
+    data = data_of(noise=CaptionNoise(p=1.0), caption_views=2)
+    for loader, split in (
+        (data.val_dataloader(), "val"),
+        (data.test_dataloader(), "test"),
+        (data.predict_dataloader(), "test"),
+    ):
+        batches = list(loader)
+        dataset = data.split(split)
+        assert [len(batch) for batch in batches] == [4, 2]
+        assert torch.cat([batch.image_ids for batch in batches]).tolist() == list(range(6))
+        assert torch.cat([batch.text_ids for batch in batches]).tolist() == list(range(30))
+        for batch in batches:
+            assert torch.equal(batch.text_image_ids, batch.image_ids.repeat_interleave(5))
+            for text, caption in enumerate(batch.text_ids.tolist()):
+                expected = dataset.captions[caption].split()
+                assert int(batch.texts.mask[text].sum()) == len(expected) + 2
+                known = [word if word in vocabulary_of(data) else "<unk>" for word in expected]
+                got = words_of(data, batch.texts.ids[text], batch.texts.mask[text])
+                assert got == " ".join(known)
+
+
+def vocabulary_of(data: ImageTextData) -> Vocabulary:
+    assert isinstance(data.tokenizer, WordTokenizer)
+    return data.tokenizer.vocabulary
+
+
+def test_vocabulary_comes_from_the_training_captions_or_the_dataset() -> None:
+    data = data_of(vocabulary_max_size=5)
+    built = Vocabulary.build(data.split("train").captions, min_count=1, max_size=5)
+    assert vocabulary_of(data) == built
+    assert data.vocabulary_size == 10
+
+    class Own(ToyDataset):
+        vocabulary = Vocabulary.build([" ".join(WORDS)], min_count=1)
+
+    assert vocabulary_of(data_of(dataset=Own)) == Own.vocabulary
+
+
+def test_word_pieces(bert_folder: Path) -> None:
+    data = data_of(tokenizer=TransformersTokenizer(bert_folder), noise=CaptionNoise())
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.texts.ids[:, 0] == 2).all()
+    assert data.vocabulary_size == 16
+    assert data.state_dict() == {}
+
+
+def flat(batches: Any) -> list[Tensor]:
+    return [
+        part
+        for batch in batches
+        for part in (batch.images.features, batch.texts.ids, batch.text_ids, batch.image_ids)
+    ]
+
+
+def same(left: Any, right: Any) -> bool:
+    left, right = flat(left), flat(right)
+    return len(left) == len(right) > 0 and all(map(torch.equal, left, right))
+
+
+def noisy(**options: Any) -> ImageTextData:
+    return data_of(
+        dataset=partial(ToyDataset, noise=1.0),
+        noise=CaptionNoise(p=0.5),
+        caption_views=2,
+        **options,
+    )
+
+
+def test_batches_do_not_depend_on_workers_nor_on_the_global_generator() -> None:
+    alone = list(noisy().train_dataloader())
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert same(noisy().train_dataloader(), alone)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(noisy(num_workers=2).train_dataloader(), alone)
+    assert not same(noisy(seed=1).train_dataloader(), alone)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_epoch_has_new_noise_and_augmentation(workers: int) -> None:
+    loader = noisy(num_workers=workers, batch_size=1).train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        rows = {int(batch.text_ids[0]): batch for batch in loader}
+        epochs.append([rows[row] for row in sorted(rows)])
+    images = [
+        torch.equal(a.images.features, b.images.features) for a, b in zip(*epochs, strict=True)
+    ]
+    texts = [torch.equal(a.texts.ids, b.texts.ids) for a, b in zip(*epochs, strict=True)]
+    assert len(images) == 30
+    assert not any(images)
+    assert sum(texts) < 10
+
+
+class Recorder(LightningModule):
+    """Trains one number, and keeps all it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[Batch] = []
+        self.judged: list[int] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seen.append(batch)
+        return (self.weight - batch.images.features.mean() - batch.texts.ids.float().mean()) ** 2
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.judged += batch.image_ids.tolist()
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder: Path, data: ImageTextData, *, ckpt_path: str | None = None, **options: Any) -> Any:
+    model = Recorder()
+    every_step = ModelCheckpoint(
+        folder / "saved", save_top_k=-1, every_n_train_steps=1, filename="{step}"
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[every_step],
+        **options,
+    )
+    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+    return model
+
+
+BY_EPOCHS = {"max_epochs": 3}
+BY_STEPS = {"max_steps": 21, "val_check_interval": 2}
+
+
+@pytest.mark.parametrize("step", [3, 7, 9])  # an epoch has 7 batches
+@pytest.mark.parametrize("length", [BY_EPOCHS, BY_STEPS])
+@pytest.mark.filterwarnings("ignore")
+def test_resumed_run_is_the_run_that_was_not_stopped(
+    tmp_path: Path, step: int, length: dict[str, int]
+) -> None:
+    workers = int(step == 9)
+    whole = fit(tmp_path, noisy(num_workers=workers), **length)
+    assert len(whole.seen) == 21
+    checkpoint = str(tmp_path / "saved" / f"step={step}.ckpt")
+    resumed = fit(tmp_path, noisy(num_workers=workers), ckpt_path=checkpoint, **length)
+    assert same(resumed.seen, whole.seen[step:])
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_processes_share_the_batches_of_one() -> None:
+    whole = list(noisy(batch_size=6).train_dataloader())
+    parts = []
+    for rank in range(2):
+        data = noisy(batch_size=3)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        loader = data.train_dataloader()
+        assert isinstance(loader.sampler, DistributedSampler)  # so Lightning leaves it in place
+        parts.append(list(loader))
+    assert len(whole) == len(parts[0]) == len(parts[1]) == 5
+    for batch, left, right in zip(whole, *parts, strict=True):
+        assert torch.equal(batch.text_ids, torch.cat([left.text_ids, right.text_ids]))
+        images = torch.cat([left.images.features, right.images.features])
+        assert torch.equal(batch.images.features, images)
+        tokens = int(left.texts.mask.sum() + right.texts.mask.sum())
+        assert int(batch.texts.mask.sum()) == tokens
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoint_carries_the_words(tmp_path: Path) -> None:
+    data = data_of(vocabulary_max_size=7)
+    fit(tmp_path, data, max_steps=1, val_check_interval=1)
+    path = tmp_path / "saved" / "step=1.ckpt"
+    saved = torch.load(path, weights_only=True)["ImageTextData"]
+    assert saved == {"vocabulary": list(vocabulary_of(data).words)}
+
+    other = data_of(vocabulary_max_size=3)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=True)
+    model = Recorder()
+    trainer.test(model, other, ckpt_path=str(path), verbose=False, weights_only=True)
+    assert vocabulary_of(other) == vocabulary_of(data)
+    assert "train" not in other._splits
+    assert model.judged == list(range(6))
+
+
+def test_state_dict_round_trip_and_error_of_another_tokenizer(bert_folder: Path) -> None:
+    state = data_of().state_dict()
+    words = Vocabulary(state["vocabulary"])
+    again = data_of(vocabulary_max_size=1)
+    again.load_state_dict(state)
+    assert vocabulary_of(again) == words
+    data_of(tokenizer=WordTokenizer(words)).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"tokenizer has 6 words that are not the 17 words"):
+        data_of(tokenizer=WordTokenizer(Vocabulary(words.words[:6]))).load_state_dict(state)
+    with pytest.raises(ValueError, match="tokenizer is a TransformersTokenizer, but"):
+        data_of(tokenizer=TransformersTokenizer(bert_folder)).load_state_dict(state)
+
+
+def test_setup_opens_only_what_a_stage_needs() -> None:
+    opened: list[str] = []
+
+    def make(split: str) -> ToyDataset:
+        opened.append(split)
+        return ToyDataset(split)
+
+    data = data_of(dataset=make, val_split="dev")
+    data.setup("test")
+    assert opened == ["test"]
+    data.setup("fit")
+    data.setup("validate")
+    assert opened == ["test", "train", "dev"]
+    assert data_of(val_split=None).val_dataloader() == []
+
+
+def test_error_of_an_empty_split() -> None:
+    class Empty(ToyDataset):
+        def __len__(self) -> int:
+            return 0
+
+    with pytest.raises(ValueError, match="split 'val' has no images"):
+        data_of(dataset=partial(ToyDataset, images=0)).setup("validate")
+    with pytest.raises(ValueError, match="split 'val' has no images"):
+        data_of(dataset=Empty).setup("validate")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size is 0"),
+        ({"caption_views": 0}, "caption_views is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_error_of_numbers(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data_of(**options)
+
+
+def test_error_of_a_batch_larger_than_the_split() -> None:
+    with pytest.raises(ValueError, match=re.escape("batch_size=31 on 1 process(es)")):
+        data_of(batch_size=31).train_dataloader()
+
+
+def test_configuration_names_a_dataset_without_its_split(tmp_path: Path) -> None:
+    root = tmp_path / "features"
+    root.mkdir()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ImageTextData, "data")
+    config = {
+        "dataset": {
+            "class_path": "itmkit.data.PrecompDataset",
+            "init_args": {"root": str(root), "max_regions": 2},
+        },
+        "noise": {"class_path": "itmkit.data.CaptionNoise", "init_args": {"p": 0.3}},
+        "batch_size": 3,
+    }
+    data = parser.instantiate(parser.parse_object({"data": config})).data
+    assert (data.noise.p, data.noise.mask, data.batch_size) == (0.3, 0.5, 3)
+    with pytest.raises(FileNotFoundError, match=r"val_ims\.npy is missing"):
+        data.split("val")
+
+    config["dataset"]["init_args"]["max_region"] = 2  # type: ignore[index]
+    with pytest.raises(Exception, match="max_region"):
+        parser.parse_object({"data": config})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_batches_are_pinned() -> None:
+    batch = next(iter(data_of().train_dataloader()))
+    for part in flat([batch]):
+        assert part.is_pinned()

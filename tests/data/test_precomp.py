@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from itmkit.data.dataset import Regions
+from itmkit.data.precomp import PrecompDataset
+
+Write = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a split; ``times`` is how often each image is stored, ``captions`` a line count."""
+
+    def write(
+        images: int = 3, *, times: int = 1, captions: int = 15, dtype: str = "float32", **files: Any
+    ) -> np.ndarray:
+        generator = np.random.default_rng(0)
+        features = generator.standard_normal((images, 4, 6)).astype(dtype)
+        np.save(tmp_path / "dev_ims.npy", features.repeat(times, axis=0))
+        lines = [f"caption {i} über\u2028alles\n" for i in range(captions)]
+        (tmp_path / "dev_caps.txt").write_text("".join(lines), encoding="utf-8")
+        for name, content in files.items():
+            if isinstance(content, np.ndarray):
+                np.save(tmp_path / f"dev_{name}.npy", content)
+            else:
+                (tmp_path / f"dev_{name}.txt").write_text(content)
+        return features
+
+    return write
+
+
+def regions(data: PrecompDataset, row: int) -> Regions:
+    image = data.image(row)
+    assert image.features.dtype == torch.float32
+    return image
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("times", [1, 5])
+def test_images_stored_once_or_five_times(
+    write: Write, tmp_path: Path, times: int, dtype: str
+) -> None:
+    features = write(times=times, dtype=dtype)
+    data = PrecompDataset("dev", tmp_path)
+    assert (len(data), len(data.captions), data.names) == (3, 15, ["0", "1", "2"])
+    assert data.captions[7] == "caption 7 über\u2028alles"
+    assert data.caption_images.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    for row in range(3):
+        assert np.array_equal(regions(data, row).features.numpy(), features[row].astype("float32"))
+        assert regions(data, row).boxes is None
+
+
+def test_one_caption_an_image(write: Write, tmp_path: Path) -> None:
+    features = write(5, captions=5)
+    data = PrecompDataset("dev", tmp_path)
+    assert data.caption_images.tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(regions(data, 4).features.numpy(), features[4])
+
+
+def test_other_numbers_of_captions(write: Write, tmp_path: Path) -> None:
+    write(3, captions=4, cap_images="0\n0\n2\n1\n")
+    data = PrecompDataset("dev", tmp_path)
+    assert data.caption_images.tolist() == [0, 0, 2, 1]
+    assert data.captions_of(0) == [0, 1]
+
+
+@pytest.mark.parametrize(("times", "lines"), [(1, 3), (5, 3), (5, 15), (1, 15)])
+def test_ids_are_names(write: Write, tmp_path: Path, times: int, lines: int) -> None:
+    repeats = lines // 3
+    ids = "".join(f"img{i}.jpg\n" * repeats for i in range(3))
+    write(times=times, ids=ids)
+    assert PrecompDataset("dev", tmp_path).names == ["img0.jpg", "img1.jpg", "img2.jpg"]
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_boxes_in_pixels_become_relative(write: Write, tmp_path: Path, times: int) -> None:
+    box = np.tile(np.array([10.0, 20.0, 50.0, 40.0], dtype="float32"), (3, 4, 1))
+    sizes = np.array([[100, 50], [200, 80], [50, 40]])
+    write(times=times, boxes=box.repeat(times, axis=0), img_sizes=sizes.repeat(times, axis=0))
+    data = PrecompDataset("dev", tmp_path, max_regions=2)
+    for row, (width, height) in enumerate(sizes.tolist()):
+        boxes = regions(data, row).boxes
+        assert boxes is not None
+        expected = torch.tensor([10 / width, 20 / height, 50 / width, 40 / height]).expand(2, 4)
+        torch.testing.assert_close(boxes, expected)
+        assert regions(data, row).features.shape == (2, 6)
+
+
+def test_grid_that_extract_noted_gives_boxes(write: Write, tmp_path: Path) -> None:
+    write()
+    (tmp_path / "dev_features.json").write_text(json.dumps({"grid": [2, 2]}))
+    boxes = regions(PrecompDataset("dev", tmp_path), 1).boxes
+    assert boxes is not None
+    assert boxes[1].tolist() == [0.5, 0.0, 1.0, 0.5]
+
+
+def test_features_are_mapped_and_not_sent_to_worker_processes(write: Write, tmp_path: Path) -> None:
+    features = write()
+    data = PrecompDataset("dev", tmp_path)
+    assert isinstance(data._features.array, np.memmap)
+    np.save(tmp_path / "dev_ims.npy", np.zeros((3, 400, 600), dtype="float32"))
+    sent = pickle.dumps(data)
+    assert len(sent) < 10_000
+    np.save(tmp_path / "dev_ims.npy", features)
+    again = pickle.loads(sent)
+    assert np.array_equal(again.image(2).features.numpy(), features[2])
+
+
+BOXES = np.full((3, 4, 4), 0.5, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"captions": 14}, "dev_caps.txt has 14 lines; expected 15 (five for each of the 3 rows"),
+        ({"times": 5, "captions": 14}, "dev_caps.txt has 14 lines; expected 75"),
+        ({"ids": "a\nb\n"}, "dev_ids.txt has 2 lines; expected 3"),
+        ({"cap_images": "0\n"}, "dev_cap_images.txt has 1 lines; expected 15"),
+        ({"cap_images": "0\n" * 14 + "x\n"}, "dev_cap_images.txt has a line that is no row"),
+        ({"cap_images": "0\n" * 14 + "3\n"}, "caption_images goes from 0 to 3"),
+        ({"images": 0, "captions": 0}, "the split 'dev' is empty"),
+        ({"boxes": BOXES[:2]}, "dev_boxes.npy has the shape (2, 4, 4); expected (3, 4, 4)"),
+        ({"boxes": BOXES * 100}, "dev_boxes.npy goes from 50 to 50 (as they are)"),
+        ({"boxes": BOXES - np.array([0, 0, 0.2, 0])}, "a box with x2 < x1"),
+        (
+            {"boxes": BOXES * 100, "img_sizes": np.full((3, 2), 20)},
+            "dev_boxes.npy goes from 2.5 to 2.5 (divided by dev_img_sizes.npy)",
+        ),
+    ],
+)
+def test_error_of_files_that_do_not_fit(
+    write: Write, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write(**change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PrecompDataset("dev", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((3, 6), dtype="float32"), "dev_ims.npy has the shape (3, 6); expected rank 3"),
+        (np.zeros((3, 2, 2, 6), dtype="float32"), "expected rank 3, (images, regions, dim)"),
+        (np.zeros((3, 4, 6), dtype="int64"), "dev_ims.npy holds int64"),
+        (np.zeros((3, 0, 6), dtype="float32"), "expected no empty rows"),
+        (np.array([{}] * 3, dtype=object), "dev_ims.npy is not a whole .npy file"),
+    ],
+)
+def test_error_of_wrong_features(
+    write: Write, tmp_path: Path, features: np.ndarray, message: str
+) -> None:
+    write()
+    np.save(tmp_path / "dev_ims.npy", features, allow_pickle=True)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PrecompDataset("dev", tmp_path)
+
+
+def test_error_of_a_file_cut_short(write: Write, tmp_path: Path) -> None:
+    write()
+    path = tmp_path / "dev_ims.npy"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"no features"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"dev_ims.npy is not a whole .npy file"):
+            PrecompDataset("dev", tmp_path)
+
+
+def test_error_of_a_number_that_is_not_finite(write: Write, tmp_path: Path) -> None:
+    features = write()
+    features[1, 2, 3] = np.nan
+    np.save(tmp_path / "dev_ims.npy", features)
+    data = PrecompDataset("dev", tmp_path)
+    data.image(0)
+    with pytest.raises(ValueError, match=r"dev_ims.npy has a value that is not finite in row 1"):
+        data.image(1)
+
+
+def test_error_of_captions_that_are_not_utf8(write: Write, tmp_path: Path) -> None:
+    write()
+    (tmp_path / "dev_caps.txt").write_bytes(("caf\xe9\n" * 15).encode("latin-1"))
+    with pytest.raises(ValueError, match=r"dev_caps.txt is not UTF-8"):
+        PrecompDataset("dev", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dev_ims.npy", "dev_caps.txt"])
+def test_error_of_a_missing_file(write: Write, tmp_path: Path, name: str) -> None:
+    write()
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        PrecompDataset("dev", tmp_path)
+
+
+def test_error_of_a_missing_folder_and_row(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere' is not a folder"):
+        PrecompDataset("dev", tmp_path / "nowhere")
+    write()
+    with pytest.raises(IndexError, match="row is 3; expected 0 … 2"):
+        PrecompDataset("dev", tmp_path).image(3)
+    with pytest.raises(ValueError, match="max_regions is 0"):
+        PrecompDataset("dev", tmp_path, max_regions=0)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from itmkit.data.tokenizer import TransformersTokenizer, WordTokenizer, pad_texts
+from itmkit.data.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def vocabulary() -> Vocabulary:
+    return Vocabulary.build(["a red dog runs on grass"], min_count=1)
+
+
+def test_words_stand_between_start_and_end(vocabulary: Vocabulary) -> None:
+    caption = WordTokenizer(vocabulary).encode("A RED zebra, runs!")
+    words = [vocabulary.words[i] for i in caption.ids]
+    assert words == ["<start>", "a", "red", "<unk>", "runs", "<end>"]
+    assert caption.words == [-1, 0, 1, 2, 3, -1]
+    assert WordTokenizer(vocabulary).encode("...").ids == [1, 2]
+
+
+def test_words_are_cut_to_max_length(vocabulary: Vocabulary) -> None:
+    caption = WordTokenizer(vocabulary, max_length=4).encode("a red dog runs on grass")
+    assert [vocabulary.words[i] for i in caption.ids] == ["<start>", "a", "red", "<end>"]
+
+
+def test_random_tokens_are_never_reserved(vocabulary: Vocabulary, bert_folder: Path) -> None:
+    words = WordTokenizer(vocabulary)
+    assert words.content_ids.tolist() == list(range(5, len(words)))
+    pieces = TransformersTokenizer(bert_folder)
+    assert pieces.content_ids.tolist() == list(range(6, 16))  # nor are they [unused0]
+
+
+def test_word_tokenizer_reads_a_saved_vocabulary(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    vocabulary.save(tmp_path / "words.json")
+    tokenizer = WordTokenizer(tmp_path / "words.json")
+    assert tokenizer.vocabulary == vocabulary
+    assert len(tokenizer) == len(vocabulary)
+
+
+def test_word_pieces_know_their_word(bert_folder: Path) -> None:
+    tokenizer = TransformersTokenizer(bert_folder)
+    caption = tokenizer.encode("A running dog, cats.")
+    assert caption.ids == [2, 6, 11, 12, 8, 1, 9, 10, 15, 3]
+    assert caption.words == [-1, 0, 1, 1, 2, 3, 4, 4, 5, -1]
+    assert (tokenizer.pad_id, tokenizer.mask_id, len(tokenizer)) == (0, 4, 16)
+    assert tokenizer.special_ids == {0, 1, 2, 3, 4}
+
+
+def test_word_pieces_are_cut_to_max_length(bert_folder: Path) -> None:
+    caption = TransformersTokenizer(bert_folder, max_length=5).encode("a red dog runs on grass")
+    assert caption.ids == [2, 6, 7, 8, 3]
+
+
+def test_transformers_tokenizer_goes_to_worker_processes(bert_folder: Path) -> None:
+    tokenizer = TransformersTokenizer(bert_folder)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode("a dog") == tokenizer.encode("a dog")
+
+
+def test_error_of_a_tokenizer_without_padding(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    model = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=model, unk_token="?").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no pad token"):
+        TransformersTokenizer(tmp_path)
+
+
+def test_error_of_a_length_without_room(vocabulary: Vocabulary) -> None:
+    with pytest.raises(ValueError, match="max_length is 2"):
+        WordTokenizer(vocabulary, max_length=2)
+
+
+def test_shape_of_padded_texts() -> None:
+    texts = pad_texts([[1, 7, 8, 2], [1, 2], [1, 9, 2]], pad_id=6)
+    assert texts.ids.tolist() == [[1, 7, 8, 2], [1, 2, 6, 6], [1, 9, 2, 6]]
+    assert texts.mask.sum(1).tolist() == [4, 2, 3]
+    assert len(texts) == 3
+    assert pad_texts([], pad_id=0).ids.shape == (0, 0)

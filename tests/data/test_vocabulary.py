@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from itmkit.data.vocabulary import RESERVED, Vocabulary, split_words
+
+CAPTIONS = ["A dog runs.", "The dog sleeps!", "a CAT sleeps", "Bees & Zebras; zebras"]
+
+
+def test_smoke_words_have_no_punctuation_and_any_script() -> None:
+    assert split_words("  Zwei Hünde — rot/blau, «3»_x  ") == "zwei hünde rot blau 3 x".split()
+    assert split_words("собака на траве. 犬") == ["собака", "на", "траве", "犬"]
+    assert split_words("the dog's toy isn't Sam’s 'own'") == (
+        ["the", "dog", "'s", "toy", "isn't", "sam", "'s", "own"]
+    )
+    assert split_words("... !") == []
+
+
+def test_build_orders_by_count_then_alphabet() -> None:
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=2)
+    assert vocabulary.words == (*RESERVED, "a", "dog", "sleeps", "zebras")
+    assert Vocabulary.build(reversed(CAPTIONS), min_count=2) == vocabulary
+    assert Vocabulary.build(CAPTIONS, min_count=1, max_size=5).words[-1] == "bees"
+    assert len(Vocabulary.build(CAPTIONS, min_count=1, max_size=5)) == 10
+
+
+def test_reserved_ids_and_unknown_words() -> None:
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=2)
+    ids = [vocabulary.pad_id, vocabulary.start_id, vocabulary.end_id]
+    assert [*ids, vocabulary.unk_id, vocabulary.mask_id] == [0, 1, 2, 3, 4]
+    assert vocabulary.special_ids == {0, 1, 2, 3, 4}
+    assert vocabulary["dog"] == 6
+    assert vocabulary["unicorn"] == vocabulary.unk_id
+    assert "dog" in vocabulary
+    assert "unicorn" not in vocabulary
+
+
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build(["café 犬 dog's"], min_count=1)
+    vocabulary.save(tmp_path / "words.json")
+    assert Vocabulary.load(tmp_path / "words.json") == vocabulary
+    assert [path.name for path in tmp_path.iterdir()] == ["words.json"]
+
+
+def test_load_reads_the_form_of_scan(tmp_path: Path) -> None:
+    words = ["<pad>", "<start>", "<end>", "<unk>", "dog", "red"]
+    content = {
+        "word2idx": {word: i for i, word in reversed(list(enumerate(words)))},
+        "idx2word": {str(i): word for i, word in enumerate(words)},
+        "idx": len(words),
+    }
+    path = tmp_path / "scan.json"
+    path.write_text(json.dumps(content))
+    vocabulary = Vocabulary.load(path)
+    assert vocabulary.words == tuple(words)
+    assert vocabulary.mask_id == vocabulary.unk_id == 3
+    assert vocabulary.special_ids == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is not a vocabulary"),
+        ('{"words": ["<pad>", "<start>", "<end>"]}', "lacks the reserved <unk>"),
+        ('{"words": ["<start>", "<pad>", "<end>", "<unk>"]}', "words[0] is '<start>'"),
+        ('{"words": ["<pad>", "<start>", "<end>", "<unk>", "x", "x"]}', "'x' more than once"),
+        ('{"words": ["<pad>", "<start>", "<end>", "<unk>", 7]}', "not all strings"),
+        ('{"word2idx": {"<pad>": 0, "<start>": 2}}', "are not 0 … 1, each once"),
+    ],
+)
+def test_error_of_a_bad_file_names_it(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        Vocabulary.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_error_where_no_word_is_frequent_enough() -> None:
+    with pytest.raises(ValueError, match="min_count=4"):
+        Vocabulary.build(CAPTIONS)
