@@ -36,6 +36,8 @@ class ImageTextData(LightningDataModule):
         batch_size: captions of a training batch, on each process.
         eval_batch_size: images of an evaluation batch, on each process.
         caption_views: tokenisations of every training caption, adjacent in the batch.
+        distinct_captions: the further views are other captions of the image, drawn anew every
+            epoch, rather than the same caption again; where there are enough.
         noise: what is done to training captions; nothing where None.
         vocabulary_min_count: how often a word must appear to enter a built vocabulary.
         vocabulary_max_size: most words of a built vocabulary.
@@ -57,6 +59,7 @@ class ImageTextData(LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 128,
         caption_views: int = 1,
+        distinct_captions: bool = False,
         noise: CaptionNoise | None = None,
         vocabulary_min_count: int = 4,
         vocabulary_max_size: int = 12_000,
@@ -82,6 +85,7 @@ class ImageTextData(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.caption_views = caption_views
+        self.distinct_captions = distinct_captions
         self.noise = noise
         self.vocabulary_min_count = vocabulary_min_count
         self.vocabulary_max_size = vocabulary_max_size
@@ -144,6 +148,7 @@ class ImageTextData(LightningDataModule):
             self.split(self.train_split),
             self.tokenizer,
             views=self.caption_views,
+            distinct=self.distinct_captions,
             noise=self.noise,
             seed=self.seed,
         )
@@ -218,12 +223,12 @@ class ImageTextData(LightningDataModule):
 
 
 class Pair(NamedTuple):
-    """One row of a training batch: an image and tokenisations of one of its captions."""
+    """One row of a training batch: an image and tokenisations of its captions."""
 
     image: Tensor | Regions
     texts: list[list[int]]
     image_row: int
-    caption_row: int
+    caption_rows: list[int]
 
 
 class TrainingPairs(Dataset[Pair]):
@@ -235,28 +240,33 @@ class TrainingPairs(Dataset[Pair]):
         tokenizer: Tokenizer,
         *,
         views: int,
+        distinct: bool,
         noise: CaptionNoise | None,
         seed: int,
     ) -> None:
         self.dataset = dataset
         self.tokenizer = tokenizer
         self.views = views
+        self.distinct = distinct
         self.noise = noise
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int] | int) -> Pair:
         epoch, row = (0, key) if isinstance(key, int) else key
         image_row = int(self.dataset.caption_images[row])
-        caption = self.tokenizer.encode(self.dataset.captions[row])
         seed = mixed_seed(self.seed, epoch, row)
         generator = Generator().manual_seed(seed)
-        views = [
-            caption if self.noise is None else self.noise(caption, self.tokenizer, generator)
-            for _ in range(self.views)
-        ]
+        rows = [row] * self.views
+        if self.distinct:
+            others = [other for other in self.dataset.captions_of(image_row) if other != row]
+            drawn = torch.randperm(len(others), generator=generator)[: self.views - 1].tolist()
+            rows[1 : 1 + len(drawn)] = [others[i] for i in drawn]
+        views = [self.tokenizer.encode(self.dataset.captions[caption]) for caption in rows]
+        if self.noise is not None:
+            views = [self.noise(view, self.tokenizer, generator) for view in views]
         with seeded(seed) if self.dataset.augments else nullcontext():
             image = self.dataset.image(image_row)
-        return Pair(image, [view.ids for view in views], image_row, row)
+        return Pair(image, [view.ids for view in views], image_row, rows)
 
     def __len__(self) -> int:
         return len(self.dataset.captions)
@@ -292,16 +302,15 @@ class EvaluationImages(Dataset[Group]):
 
 
 def collate_pairs(pairs: list[Pair], pad_id: int) -> Batch:
-    """A training batch; the views of a caption are adjacent."""
+    """A training batch; the texts of a row are adjacent."""
     views = torch.tensor([len(pair.texts) for pair in pairs])
     image_ids = torch.tensor([pair.image_row for pair in pairs])
-    text_ids = torch.tensor([pair.caption_row for pair in pairs])
     return Batch(
         images=collate_images([pair.image for pair in pairs]),
         texts=pad_texts([text for pair in pairs for text in pair.texts], pad_id),
         image_ids=image_ids,
         text_image_ids=image_ids.repeat_interleave(views),
-        text_ids=text_ids.repeat_interleave(views),
+        text_ids=torch.tensor([row for pair in pairs for row in pair.caption_rows]),
     )
 
 

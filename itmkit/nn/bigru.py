@@ -64,7 +64,6 @@ class BiGRU(nn.Module):
         self.vocab_size = vocab_size
         self.dim = dim
         self.embedding = nn.Embedding(vocab_size, embed_dim)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         if word_vectors is not None:
             self._load_vectors(Path(word_vectors))
         self.dropout = nn.Dropout(dropout)

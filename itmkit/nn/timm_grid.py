@@ -27,7 +27,8 @@ class TimmGrid(nn.Module):
         out_index: -1 for the final features; otherwise the stage (of a ViT: the block) to stop
             after, counted from 0, or from the end when below -1.
         model_args: further arguments of ``timm.create_model``.
-        positions: add a learned embedding of the row and one of the column to each token.
+        positions: add a learned embedding of the row and one of the column to each cell of the
+            backbone's grid, before the projection.
         frozen: the backbone is never trained: no gradient, always in eval mode.
         projection: an image encoder of tokens in place of Linear and LayerNorm, for instance
             :class:`RegionProjection`; with its width of output as attribute ``dim``.
@@ -96,8 +97,8 @@ class TimmGrid(nn.Module):
         self.column_embedding: nn.Parameter | None = None
         if positions:
             rows, columns = self.grid
-            self.row_embedding = nn.Parameter(0.02 * torch.randn(rows, 1, self.dim))
-            self.column_embedding = nn.Parameter(0.02 * torch.randn(1, columns, self.dim))
+            self.row_embedding = nn.Parameter(0.02 * torch.randn(rows, 1, channels))
+            self.column_embedding = nn.Parameter(0.02 * torch.randn(1, columns, channels))
         self.train()
 
     def train(self, mode: bool = True) -> TimmGrid:
@@ -117,19 +118,18 @@ class TimmGrid(nn.Module):
             raise ValueError("mask must be None for pixels: an image has no padded tokens")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             grid = self._grid(features)  # (B, rows, columns, channels)
-        shape = grid.shape[1:3]
+        if self.row_embedding is not None and self.column_embedding is not None:
+            if grid.shape[1:3] != self.grid:
+                raise ValueError(
+                    f"features must give a grid of {self.grid} tokens, that of "
+                    f"image_size={self.image_size}, got {tuple(grid.shape[1:3])}"
+                )
+            grid = grid + self.row_embedding + self.column_embedding
         tokens = grid.flatten(1, 2)
         if isinstance(self.projection, nn.Sequential):
             tokens = self.projection(tokens)
         elif self.projection is not None:
             tokens, _ = self.projection(tokens, None)
-        if self.row_embedding is not None and self.column_embedding is not None:
-            if shape != self.grid:
-                raise ValueError(
-                    f"features must give a grid of {self.grid} tokens, that of "
-                    f"image_size={self.image_size}, got {tuple(shape)}"
-                )
-            tokens = tokens + (self.row_embedding + self.column_embedding).flatten(0, 1)
         return tokens, None
 
     def _build(

@@ -1,0 +1,42 @@
+# itmkit: `make demo` trains a small model and shows its recall, `make test` runs the tests.
+# Both make their own environment in .venv, once; VENV= and PYTHON= choose others.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n auto
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.itmkit-installed
+
+.PHONY: env demo test lint types build clean
+
+env: $(INSTALLED)
+
+# Made again when the dependencies change, or the version.
+$(INSTALLED): pyproject.toml itmkit/__init__.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "itmkit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --editable . --group dev
+	touch $@
+
+demo: env
+	$(BIN)/itmkit fit --config mate/shapes --name demo
+	$(BIN)/itmkit test --config mate/shapes --name demo --untrained true \
+		--ckpt_path runs/demo/latest/checkpoints/best.ckpt
+
+test: env
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env
+	$(BIN)/mypy
+
+build: env
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,68 @@
+"""The command line: ``itmkit fit | validate | test | predict | extract``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import itmkit
+from itmkit.cli.errors import fail, told_in_one_line
+
+HELP = """\
+usage: itmkit <command> [--config NAME_OR_PATH] [options]
+
+Train, measure and use image-text matching systems.
+
+commands:
+  fit        train a system; its run folder gets the config, logs, checkpoints and metrics.json
+  validate   measure recall on the validation split
+  test       measure recall on the test split
+  predict    encode the images and captions of the test split, to disk
+  extract    compute a backbone's features of a folder of images, once, to disk
+
+options:
+  -h, --help     show this, or with a command all of its options
+  --version      show the version
+
+configurations that can be named: {configs}
+for example: itmkit fit --config mate/shapes --trainer.max_epochs 5
+"""
+MATCHER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Errors that the user can mend end in one line on stderr and exit status 2; ``ITMKIT_DEBUG=1`` in
+    the environment shows their tracebacks.
+
+    Args:
+        argv: the words behind ``itmkit``; those of this process if None.
+
+    Example:
+        >>> main(["--version"])
+        itmkit ...
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        from itmkit.configs import config_names
+
+        print(HELP.format(configs=", ".join(config_names())), end="")
+    elif command == "--version":
+        print(f"itmkit {itmkit.__version__}")
+    elif command == "extract":
+        from itmkit.cli.extract import extract
+
+        with told_in_one_line():
+            extract(arguments[1:])
+    elif command in MATCHER_COMMANDS:
+        with told_in_one_line():
+            from itmkit.cli.matcher_cli import MatcherCLI
+            from itmkit.data import ImageTextData
+            from itmkit.systems import Matcher
+
+            MatcherCLI(Matcher, ImageTextData, arguments)
+    else:
+        commands = ", ".join((*MATCHER_COMMANDS, "extract"))
+        fail(f"unknown command '{command}'; expected one of {commands}")

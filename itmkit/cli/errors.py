@@ -1,0 +1,78 @@
+"""Which errors are the user's to mend, and how each is told in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+_PACKAGE = Path(__file__).parents[1]
+_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\s")
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong in one line on stderr and leave with exit status 2."""
+    print(f"itmkit: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Turn errors that a user can mend into one line; all others keep their traceback.
+
+    With the environment variable ``ITMKIT_DEBUG=1`` every error keeps its traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("itmkit: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        message = one_line(error)
+        if message is None or os.environ.get("ITMKIT_DEBUG") == "1":
+            raise
+        fail(message)
+
+
+def one_line(error: Exception) -> str | None:
+    """What to tell a user of an error, or None if the error is not theirs.
+
+    Theirs are: files and network (``OSError``), values that itmkit itself refuses (a ``ValueError``
+    raised in this package), a Trainer that cannot be had as configured, and weights that do not
+    fit the model.
+
+    Args:
+        error: the error as caught, with its traceback.
+
+    Returns:
+        One line of text, or None.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    text, files = (
+        str(error),
+        [frame.filename for frame in traceback.extract_tb(error.__traceback__)],
+    )
+    if _WORKER.match(text):  # raised in a DataLoader's worker: its traceback came along as text
+        files = re.findall(r'^\s*File "(.+?)", line \d+', text, re.MULTILINE)
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    if isinstance(error, OSError):
+        return _line(text if error.filename is None else f"{error.strerror}: '{error.filename}'")
+    if isinstance(error, MisconfigurationException):
+        return _line(text)
+    if isinstance(error, ValueError) and files and Path(files[-1]).is_relative_to(_PACKAGE):
+        return _line(text)
+    if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict for "):
+        head, *details = (line.strip() for line in text.splitlines())
+        return _line(f"{head} {' '.join(details)}", limit=400)
+    return None
+
+
+def _line(text: str, *, limit: int = 2000) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[:limit]} …"

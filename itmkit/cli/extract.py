@@ -1,0 +1,111 @@
+"""``itmkit extract``: features of a frozen backbone, once, to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from jsonargparse import auto_cli
+
+from itmkit.cli.parser import OneLineParser
+
+_RGB = tuple[float, float, float]
+
+
+def extract_photos(
+    annotations: Path,
+    images: Path,
+    output: Path,
+    model: str,
+    *,
+    split: Literal["train", "val", "test"] = "train",
+    checkpoint: Path | None = None,
+    checkpoint_by_order: bool = False,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    mean: _RGB | None = None,
+    std: _RGB | None = None,
+    out_index: int = -1,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | None = None,
+    dtype: Literal["float16", "float32"] = "float16",
+) -> None:
+    """Compute a timm backbone's grid features of captioned photos, once, to disk.
+
+    The folder is then the ``features`` of a KarpathyDataset, and the folder of a PrecompDataset.
+    Stopped at any point, the same command goes on where it was.
+
+    Args:
+        annotations: Karpathy's dataset_*.json.
+        images: folder of the photos.
+        output: folder to write to.
+        model: name of a timm model.
+        split: split to extract.
+        checkpoint: local file with the weights of the model (.safetensors or of torch.save).
+        checkpoint_by_order: match the checkpoint's tensors by order and shape, not by name.
+        pretrained: fetch the weights that timm knows for the model.
+        image_size: side of the photos in pixels; where null, that of the model.
+        mean: of the three channels, subtracted from pixels in [0, 1]; where null, as the model
+            knows it, and so for ``std``.
+        std: of the three channels, divided by.
+        out_index: stage whose features are taken, -1 for the last.
+        batch_size: photos at a time.
+        num_workers: processes that read the photos.
+        device: where the model runs; where null, a GPU if there is one.
+        dtype: of the numbers on disk.
+    """
+    import torch
+    from timm import get_pretrained_cfg, is_model
+
+    from itmkit.data import KarpathyDataset, extract_features
+    from itmkit.nn import TimmGrid
+
+    wanted = get_pretrained_cfg(model) if is_model(model.partition(".")[0]) else None
+    if wanted is None:
+        raise ValueError(f"model is '{model}'; expected the name of a timm model")
+    if checkpoint is None and not pretrained:
+        raise ValueError("checkpoint is null and pretrained false; the weights would be random")
+    size = image_size or wanted.input_size[-1]
+    dataset = KarpathyDataset(
+        split,
+        annotations,
+        images,
+        image_size=size,
+        mean=mean or cast(_RGB, wanted.mean),
+        std=std or cast(_RGB, wanted.std),
+        train_augment=False,
+    )
+    backbone = TimmGrid(
+        model,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        checkpoint_by_order=checkpoint_by_order,
+        image_size=size,
+        out_index=out_index,
+        frozen=True,
+    )
+    path = extract_features(
+        dataset,
+        backbone,
+        output,
+        name=model,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        dtype=dtype,
+    )
+    print(f"{path}: {len(dataset)} images")
+
+
+def extract(arguments: Sequence[str]) -> None:
+    """Run ``itmkit extract`` with its options."""
+    auto_cli(
+        extract_photos,
+        args=list(arguments),
+        as_positional=False,
+        parser_class=OneLineParser,
+        prog="itmkit extract",
+        allow_abbrev=False,
+    )

@@ -1,0 +1,325 @@
+"""``itmkit fit | validate | test | predict``: Lightning's command line, with a folder for each run.
+
+Every run gets a new folder ``<trainer.default_root_dir>/<name>/<time>``; a resumed run too, whose
+``config.yaml`` names the checkpoint it went on from. What a configuration and the command line say
+always wins over what a checkpoint remembers.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint
+from itmkit.cli.parser import MatcherParser
+from itmkit.cli.run_folder import claim, discard, point_latest_to
+from itmkit.configs import config_path
+from itmkit.retrieval import Gallery, recall_table, write_metrics
+
+STAGES = {"validate": "val", "test": "test"}
+
+
+class MatcherCLI(LightningCLI):
+    """Parse, build and run one command.
+
+    Args:
+        model_class: base class of the systems that a configuration may name.
+        data_class: base class of the data modules that a configuration may name.
+        arguments: the command and its options.
+
+    Raises:
+        FileNotFoundError: a ``--config`` is neither a file nor a shipped configuration.
+        ValueError: the checkpoint is of another system, or none.
+    """
+
+    def __init__(
+        self,
+        model_class: type[LightningModule],
+        data_class: type[LightningDataModule],
+        arguments: list[str],
+    ) -> None:
+        _quieten()
+        arguments, self.config_stems = _with_config_paths(arguments)
+        self.run_folder: Path | None = None
+        super().__init__(
+            model_class,
+            data_class,
+            save_config_callback=None,
+            trainer_defaults={"default_root_dir": "runs", "num_sanity_val_steps": 0},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "itmkit", "allow_abbrev": False},
+            parser_class=MatcherParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=arguments,
+            auto_configure_optimizers=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, with the arguments of the Trainer's methods that are not options."""
+        loaders = {"model", "dataloaders", "datamodule", "weights_only"}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": loaders | {"verbose"},
+            "test": loaders | {"verbose"},
+            "predict": loaders | {"return_predictions"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of ours; all commands take them, so that they share one configuration."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Folder, inside of trainer.default_root_dir, in which the run gets its own. "
+            "Where null, <system>-<name of the configuration>.",
+        )
+        parser.add_argument(
+            "--untrained",
+            type=bool | None,
+            default=None,
+            help="Whether the model is measured before training (fit) or before the checkpoint is "
+            "loaded (validate, test), too. Where null, fit does unless it resumes.",
+        )
+        parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/rsum",
+                "checkpoint.mode": "max",
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let the checkpoint's hyper-parameters override the command line here.
+        options = self.config[self.config.subcommand]
+        if options.ckpt_path is not None:
+            _check_checkpoint(Path(options.ckpt_path), options.model.class_path)
+
+    def before_instantiate_classes(self) -> None:
+        """Claim the folder of the run, and let loggers write there that would write just here."""
+        options = self.config[self.subcommand]
+        if options.name is None:
+            system = options.model.class_path.rpartition(".")[2].lower()
+            options.name = "-".join([system, *self.config_stems])
+        self._config_text = self._parser(self.subcommand).dump(options, skip_unset=False)
+        if options.trainer.fast_dev_run or getattr(rank_zero_only, "rank", 0) != 0:
+            return
+        suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
+        self.runs = Path(options.trainer.default_root_dir or "runs")
+        self.run_folder = claim(self.runs, options.name, suffix=suffix)
+        for logger in _as_list(options.trainer.logger):
+            arguments = getattr(logger, "init_args", {})
+            if arguments.get("save_dir", "") in (None, "."):
+                arguments["save_dir"] = str(self.run_folder)
+
+    def instantiate_classes(self) -> None:
+        with self._discarding_in_vain():
+            super().instantiate_classes()
+            if self.run_folder is not None:
+                (self.run_folder / "config.yaml").write_text(self._config_text, encoding="utf-8")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self._get(self.config_init, "trainer")
+        callbacks = _as_list(options.callbacks)
+        self.checkpoint: BestCheckpoint | None = None
+        if options.fast_dev_run:
+            kwargs["enable_checkpointing"] = False
+            callbacks = [one for one in callbacks if not isinstance(one, ModelCheckpoint)]
+        elif options.enable_checkpointing is not False:
+            self.checkpoint = self._get(self.config_init, "checkpoint")
+            callbacks += [self.checkpoint, LastCheckpoint()]
+        bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+        if options.enable_progress_bar is not False and not bars:
+            callbacks.append(TQDMProgressBar())
+        folder = self.run_folder
+        if folder is not None:
+            kwargs["default_root_dir"] = folder
+            for callback in callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(folder / "checkpoints")
+            if options.logger in (None, True):
+                table = CSVLogger(folder, name="", version="")
+                _ = table.experiment  # opened now: it warns of a folder that is not empty
+                curves = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+                kwargs["logger"] = [table, curves]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def fit(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+        """Train, and show the recall of the untrained model above that of the best checkpoint."""
+        if self._get(self.config_init, "trainer").fast_dev_run:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            return
+        rows = {}
+        with self._discarding_in_vain():
+            datamodule.setup("fit")  # training data at fault is found before anything is measured
+            if self._measures_untrained(default=ckpt_path is None):
+                with isolate_rng():  # training is the same with and without
+                    rows["untrained"] = self._measure("validate")
+            self._announce()
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        best = self.checkpoint.best_model_path if self.checkpoint else ""
+        with self._nothing_logged():
+            rows["trained"] = self._measure("validate", best or None)
+        self._report(rows, "val")
+
+    def validate(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+        """Measure recall on the validation split."""
+        self._evaluate("validate", ckpt_path)
+
+    def test(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+        """Measure recall on the test split."""
+        self._evaluate("test", ckpt_path)
+
+    def predict(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+        """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
+        with self._discarding_in_vain():
+            if self.trainer.world_size > 1:
+                raise ValueError(f"predict takes one process, got {self.trainer.world_size}")
+            parts = self.trainer.predict(
+                model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True
+            )
+            if self.run_folder is not None:
+                path = self.run_folder / "encodings.pt"
+                torch.save(_plain(Gallery.cat(cast(list[Gallery], parts))), path)
+                print(f"\nencodings: {path}")
+
+    def _evaluate(self, command: str, ckpt_path: str | None) -> None:
+        rows = {}
+        with self._discarding_in_vain():
+            if self._measures_untrained(default=False) and ckpt_path is not None:
+                with self._nothing_logged():
+                    rows["untrained"] = self._measure(command)
+            label = "untrained" if ckpt_path is None else "trained"
+            rows[label] = self._measure(command, ckpt_path)
+        self._report(rows, STAGES[command])
+
+    def _measures_untrained(self, *, default: bool) -> bool:
+        chosen = self.config[self.subcommand].untrained
+        return default if chosen is None else bool(chosen)
+
+    def _measure(self, command: str, ckpt_path: str | None = None) -> dict[str, float]:
+        run = getattr(self.trainer, command)
+        results: list[Mapping[str, float]] = run(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=ckpt_path,
+            verbose=False,
+            weights_only=True,
+        )
+        front = f"{STAGES[command]}/"
+        return {
+            name.removeprefix(front): value
+            for result in results
+            for name, value in result.items()
+            if name.startswith(front)
+        }
+
+    def _report(self, rows: dict[str, dict[str, float]], stage: str) -> None:
+        rows = {name: metrics for name, metrics in rows.items() if metrics}
+        if not rows or not self.trainer.is_global_zero:
+            return
+        print(f"\n{recall_table(rows)}")
+        if self.run_folder is not None:
+            write_metrics(self.run_folder / "metrics.json", list(rows.values())[-1], stage)
+            print(f"\nrun folder: {self.run_folder}")
+
+    def _announce(self) -> None:
+        if self.run_folder is not None:
+            point_latest_to(self.run_folder)
+            print(f"run folder: {self.run_folder}")
+
+    @contextmanager
+    def _nothing_logged(self) -> Iterator[None]:
+        loggers, self.trainer.loggers = self.trainer.loggers, []
+        try:
+            yield
+        finally:
+            self.trainer.loggers = loggers
+
+    @contextmanager
+    def _discarding_in_vain(self) -> Iterator[None]:
+        """Take the run's folder back if an error comes before the first training step."""
+        try:
+            yield
+        except BaseException:
+            trainer = getattr(self, "trainer", None)
+            if self.run_folder is not None and (trainer is None or trainer.global_step == 0):
+                discard(self.run_folder, upto=self.runs)
+            raise
+
+
+def _with_config_paths(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Resolve the configurations and put them first: an option wins wherever it stands."""
+    command, rest = arguments[0], iter(arguments[1:])
+    paths, others = [], []
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option in ("-c", "--config"):
+            value = value if equals else next(rest, "")
+            paths.append(config_path(value))
+        else:
+            others.append(word)
+    front = [f"--config={path}" for path in paths]
+    return [command, *front, *others], [path.stem for path in paths]
+
+
+def _check_checkpoint(path: Path, system: str) -> None:
+    """Refuse what is no checkpoint, or one of another system, before anything is made."""
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path '{path}' is not a file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"ckpt_path '{path}' is not a readable checkpoint: {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"ckpt_path '{path}' is not a checkpoint of a system: no 'state_dict'")
+    found, own = checkpoint.get("system"), system.rpartition(".")[2]
+    if found != own:
+        kind = f"the system {found}" if found else "no system of itmkit"
+        raise ValueError(f"ckpt_path '{path}' is a checkpoint of {kind}, expected one of {own}")
+
+
+def _plain(gallery: Gallery) -> dict[str, Any]:
+    """Tensors and dictionaries only, so that ``torch.load(…, weights_only=True)`` reads it."""
+    return {**vars(gallery), "images": gallery.images.items(), "texts": gallery.texts.items()}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return list(value)
+    return [] if value is None or isinstance(value, bool) else [value]
+
+
+def _quieten() -> None:
+    """Hold back what Lightning says that is an advertisement, or not so for a Matcher."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\)",
+        r".*sync_dist=True",  # recall is computed from all processes' items, and so the same on all
+        r"Using `DistributedSampler` with the dataloaders",  # items that come twice count once
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "Tip:" not in message and "`LightningModule.configure_callbacks`" not in message

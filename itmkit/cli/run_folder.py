@@ -1,0 +1,50 @@
+"""The folder of one run: made anew, never another's, taken back if the run comes to nothing."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+
+def claim(runs: Path, name: str, *, suffix: str = "") -> Path:
+    """Make a new, empty folder ``runs/name/<yyyymmdd-hhmmss><suffix>``.
+
+    Args:
+        runs: folder of all runs; made if missing.
+        name: name of this kind of run, such as ``mate-shapes``.
+        suffix: what to put behind the time.
+
+    Returns:
+        The folder. Another run started in the same second gets a number behind its time.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S") + suffix
+    for number in count(1):
+        folder = runs / name / (stamp if number == 1 else f"{stamp}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
+
+
+def discard(folder: Path, *, upto: Path) -> None:
+    """Remove a run's folder, and those above it up to ``upto`` as far as that empties them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    latest = folder.parent / "latest"
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink()
+    with suppress(OSError):  # not empty: other runs are in there
+        for parent in folder.parents:
+            parent.rmdir()
+            if parent == upto:
+                break
+
+
+def point_latest_to(folder: Path) -> None:
+    """Let the link ``latest`` beside a run's folder lead to it."""
+    link = folder.with_name(f".latest-{folder.name}")
+    with suppress(OSError):  # a file system without links does without
+        link.symlink_to(folder.name, target_is_directory=True)
+        link.replace(folder.with_name("latest"))

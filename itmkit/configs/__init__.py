@@ -1,0 +1,52 @@
+"""The shipped configurations, found by name: ``mate/shapes`` is ``mate/shapes.yaml`` in here."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+
+
+def config_names() -> list[str]:
+    """Names of all shipped configurations, such as ``mate/shapes``, sorted."""
+    folder = _folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in _paths(folder))
+
+
+def config_path(name: str) -> Path:
+    """Path of a configuration given by path, or by the name of a shipped one.
+
+    Args:
+        name: path of an existing file, or a name from :func:`config_names` (``.yaml`` may follow).
+
+    Returns:
+        The path; an existing file goes before a shipped configuration of the same name.
+
+    Raises:
+        FileNotFoundError: there is neither; the message lists the shipped names.
+
+    Example:
+        >>> config_path("mate/shape")
+        Traceback (most recent call last):
+        FileNotFoundError: config 'mate/shape' is neither a file nor a shipped configuration ...
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    names = config_names()
+    shipped = name.removesuffix(".yaml")
+    if shipped in names:
+        return _folder() / f"{shipped}.yaml"
+    close = get_close_matches(shipped, names, n=1)
+    hint = f". Did you mean '{close[0]}'?" if close else ""
+    raise FileNotFoundError(
+        f"config '{name}' is neither a file nor a shipped configuration ({', '.join(names)}){hint}"
+    )
+
+
+def _folder() -> Path:
+    return Path(str(files(__name__)))
+
+
+def _paths(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.yaml"))

@@ -1,0 +1,177 @@
+"""The base of all systems: four verbs, and what follows from them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from itmkit.data.batch import Batch, Images, Texts
+from itmkit.distributed import world_size
+from itmkit.losses.precision import at_least_float32, autocast_off
+from itmkit.retrieval import Encoding, Gallery, encode, evaluate
+
+
+class Matcher(LightningModule, ABC):
+    """Learns which images and texts belong together.
+
+    A system writes :meth:`encode_image`, :meth:`encode_text`, :meth:`score` and :meth:`loss`, and
+    :meth:`rerank` if it has a finer second stage. Training, evaluation and search are written once,
+    against these verbs.
+
+    Args:
+        optimizer: makes the optimizer from parameter groups; None: AdamW, lr 2e-4, weight decay
+            1e-4.
+        lr_scheduler: makes the schedule from the optimizer; None: a constant learning rate.
+        lr_scheduler_interval: whether the schedule advances by ``epoch`` or by ``step``.
+        lr_factors: factor on the learning rate of all parameters whose name starts so, such as
+            ``{"text_encoder.backbone": 0.1}``; the longest start wins.
+        rerank_top_k: candidates of a query that the second stage puts in order; 0 for none.
+        rerank_weight: share of the second stage's score in the order of the candidates, in [0, 1].
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_factors: Mapping[str, float] | None = None,
+        rerank_top_k: int = 0,
+        rerank_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if rerank_top_k < 0:
+            raise ValueError(f"rerank_top_k must be at least 0, got {rerank_top_k}")
+        if not 0 <= rerank_weight <= 1:
+            raise ValueError(f"rerank_weight must lie in [0, 1], got {rerank_weight}")
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.lr_factors = dict(lr_factors or {})
+        self.rerank_top_k = rerank_top_k
+        self.rerank_weight = rerank_weight
+        self._evaluated: list[Gallery] = []
+
+    @abstractmethod
+    def encode_image(self, images: Images) -> Encoding:
+        """Everything the other verbs need of ``n`` images, a row an image."""
+
+    @abstractmethod
+    def encode_text(self, texts: Texts) -> Encoding:
+        """Everything the other verbs need of ``m`` captions, a row a caption."""
+
+    @abstractmethod
+    def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        """Logits ``(n, m)``, at least fp32; pair (i, j) depends on image i and caption j alone."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named terms of the loss of a batch, and their sum under ``"loss"``.
+
+        The terms are those of the global batch: the same on every process.
+        """
+
+    def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
+        """Second-stage scores ``(p,)`` of the pairs ``(p, 2)`` of an image row and a caption row."""
+        raise ValueError(f"{type(self).__name__} has no second stage; rerank_top_k must be 0")
+
+    # ------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = self.loss(batch)
+        parts = {f"train/{name}": term.detach() for name, term in terms.items() if name != "loss"}
+        self.log_dict(parts, batch_size=len(batch))
+        self.log("train/loss", terms["loss"].detach(), prog_bar=True, batch_size=len(batch))
+        return terms["loss"]
+
+    def configure_optimizers(self) -> Any:
+        """Parameter groups by learning-rate factor; parameters without gradient are left out."""
+        groups: dict[float, list[Tensor]] = {}
+        unused = set(self.lr_factors)
+        for name, parameter in self.named_parameters():
+            starts = [start for start in self.lr_factors if name.startswith(start)]
+            unused -= set(starts)
+            if parameter.requires_grad:
+                factor = self.lr_factors[max(starts, key=len)] if starts else 1.0
+                groups.setdefault(factor, []).append(parameter)
+        if unused:
+            raise ValueError(
+                f"lr_factors names {sorted(unused)[0]!r}, but no parameter of "
+                f"{type(self).__name__} starts so"
+            )
+        make = self.optimizer or _adamw
+        optimizer = make([{"params": params, "lr_factor": f} for f, params in groups.items()])
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * group["lr_factor"]
+        if self.lr_scheduler is None:
+            return optimizer
+        schedule = {
+            "scheduler": self.lr_scheduler(optimizer),
+            "interval": self.lr_scheduler_interval,
+        }
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    # ----------------------------------------------------------------------------- evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluated.append(encode(self, [batch]))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_recall("val", self.trainer.val_dataloaders)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluated.append(encode(self, [batch]))
+
+    def on_test_epoch_end(self) -> None:
+        self._log_recall("test", self.trainer.test_dataloaders)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Gallery:
+        """The batch's images and captions, encoded."""
+        return encode(self, [batch])
+
+    def _log_recall(self, stage: str, loader: Any) -> None:
+        """Recall on all that was encoded in this epoch, by all processes, each sample once."""
+        parts, self._evaluated = self._evaluated, []
+        if world_size() > 1:
+            everyone: list[list[Gallery]] = [[]] * world_size()
+            dist.all_gather_object(everyone, parts)
+            parts = [part for rank in everyone for part in rank]
+        gallery = Gallery.cat(parts)
+        relevance = getattr(loader.dataset, "relevance", None)
+        recall = evaluate(
+            self,
+            gallery.to(self.device),
+            relevance=relevance and relevance(gallery.image_ids, gallery.text_ids),
+        )
+        for name, value in recall.items():  # the same on every process: nothing to synchronise
+            self.log(f"{stage}/{name}", value, prog_bar=name == "rsum")
+
+    # ------------------------------------------------------------------------------ checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["system"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained, own = checkpoint.get("system"), type(self).__name__
+        if trained != own:
+            raise ValueError(f"the checkpoint is of the system {trained}; expected {own}")
+
+
+def _adamw(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=2e-4, weight_decay=1e-4)
+
+
+def cosine_scores(image: Tensor, text: Tensor) -> Tensor:
+    """Products ``(n, m)`` of unit vectors ``(n, D)`` and ``(m, D)``, at least fp32."""
+    with autocast_off(image):
+        return at_least_float32(image) @ at_least_float32(text).T

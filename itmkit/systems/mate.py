@@ -1,0 +1,287 @@
+"""MATE: a momentum-augmented transformer encoder over global and local features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from itmkit.callbacks import MomentumTeacher
+from itmkit.data.batch import Batch, Images, Texts
+from itmkit.distributed import gather, gather_tokens, rank, world_size
+from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss
+from itmkit.nn import ExternalSpatialAttention, FusionEncoder, MatchingHead, l2_normalize
+from itmkit.retrieval import Encoding
+from itmkit.systems.matcher import Matcher, cosine_scores
+
+
+class MATE(Matcher):
+    r"""Momentum-augmented transformer encoder: a global branch, a fusion branch and a teacher.
+
+    The global branch pools the tokens of either side by external spatial attention; it ranks. The
+    fusion branch reads an image and a caption together; it re-ranks the best candidates. The loss
+    is the weighted sum of
+
+    - ``triplet``: the group hinge of the global branch, against all negatives while warming up and
+      against the hardest one after that;
+    - ``hect``: the HECT loss of the global vectors, with negatives of both modalities;
+    - ``distillation``: the global vectors against those of a momentum teacher;
+    - ``fusion``: HECT's core on pair scores, each pair against itself with the caption, and with
+      the image, that the global branch confuses it with most. With a ``matching_head``, the binary
+      cross-entropy of its logits on the same pairs.
+
+    Zhou and Wang, "Unified learning for image-text alignment via multi-scale feature fusion",
+    Computer Vision and Image Understanding 260, 2025. Differs from the released code: that fuses
+    every image with its own caption before ranking, so that its evaluation knows the answer; see
+    the losses and modules for the rest.
+
+    Args:
+        image_encoder: images to tokens ``(B, N, D)``.
+        text_encoder: captions to tokens ``(B, L, D)``.
+        fusion: encoder of pairs, of width D; None for a global branch alone.
+        matching_head: judges the read-outs of the fusion encoder; None for their cosine.
+        views: views K of an image in a batch, and of its caption (``caption_views`` of the data).
+        token_drop: probability in [0, 1) that a view of an image drops a token.
+        triplet: loss of the global scores; None: :class:`GroupTripletLoss` of the published
+            numbers and K views.
+        hect: loss of the global vectors, and of the fused pairs; None: :class:`HECTLoss` of the
+            published numbers.
+        distillation: loss against the teacher; None: :class:`MomentumDistillationLoss`.
+        triplet_weight: weight of the loss, 0 to leave it out; so for all four. The triplet loss is
+            a sum over anchors, the others are means.
+        hect_weight: see ``triplet_weight``.
+        distillation_weight: see ``triplet_weight``.
+        fusion_weight: see ``triplet_weight``.
+        fusion_pairs: how many pairs of a global batch train the fusion branch, spread evenly; None
+            for all of them.
+        momentum: of the teacher, in [0, 1].
+        queue_size: teacher vectors of earlier batches that the distillation compares with.
+        warmup: how long the hinge counts all negatives, in epochs or steps.
+        warmup_unit: ``epoch`` or ``step``.
+        optimizer: see :class:`Matcher`, as for the arguments after it.
+        lr_scheduler: see :class:`Matcher`.
+        lr_scheduler_interval: see :class:`Matcher`.
+        lr_factors: see :class:`Matcher`.
+        rerank_top_k: see :class:`Matcher`; without ``fusion`` there is nothing to re-rank with.
+        rerank_weight: see :class:`Matcher`.
+
+    Raises:
+        ValueError: if widths do not agree, or a number is out of its range.
+    """
+
+    queue_image: Tensor
+    queue_text: Tensor
+    queue_ids: Tensor
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        fusion: FusionEncoder | None = None,
+        *,
+        matching_head: MatchingHead | None = None,
+        views: int = 2,
+        token_drop: float = 0.2,
+        triplet: GroupTripletLoss | None = None,
+        hect: HECTLoss | None = None,
+        distillation: MomentumDistillationLoss | None = None,
+        triplet_weight: float = 1.0,
+        hect_weight: float = 1.0,
+        distillation_weight: float = 1.0,
+        fusion_weight: float = 1.0,
+        fusion_pairs: int | None = None,
+        momentum: float = 0.995,
+        queue_size: int = 0,
+        warmup: int = 1,
+        warmup_unit: Literal["epoch", "step"] = "epoch",
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_factors: Mapping[str, float] | None = None,
+        rerank_top_k: int = 0,
+        rerank_weight: float = 0.5,
+    ) -> None:
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            lr_factors=lr_factors,
+            rerank_top_k=rerank_top_k,
+            rerank_weight=rerank_weight,
+        )
+        dim: int = image_encoder.dim  # type: ignore[assignment]
+        for name, module in (("text_encoder", text_encoder), ("fusion", fusion)):
+            if module is not None and module.dim != dim:
+                raise ValueError(f"{name}.dim is {module.dim}, image_encoder.dim {dim}")
+        if rerank_top_k and fusion is None:
+            raise ValueError(f"rerank_top_k is {rerank_top_k}, but there is no fusion encoder")
+        self.triplet = triplet or GroupTripletLoss(group_size=views)
+        if self.triplet.group_size != views:
+            raise ValueError(f"triplet.group_size is {self.triplet.group_size}, views {views}")
+        self.hect = hect or HECTLoss()
+        self.distillation = distillation or MomentumDistillationLoss()
+        self.weights = {
+            "triplet": triplet_weight,
+            "hect": hect_weight,
+            "distillation": distillation_weight,
+            "fusion": fusion_weight if fusion is not None else 0.0,
+        }
+        counts = {"queue_size": queue_size, "warmup": warmup}
+        counts |= {f"{name}_weight": weight for name, weight in self.weights.items()}
+        for name, value in counts.items():
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if fusion_pairs is not None and fusion_pairs < 1:
+            raise ValueError(f"fusion_pairs must be at least 1 or None, got {fusion_pairs}")
+        self.views = views
+        self.fusion_pairs = fusion_pairs
+        self.momentum = momentum
+        self.warmup = warmup
+        self.warmup_unit = warmup_unit
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.image_pool = ExternalSpatialAttention(dim, num_views=views, drop=token_drop)
+        self.text_pool = ExternalSpatialAttention(dim, num_views=1, drop=0.0)
+        self.fusion = fusion
+        self.matching_head = matching_head
+        self._taught: tuple[Tensor, Tensor, Tensor] | None = None
+        self.register_buffer("queue_image", torch.zeros(queue_size, dim))
+        self.register_buffer("queue_text", torch.zeros(queue_size, dim))
+        self.register_buffer("queue_ids", torch.full((queue_size,), -1))
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """The momentum teacher, where something is learnt from it."""
+        if not self.weights["distillation"]:
+            return []
+        taught = ["image_encoder", "text_encoder", "image_pool", "text_pool"]
+        return [MomentumTeacher(self.momentum, taught)]
+
+    # ------------------------------------------------------------------------------ the verbs
+
+    def encode_image(self, images: Images) -> Encoding:
+        tokens, mask = self.image_encoder(images.features, images.mask)
+        return _encoding(l2_normalize(self.image_pool(tokens, mask)), tokens, mask)
+
+    def encode_text(self, texts: Texts) -> Encoding:
+        tokens, mask = self.text_encoder(texts.ids, texts.mask)
+        return _encoding(l2_normalize(self.text_pool(tokens, mask)), tokens, mask)
+
+    def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        return cosine_scores(images.vector, texts.vector)
+
+    def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
+        if self.fusion is None:
+            return super().rerank(images, texts, pairs)
+        image, text = images[pairs[:, 0]], texts[pairs[:, 1]]
+        sides = (image.vector, image.tokens, image.mask, text.vector, text.tokens, text.mask)
+        if self.matching_head is None:
+            return self.fusion.pair_score(*sides)
+        return self.matching_head(*self.fusion(*sides)).float()
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        if len(batch.texts) != self.views * len(batch.images):
+            raise ValueError(
+                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; expected "
+                f"views={self.views} an image (caption_views of the data)"
+            )
+        image_tokens, image_mask = self.image_encoder(batch.images.features, batch.images.mask)
+        text_tokens, text_mask = self.text_encoder(batch.texts.ids, batch.texts.mask)
+        image = gather(l2_normalize(self.image_pool(image_tokens, image_mask)))
+        text = gather(l2_normalize(self.text_pool(text_tokens, text_mask)))
+        ids = gather(batch.image_ids)
+        view_ids = ids.repeat_interleave(self.views, output_size=len(image))
+        scores = cosine_scores(image, text)
+        terms: dict[str, Tensor] = {}
+        if self.weights["triplet"]:
+            self.triplet.negatives = "all" if self._warming_up() else "hardest"
+            terms["triplet"] = self.triplet(scores, ids)
+        if self.weights["hect"]:
+            terms["hect"] = self.hect(image, text, view_ids)
+        if self.weights["distillation"]:
+            taught = self._teach(batch, view_ids)
+            terms["distillation"] = self.distillation(image, text, *taught, *self._queue())
+        if self.weights["fusion"]:
+            # One view of each pair is enough here.
+            step = self.views
+            terms["fusion"] = self._fusion_loss(
+                _encoding(image[::step], *gather_tokens(image_tokens, image_mask)),
+                _encoding(text[::step], *gather_tokens(text_tokens[::step], text_mask[::step])),
+                scores.detach()[::step, ::step].masked_fill(ids[:, None] == ids, -torch.inf),
+            )
+        terms["loss"] = sum(
+            (self.weights[name] * term for name, term in terms.items()), scores.new_zeros(())
+        )
+        return terms
+
+    # ------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if len(self.queue_ids) and self._taught is not None:
+            queues = (self.queue_image, self.queue_text, self.queue_ids)
+            for queue, latest in zip(queues, self._taught, strict=True):
+                queue.copy_(torch.cat([latest, queue])[: len(queue)])
+        self._taught = None
+        return loss
+
+    def _warming_up(self) -> bool:
+        done = self.current_epoch if self.warmup_unit == "epoch" else self.global_step
+        return done < self.warmup
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch, view_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The teacher's vectors of all views, and the images they belong to."""
+        teacher: nn.Module | None = getattr(self, "teacher", None)
+        if teacher is None:
+            raise ValueError(
+                "distillation_weight is not 0, but there is no teacher: train with a Trainer, or "
+                "use MomentumTeacher"
+            )
+        image = teacher.image_pool(
+            *teacher.image_encoder(batch.images.features, batch.images.mask)
+        ).repeat_interleave(self.views, dim=0)
+        text = teacher.text_pool(*teacher.text_encoder(batch.texts.ids, batch.texts.mask))
+        self._taught = gather(l2_normalize(image)), gather(l2_normalize(text)), view_ids
+        return self._taught
+
+    def _queue(self) -> tuple[Tensor, Tensor, Tensor] | tuple[()]:
+        filled = int((self.queue_ids >= 0).sum()) if len(self.queue_ids) else 0
+        if not filled:
+            return ()
+        return self.queue_image[:filled], self.queue_text[:filled], self.queue_ids[:filled]
+
+    def _fusion_loss(self, image: Encoding, text: Encoding, candidates: Tensor) -> Tensor:
+        """Loss of the fusion branch on true pairs and the pairs most easily taken for true.
+
+        Args:
+            image: global batch of n images.
+            text: their captions.
+            candidates: ``(n, n)`` global scores, -inf where the pair is true.
+        """
+        n = len(candidates)
+        count = min(n, self.fusion_pairs or n)
+        anchors = torch.arange(count, device=candidates.device) * n // count
+        hard_text = candidates.argmax(dim=1)[anchors]
+        hard_image = candidates.argmax(dim=0)[anchors]
+        pairs = torch.stack(
+            [torch.cat([anchors, anchors, hard_image]), torch.cat([anchors, hard_text, anchors])], 1
+        )
+        # Every process scores its share of the pairs.
+        mine = pairs.tensor_split(world_size())[rank()]
+        true, *wrong = gather(self.rerank(image, text, mine)).chunk(3)
+        valid = (candidates.amax(dim=1) > -torch.inf)[anchors].repeat(2)
+        if self.matching_head is None:
+            return self.hect.from_similarities(
+                true.repeat(2), torch.cat(wrong)[:, None], valid[:, None]
+            )
+        taken = F.softplus(torch.cat(wrong)).where(valid, 0).sum() / valid.sum().clamp(min=1)
+        return F.softplus(-true).mean() + taken
+
+
+def _encoding(vector: Tensor, tokens: Tensor, mask: Tensor | None) -> Encoding:
+    return Encoding(vector=vector, tokens=tokens, mask=mask)

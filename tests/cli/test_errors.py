@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from itmkit.cli.errors import one_line, told_in_one_line
+from itmkit.configs import config_path
+
+
+def caught(action: Callable[[], object]) -> Exception:
+    try:
+        action()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def raised(error: Exception) -> Exception:
+    def action() -> None:
+        raise error
+
+    return caught(action)
+
+
+def test_files_and_network_are_the_users() -> None:
+    error = caught(lambda: open("no/such/file"))  # noqa: SIM115
+    assert one_line(error) == "No such file or directory: 'no/such/file'"
+    assert one_line(raised(ConnectionError("no\n  route"))) == "no route"
+
+
+def test_values_refused_by_itmkit_are_the_users() -> None:
+    from itmkit.cli.matcher_cli import _with_config_paths
+
+    assert "'x' is neither" in str(one_line(caught(lambda: config_path("x"))))
+    from itmkit.losses import HECTLoss
+
+    message = one_line(caught(lambda: HECTLoss(temperature=-1.0)))
+    assert message is not None
+    assert "temperature" in message
+    assert "-1.0" in message
+    assert _with_config_paths(["fit"]) == (["fit"], [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("of another library"), KeyError("k"), RuntimeError("r"), TypeError("t")],
+    ids=repr,
+)
+def test_all_else_is_not(error: Exception) -> None:
+    assert one_line(raised(error)) is None
+    with pytest.raises(type(error)), told_in_one_line():
+        raise error
+
+
+def test_wrong_trainer_and_weights_are_the_users() -> None:
+    assert one_line(raised(MisconfigurationException("no\nGPU"))) == "no GPU"
+    weights = torch.nn.Linear(2, 3).state_dict()
+    told = one_line(caught(lambda: torch.nn.Linear(2, 2).load_state_dict(weights)))
+    assert told is not None
+    assert "size mismatch for weight" in told
+    assert "\n" not in told
+
+
+def test_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, told_in_one_line():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "itmkit: interrupted\n"

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from itmkit.cli import main
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photos in Karpathy's form, with weights of a tiny timm model."""
+    import timm
+
+    (tmp_path / "images").mkdir()
+    entries = []
+    for row in range(3):
+        pixels = np.full((40, 50, 3), 60 * row, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{row}.jpg")
+        sentences = [{"raw": f"photo {row}, sentence {number}"} for number in range(5)]
+        entries.append({"filename": f"{row}.jpg", "split": "val", "sentences": sentences})
+    (tmp_path / "data.json").write_text(json.dumps({"images": entries}))
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pt")
+    return tmp_path
+
+
+def extract(folder: Path, *options: str) -> None:
+    known = {"annotations": "data.json", "images": "images", "output": "features"}
+    words = [f"--{name}={folder / value}" for name, value in known.items()]
+    main(["extract", *words, "--split=val", "--model=test_resnet", "--image_size=32", *options])
+
+
+def test_smoke_extract(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extract(photos, f"--checkpoint={photos / 'weights.pt'}", "--device=cpu", "--dtype=float32")
+    features = np.load(photos / "features/val_ims.npy", allow_pickle=False)
+    assert features.shape[0] == 3
+    assert features.dtype == np.float32
+    assert not np.allclose(features[0], features[2])
+    assert len((photos / "features/val_caps.txt").read_text().splitlines()) == 15
+    assert capsys.readouterr().out == f"{photos / 'features/val_ims.npy'}: 3 images\n"
+
+
+def test_normalisation_can_be_chosen(photos: Path) -> None:
+    weights = f"--checkpoint={photos / 'weights.pt'}"
+    extract(photos, weights)
+    for flag in ("--mean=[0.1,0.2,0.3]", "--std=[0.5,0.5,0.4]"):
+        with pytest.raises(SystemExit):  # the folder holds the features of other pixels
+            extract(photos, weights, flag)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "checkpoint is null and pretrained false"),
+        (["--checkpoint=weights.pt", "--model=resnet1"], "model is 'resnet1'"),
+        (["--checkpoint=nowhere.pt"], "nowhere.pt"),
+        (["--pretrained=true", "--split=test"], "no image of the split 'test'"),
+        (["--pretrained=true", "--annotations=nowhere.json"], "nowhere.json"),
+        (["--split=dev"], "split"),
+        (["--modle=x"], "unrecognized arguments: --modle=x"),
+    ],
+)
+def test_error_is_one_line_and_leaves_nothing(
+    options: list[str],
+    told: str,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(photos)
+    with pytest.raises(SystemExit) as stop:
+        extract(photos, *options)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("itmkit: error: ")
+    assert told in line
+    assert not (photos / "features").exists()

@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_matcher
+import torch
+import yaml
+from lightning.pytorch import seed_everything
+
+from itmkit.cli import main
+
+CONFIG = """\
+model:
+  class_path: tiny_matcher.TinyMatcher
+  init_args: {dim: 4}
+data:
+  class_path: itmkit.data.ImageTextData
+  init_args:
+    dataset: tiny_matcher.TinyDataset
+    batch_size: 2
+    vocabulary_min_count: 1
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["itmkit"])
+    Path("tiny.yaml").write_text(CONFIG)
+
+
+def run(command: str, *options: str) -> Path:
+    """Run a command with the tiny configuration; the folder it made."""
+    before = set(Path("runs").glob("*/*"))
+    main([command, "--config", "tiny.yaml", *options])
+    (folder,) = {path for path in Path("runs").glob("*/*") if not path.is_symlink()} - before
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run what must be refused in one line, with nothing left behind; that line."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    assert not Path("runs").exists()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "itmkit: error:" in line]
+    (line,) = lines
+    return line.removeprefix("itmkit: error: ")
+
+
+def table_rows(text: str) -> list[str]:
+    """Names of the rows of the recall table in what was printed."""
+    body = text[text.index("image to text") :].split("---\n")[1].split("\n\n")[0]
+    return [line.split()[0] for line in body.strip().splitlines()]
+
+
+def test_smoke_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("fit")
+    assert folder.parent == Path("runs/tinymatcher-tiny")
+    made = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.json", "metrics.csv"} <= made
+    assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= made
+    assert any(name.startswith("events.out.tfevents") for name in made)
+    assert (folder.parent / "latest").resolve() == folder.resolve()
+    assert sorted(Path.cwd().iterdir()) == [Path.cwd() / "runs", Path.cwd() / "tiny.yaml"]
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"val/rsum", "val/i2t_r1", "val/t2i_r10", "val/t2i_meanr"} <= metrics.keys()
+    assert all(isinstance(value, float) for value in metrics.values())
+    assert table_rows(capsys.readouterr().out) == ["untrained", "trained"]
+
+
+def test_table_shows_the_best_checkpoint_not_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("fit", "--trainer.max_epochs", "6", "--model.rate", "0.5")
+    with open(folder / "metrics.csv") as file:
+        column = [row["val/rsum"] for row in csv.DictReader(file) if row["val/rsum"]]
+    recalls = [float(value) for value in column]
+    assert len(recalls) == 7  # untrained, then six epochs; the closing measurement is not logged
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["val/rsum"] == pytest.approx(max(recalls[1:]), abs=1e-3)
+    assert max(recalls) > recalls[0]
+
+
+def test_untrained_row_does_not_change_training() -> None:
+    weights = [
+        torch.load(run("fit", "--untrained", flag) / "checkpoints/last.ckpt", weights_only=True)
+        for flag in ("true", "false")
+    ]
+    for name, tensor in weights[0]["state_dict"].items():
+        assert torch.equal(tensor, weights[1]["state_dict"][name])
+
+
+def test_runs_of_the_same_second_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda form, *when: "20200101-000000")
+    first, second = run("fit"), run("fit")
+    assert first.name == "20200101-000000"
+    assert second.name == "20200101-000000-2"
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_last_step_inside_an_epoch_is_validated_too(steps: int) -> None:
+    folder = run("fit", "--trainer.max_steps", str(steps), "--trainer.max_epochs=9")
+    with open(folder / "metrics.csv") as file:
+        validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/rsum"]]
+    assert validated[-1] == steps - 1
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == steps
+    state = next(value for key, value in last["callbacks"].items() if "BestCheckpoint" in key)
+    assert state["best_model_path"].endswith("checkpoints/best.ckpt")
+    assert (folder / "checkpoints/best.ckpt").is_file()
+    assert "val/rsum" in json.loads((folder / "metrics.json").read_text())
+
+
+def test_saved_config_reproduces_the_run() -> None:
+    first = run("fit", "--model.rate", "0.3", "--name", "mine")
+    saved = yaml.safe_load((first / "config.yaml").read_text())
+    assert saved["model"]["init_args"] == {"dim": 4, "rate": 0.3}
+    assert str(first) not in (first / "config.yaml").read_text()
+    Path("tiny.yaml").write_text((first / "config.yaml").read_text())
+    again = run("fit")
+    assert again.parent == first.parent == Path("runs/mine")
+    assert (again / "metrics.json").read_text() == (first / "metrics.json").read_text()
+
+
+def test_the_command_line_wins_wherever_it_stands() -> None:
+    main(["fit", "--trainer.max_epochs=1", "--config=tiny.yaml", "--untrained=false"])
+    (saved,) = Path("runs").glob("*/2*/config.yaml")
+    assert yaml.safe_load(saved.read_text())["trainer"]["max_epochs"] == 1
+
+
+def test_resume_in_a_new_folder_with_the_command_lines_numbers() -> None:
+    whole = run("fit", "--name", "whole", "--trainer.max_epochs", "4")
+    half = run("fit", "--name", "half")
+    checkpoint = str(half / "checkpoints/last.ckpt")
+    kept = {path: path.stat().st_mtime_ns for path in half.rglob("*")}
+    rest = run("fit", "--name", "rest", "--ckpt_path", checkpoint, "--trainer.max_epochs", "4")
+    assert {path: path.stat().st_mtime_ns for path in half.rglob("*")} == kept
+    ends = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (whole, rest)
+    ]
+    assert [end["epoch"] for end in ends] == [3, 3]
+    for name, tensor in ends[0]["state_dict"].items():
+        assert torch.equal(tensor, ends[1]["state_dict"][name])
+    assert yaml.safe_load((rest / "config.yaml").read_text())["ckpt_path"] == checkpoint
+
+
+def test_last_checkpoint_is_that_of_the_last_epoch_and_best_of_the_best() -> None:
+    folder = run("fit", "--model.rate", "2.0", "--trainer.max_epochs", "9")
+    best, last = (
+        torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+        for name in ("best", "last")
+    )
+    assert best["epoch"] < last["epoch"] == 8
+    assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["best.ckpt", "last.ckpt"]
+
+
+def test_best_checkpoint_goes_along_when_a_run_is_resumed() -> None:
+    """The best of an unbroken run and of one resumed after its best epoch are the same."""
+    options = ["--model.rate", "2.0"]  # so high that the first epochs are the best ones
+    whole = run("fit", "--name", "whole", "--trainer.max_epochs", "9", *options)
+    half = run("fit", "--name", "half", "--trainer.max_epochs", "6", *options)
+    last = str(half / "checkpoints/last.ckpt")
+    rest = run("fit", "--name", "rest", "--ckpt_path", last, "--trainer.max_epochs", "9", *options)
+    bests = [
+        torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+        for folder in (whole, half, rest)
+    ]
+    assert [best["epoch"] for best in bests] == [bests[0]["epoch"]] * 3
+    assert bests[0]["epoch"] < 6
+    for name, tensor in bests[0]["state_dict"].items():
+        assert torch.equal(tensor, bests[2]["state_dict"][name])
+    assert (whole / "metrics.json").read_text() == (rest / "metrics.json").read_text()
+
+
+def test_resume_without_the_old_best_judges_afresh() -> None:
+    half = run("fit", "--name", "half")
+    (half / "checkpoints/best.ckpt").unlink()
+    last = str(half / "checkpoints/last.ckpt")
+    rest = run("fit", "--name", "rest", "--ckpt_path", last, "--trainer.max_epochs", "3")
+    best = torch.load(rest / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] >= 1
+
+
+def test_what_a_checkpoint_remembers_does_not_override_the_command_line(tmp_path: Path) -> None:
+    checkpoint = run("fit") / "checkpoints/last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"] = {"_class_path": "tiny_matcher.TinyMatcher", "rate": 9.0}
+    torch.save(content, checkpoint)
+    folder = run("fit", "--name", "b", "--ckpt_path", str(checkpoint), "--model.rate", "0.2")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["rate"] == 0.2
+
+
+@pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
+def test_measure_a_checkpoint(command: str, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = run("fit", "--trainer.max_epochs", "5", "--model.rate", "0.5")
+    capsys.readouterr()
+    Path("tiny.yaml").write_text((fitted / "config.yaml").read_text())
+    best = str(fitted / "checkpoints/best.ckpt")
+    folder = run(command, "--ckpt_path", best, "--untrained", "true")
+    assert folder.name.endswith(f"-{command}")
+    assert table_rows(capsys.readouterr().out) == ["untrained", "trained"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    fit_metrics = json.loads((fitted / "metrics.json").read_text())
+    # all splits of the tiny data are alike
+    assert metrics[f"{stage}/rsum"] == fit_metrics["val/rsum"]
+    assert (fitted.parent / "latest").resolve() == fitted.resolve()
+
+
+def test_predict_saves_the_encodings() -> None:
+    content = torch.load(run("predict") / "encodings.pt", weights_only=True)
+    assert content["images"]["vector"].shape == (4, 4)
+    assert content["texts"]["vector"].shape == (4, 4)
+    assert content["text_image_ids"].tolist() == [0, 1, 2, 3]
+
+
+def test_fast_dev_run_leaves_nothing() -> None:
+    main(["fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true"])
+    assert not Path("runs").exists()
+
+
+def test_other_loggers_write_into_the_run_folder() -> None:
+    folder = run("fit", "--trainer.logger", "tiny_matcher.Elsewhere", "--untrained=false")
+    assert (folder / "elsewhere/metrics.csv").is_file()
+    assert not (folder / "metrics.csv").exists()
+    assert sorted(Path.cwd().iterdir()) == [Path.cwd() / "runs", Path.cwd() / "tiny.yaml"]
+    assert str(folder) not in (folder / "config.yaml").read_text()
+
+
+def test_without_checkpoints_the_last_weights_are_measured() -> None:
+    folder = run("fit", "--trainer.enable_checkpointing", "false")
+    assert not (folder / "checkpoints").exists()
+    assert (folder / "metrics.json").is_file()
+
+
+def test_ddp_writes_one_run_folder() -> None:
+    options = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
+    support = Path(tiny_matcher.__file__).parent
+    paths = [str(support), str(support.parents[1]), os.environ.get("PYTHONPATH", "")]
+    subprocess.run(
+        [sys.executable, "-m", "itmkit", "fit", "--config", "tiny.yaml", *options.split()],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
+    (folder,) = Path("runs/tinymatcher-tiny").glob("2*")
+    assert {path.name for path in Path("runs/tinymatcher-tiny").iterdir()} == {
+        folder.name,
+        "latest",
+    }
+    assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["best.ckpt", "last.ckpt"]
+    assert "val/rsum" in json.loads((folder / "metrics.json").read_text())
+
+
+def test_error_unknown_config(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "fit", "--config", "mate/shape")
+    assert line.startswith("config 'mate/shape' is neither a file nor a shipped configuration (")
+    assert line.endswith("Did you mean 'mate/shapes'?")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("max_epochs", "max_epoch", "does not accept option 'trainer.max_epoch'. Did you mean"),
+        ("{dim: 4}", "{dmi: 4}", "Option 'dmi' is not accepted. Did you mean 'dim'?"),
+        ("{dim: 4}", "{dim: four}", "dim: Expected a int. Got value: four"),
+        ("batch_size", "bach_size", "Option 'bach_size' is not accepted. Did you mean 'batch_size"),
+        ("TinyMatcher", "TinyMacher", "module 'tiny_matcher' has no attribute 'TinyMacher'"),
+        ("trainer:", "trainer: [", "Problems parsing config"),
+    ],
+)
+def test_error_in_the_config(
+    old: str, new: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tiny.yaml").write_text(CONFIG.replace(old, new))
+    line = refused(capsys, "fit", "--config", "tiny.yaml")
+    assert told in line
+    assert len(line) < 200
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("missing", "No such file or directory: 'no/such/captions.txt'"),
+        ("empty", "split 'train' has no images"),
+        ("image", "0.jpg is missing"),
+    ],
+)
+def test_error_in_the_data(broken: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    option = f"--data.dataset.init_args.broken={broken}"
+    assert told in refused(capsys, "fit", "--config", "tiny.yaml", option)
+
+
+def test_error_in_a_worker_process(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data.dataset.init_args.broken=image", "--data.num_workers=1"]
+    line = refused(capsys, "test", "--config", "tiny.yaml", *options)
+    assert line == "0.jpg is missing"
+
+
+def test_error_after_the_first_step_keeps_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError, match="crash"):
+        run("fit", "--trainer.callbacks", "tiny_matcher.StopHard")
+    (folder,) = Path("runs").glob("*/2*")
+    assert (folder / "checkpoints/last.ckpt").is_file()
+
+
+def test_bug_keeps_its_traceback_and_leaves_no_run() -> None:
+    with pytest.raises(KeyError, match="bug"):
+        run("fit", "--data.dataset.init_args.broken", "bug")
+    assert not Path("runs").exists()
+
+
+def test_debug_shows_the_traceback_of_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITMKIT_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        run("fit", "--data.dataset.init_args.broken", "missing")
+
+
+def test_error_no_config(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "fit")
+    assert line.endswith("Start from a configuration, such as --config mate/shapes")
+
+
+def test_error_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "train").startswith("unknown command 'train'; expected one of fit,")
+
+
+def checkpoint_of_the_tiny_system(path: str) -> dict[str, object]:
+    seed_everything(0)
+    content = {"state_dict": tiny_matcher.TinyMatcher().state_dict(), "system": "TinyMatcher"}
+    torch.save(content, path)
+    return content
+
+
+def test_error_checkpoint_of_another_system(capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint_of_the_tiny_system("tiny.ckpt")
+    Path("tiny.yaml").write_text(CONFIG.replace("TinyMatcher", "OtherMatcher"))
+    line = refused(capsys, "test", "--config", "tiny.yaml", "--ckpt_path", "tiny.ckpt")
+    assert line.startswith("ckpt_path 'tiny.ckpt' is a checkpoint of the system TinyMatcher, ")
+    assert line.endswith("expected one of OtherMatcher")
+
+
+def test_error_checkpoint_of_another_size(capsys: pytest.CaptureFixture[str]) -> None:
+    content = checkpoint_of_the_tiny_system("tiny.ckpt")
+    torch.save({**content, "pytorch-lightning_version": "2.6.6", "loops": {}}, "tiny.ckpt")
+    line = refused(
+        capsys, "test", "--config=tiny.yaml", "--model.dim=5", "--ckpt_path", "tiny.ckpt"
+    )
+    assert "size mismatch for image.weight" in line
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "empty", "weights", "pickle"])
+def test_error_no_checkpoint(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("some.ckpt")
+    if kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "weights":
+        torch.save({"weight": torch.zeros(2)}, path)
+    elif kind == "pickle":
+        torch.save({"state_dict": {}, "system": Path}, path)
+    line = refused(capsys, "fit", "--config", "tiny.yaml", "--ckpt_path", "some.ckpt")
+    assert line.startswith("ckpt_path 'some.ckpt' is not a ")

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from itmkit.cli.run_folder import claim, discard, point_latest_to
+
+
+def test_claim_never_gives_a_folder_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda form: "20200101-000000")
+    folders = [claim(tmp_path / "runs", "mate-shapes", suffix="-test") for _ in range(3)]
+    assert [folder.name for folder in folders] == [
+        "20200101-000000-test",
+        "20200101-000000-test-2",
+        "20200101-000000-test-3",
+    ]
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_error_name_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mate").touch()
+    with pytest.raises(NotADirectoryError):
+        claim(tmp_path, "mate")
+
+
+def test_discard_leaves_other_runs_and_what_is_above(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    first, second = claim(runs, "a"), claim(runs, "a", suffix="-test")
+    (second / "config.yaml").touch()
+    discard(second, upto=runs)
+    assert [path.name for path in runs.rglob("*")] == ["a", first.name]
+    point_latest_to(first)
+    discard(first, upto=runs)
+    assert not runs.exists()
+    assert tmp_path.exists()
+
+
+def test_latest_follows(tmp_path: Path) -> None:
+    first, second = claim(tmp_path, "a"), claim(tmp_path, "a", suffix="-2")
+    for folder in (first, second):
+        point_latest_to(folder)
+        assert (tmp_path / "a/latest").resolve() == folder.resolve()
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        first.name,
+        second.name,
+        "latest",
+    }

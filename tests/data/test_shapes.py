@@ -1,0 +1,113 @@
+"""The built-in dataset."""
+
+import pytest
+import torch
+
+from itmkit.data import Regions, ShapesDataset, scenes
+
+
+def test_smoke_pixels():
+    data = ShapesDataset("val", length=6, image_size=32)
+    image = data.image(5)
+    assert image.shape == (3, 32, 32)
+    assert image.dtype == torch.float32
+    assert len(data) == 6
+    assert len(data.captions) == 30
+    assert data.captions_of(1) == [5, 6, 7, 8, 9]
+
+
+def test_pixels_are_about_normalised():
+    data = ShapesDataset("train", length=64)
+    pixels = torch.stack([data.image(row) for row in range(64)])
+    assert abs(pixels.mean()) < 0.5
+    assert 0.5 < pixels.std() < 1.5
+
+
+def test_smoke_regions():
+    data = ShapesDataset("val", length=4, regions=True)
+    regions = data.image(2)
+    assert isinstance(regions, Regions)
+    assert regions.features.shape == (len(data.scenes[2]), 12 * 12 * 3 + 5)
+    assert regions.boxes.shape == (len(data.scenes[2]), 4)
+    assert ((regions.boxes >= 0) & (regions.boxes <= 1)).all()
+    assert (regions.boxes[:, 2:] > regions.boxes[:, :2]).all()
+
+
+def test_same_seed_same_data_and_another_seed_other_data():
+    one, two, other = (ShapesDataset("train", length=20, seed=seed) for seed in (3, 3, 4))
+    assert one.captions == two.captions
+    assert all(torch.equal(one.image(row), two.image(row)) for row in range(20))
+    assert one.captions != other.captions
+
+
+def test_a_longer_dataset_starts_with_the_shorter_one():
+    short, long = ShapesDataset("test", length=10), ShapesDataset("test", length=23)
+    assert long.scenes[:10] == short.scenes
+    assert long.captions[:50] == short.captions
+    assert torch.equal(long.image(9), short.image(9))
+
+
+def test_splits_are_disjoint_for_any_seeds():
+    splits = {
+        split: {
+            frozenset((t.shape, t.colour, t.size, t.column, t.row) for t in scene)
+            for seed in (0, 1)
+            for scene in ShapesDataset(split, length=400, seed=seed).scenes
+        }
+        for split in ("train", "val", "test")
+    }
+    assert not splits["train"] & splits["val"]
+    assert not splits["train"] & splits["test"]
+    assert not splits["val"] & splits["test"]
+
+
+def test_relevance_holds_for_own_captions_and_not_for_siblings_words():
+    data = ShapesDataset("val", length=40)
+    truth = data.relevance(torch.arange(40), torch.arange(200))
+    own = data.caption_images == torch.arange(40)[:, None]
+    assert truth[own].all()
+    assert truth.sum() > own.sum()  # a sentence may be true of a sibling
+    expected = [
+        [data.sentences[m].holds(data.scenes[n]) for m in (7, 100)] for n in (3, 20, 1)
+    ]
+    assert data.relevance(torch.tensor([3, 20, 1]), torch.tensor([7, 100])).tolist() == expected
+
+
+def test_a_bag_of_words_cannot_tell_siblings_apart():
+    data = ShapesDataset("val", length=200)
+    bags = {}
+    for text, sentence in zip(data.captions, data.sentences, strict=True):
+        bags.setdefault(tuple(sorted(text.replace(",", "").split())), []).append(sentence)
+    contradicting = [
+        bag
+        for bag in bags.values()
+        if len({(frozenset(s.mentions), s.orders and s.mentions) for s in bag}) > 1
+    ]
+    assert contradicting
+
+
+def test_vocabulary_has_all_words():
+    data = ShapesDataset("train", length=50)
+    words = {w for caption in data.captions for w in caption.replace(",", "").split()}
+    assert words <= set(data.vocabulary.words)
+    assert set(scenes.VOCABULARY) <= set(data.vocabulary.words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "dev"}, "split must be one of train, val, test, got 'dev'"),
+        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"image_size": 8}, "image_size must be at least 16, got 8"),
+    ],
+)
+def test_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ShapesDataset(**arguments)
+
+
+def test_length_by_split():
+    lengths = {"train": 8, "val": 4}
+    assert len(ShapesDataset("train", length=lengths)) == 8
+    assert len(ShapesDataset("val", length=lengths)) == 4
+    assert len(ShapesDataset("test", length=lengths)) == 1000

@@ -1,0 +1,87 @@
+"""A system and data so small that a whole run of the command line takes a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+
+from itmkit.data.batch import Batch, Images, Texts
+from itmkit.data.dataset import ImageTextDataset
+from itmkit.retrieval import Encoding
+from itmkit.systems import Matcher
+
+
+class TinyMatcher(Matcher):
+    """The mean colour of an image against the mean embedding of a text."""
+
+    def __init__(self, dim: int = 4, rate: float = 0.1) -> None:
+        super().__init__(optimizer=lambda params: torch.optim.SGD(params, lr=rate))
+        self.image = nn.Linear(3, dim)
+        self.text = nn.Embedding(16, dim)
+
+    def encode_image(self, images: Images) -> Encoding:
+        return Encoding(vector=self.image(images.features.mean((2, 3))))
+
+    def encode_text(self, texts: Texts) -> Encoding:
+        return Encoding(vector=self.text(texts.ids).mean(1))
+
+    def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        return images.vector @ texts.vector.T
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        scores = self.score(self.encode_image(batch.images), self.encode_text(batch.texts))
+        targets = torch.arange(len(scores))
+        return {"loss": nn.functional.cross_entropy(scores, targets)}
+
+
+class OtherMatcher(TinyMatcher):
+    """The same under another name."""
+
+
+class TinyDataset(ImageTextDataset):
+    """Plain colours and their names.
+
+    Args:
+        split: its name.
+        broken: how it fails: ``missing`` and ``value`` when opened, ``bug`` too, ``image`` and
+            ``third`` when an image is read, in ``train`` alone with the latter.
+    """
+
+    def __init__(self, split: str, broken: str | None = None) -> None:
+        self.broken = broken
+        if broken == "missing":
+            Path("no/such/captions.txt").read_text()
+        if broken == "bug":
+            raise KeyError("bug")
+        captions = ["a red field", "a green field", "a blue field", "a black field"]
+        rows = [] if broken == "empty" else [0, 1, 2, 3]
+        super().__init__(split, [f"{row}.jpg" for row in rows], captions, rows)
+
+    def image(self, row: int) -> Tensor:
+        if self.broken == "image" or (self.broken == "third" and self.split == "train" and row):
+            raise FileNotFoundError(f"{self.names[row]} is missing")
+        colour = torch.zeros(3, 1, 1)
+        colour[row : row + 1] = 1.0
+        return colour.expand(3, 2, 2)
+
+
+class Elsewhere(CSVLogger):
+    """A logger that writes to the working directory unless told otherwise, as wandb's does."""
+
+    def __init__(self, save_dir: str = ".") -> None:
+        super().__init__(save_dir, name="elsewhere", version="")
+
+
+class StopHard(Callback):
+    """Stops a run in the middle of an epoch, as a crash does."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: object
+    ) -> None:
+        if trainer.global_step == 3:
+            raise KeyError("crash")

@@ -1,0 +1,217 @@
+"""MATE, small, on real batches of the built-in dataset."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from itmkit.data import ImageTextData, Images, ShapesDataset, Texts
+from itmkit.losses import GroupTripletLoss
+from itmkit.nn import BiGRU, FusionEncoder, MatchingHead, RegionProjection, TimmGrid
+from itmkit.retrieval import encode, evaluate, evaluating
+from itmkit.systems import MATE
+
+DIM = 16
+
+
+def make_data(**options):
+    options = {"batch_size": 6, "eval_batch_size": 5, "caption_views": 2} | options
+    regions = options.pop("regions", False)
+    dataset = partial(ShapesDataset, length={"train": 12, "val": 10}, image_size=32)
+    return ImageTextData(partial(dataset, regions=regions), val_split="val", **options)
+
+
+def make_mate(*, regions=False, **options):
+    torch.manual_seed(0)
+    image_encoder = (
+        RegionProjection(437, DIM, hidden_dim=DIM)
+        if regions
+        else TimmGrid("test_byobnet", DIM, image_size=32, out_index=2, positions=True)
+    )
+    options = {"fusion": FusionEncoder(DIM, num_layers=1, num_heads=2)} | options
+    return MATE(image_encoder, BiGRU(64, DIM, DIM), **options)
+
+
+def trainer(folder, **options):
+    options = {"max_steps": 3, "limit_val_batches": 2} | options
+    return Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_smoke_training_moves_every_part_and_logs_recall(tmp_path, regions):
+    mate = make_mate(regions=regions, rerank_top_k=3, queue_size=20)
+    before = {name: p.detach().clone() for name, p in mate.named_parameters() if p.requires_grad}
+    fit = trainer(tmp_path)
+    fit.fit(mate, make_data(regions=regions))
+    still = [name for name, p in mate.named_parameters() if name in before and p.equal(before[name])]
+    assert not still
+    assert {"train/triplet", "train/hect", "train/distillation", "train/fusion", "val/rsum"} <= set(
+        fit.callback_metrics
+    )
+
+
+def test_loss_is_the_weighted_sum_of_its_terms():
+    mate = make_mate(
+        triplet_weight=0.5, hect_weight=2.0, distillation_weight=0.0, fusion_weight=3.0
+    )
+    batch = next(iter(make_data().train_dataloader()))
+    terms = mate.loss(batch)
+    assert set(terms) == {"triplet", "hect", "fusion", "loss"}
+    expected = 0.5 * terms["triplet"] + 2 * terms["hect"] + 3 * terms["fusion"]
+    torch.testing.assert_close(terms["loss"], expected)
+
+
+def test_global_terms_naive_reference():
+    mate = make_mate(token_drop=0.0, distillation_weight=0.0, fusion=None).double().eval()
+    batch = next(iter(make_data().train_dataloader()))
+    batch.images.features = batch.images.features.double()
+    image = mate.encode_image(batch.images).vector.repeat_interleave(2, 0)
+    text = mate.encode_text(batch.texts).vector
+    # pooling draws its views in training mode only; without token drop both are the whole image
+    mate.image_pool.train()
+    terms = mate.loss(batch)
+    torch.testing.assert_close(terms["triplet"], mate.triplet(image @ text.T, batch.image_ids))
+    torch.testing.assert_close(
+        terms["hect"], mate.hect(image, text, batch.image_ids.repeat_interleave(2))
+    )
+
+
+def test_fusion_term_naive_loop_reference():
+    mate = make_mate(triplet_weight=0, hect_weight=0, distillation_weight=0, token_drop=0.0)
+    mate.fusion.eval()
+    mate.image_encoder.eval(), mate.text_encoder.eval()
+    batch = next(iter(make_data().train_dataloader()))
+    term = mate.loss(batch)["fusion"]
+    with evaluating(mate):
+        images = mate.encode_image(batch.images)
+        texts = mate.encode_text(batch.texts)[::2]
+        scores = mate.score(images, texts)
+
+        def pair(i, j):
+            return mate.rerank(images, texts, torch.tensor([[i, j]]))[0]
+
+        positive, negative = [], []
+        for i in range(len(images)):
+            others = [j for j in range(len(images)) if batch.image_ids[j] != batch.image_ids[i]]
+            positive += [pair(i, i)] * 2
+            negative += [
+                pair(i, max(others, key=lambda j, i=i: scores[i, j])),
+                pair(max(others, key=lambda j, i=i: scores[j, i]), i),
+            ]
+        expected = mate.hect.from_similarities(
+            torch.stack(positive), torch.stack(negative)[:, None]
+        )
+    torch.testing.assert_close(term, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", [None, MatchingHead(DIM)])
+def test_a_score_depends_on_its_pair_alone(head):
+    mate = make_mate(matching_head=head)
+    data = make_data()
+    whole = encode(mate, data.val_dataloader())
+    with evaluating(mate):
+        scores = mate.score(whole.images, whole.texts)
+        pairs = torch.tensor([[0, 0], [3, 17], [9, 2]])
+        fused = mate.rerank(whole.images, whole.texts, pairs)
+        dataset = data.split("val")
+        for n, (i, j) in enumerate(pairs.tolist()):
+            image = mate.encode_image(Images(dataset.image(i)[None]))
+            ids = torch.tensor([data.tokenizer.encode(dataset.captions[j]).ids + [0] * 9])
+            text = mate.encode_text(Texts(ids, ids > 0))
+            torch.testing.assert_close(mate.score(image, text)[0, 0], scores[i, j])
+            alone = mate.rerank(image, text, torch.tensor([[0, 0]]))[0]
+            torch.testing.assert_close(alone, fused[n], atol=1e-5, rtol=1e-5)
+
+
+def test_an_untrained_model_ranks_by_chance_with_reranking():
+    data = ImageTextData(partial(ShapesDataset, length=100, image_size=32), eval_batch_size=50)
+    mate = make_mate(rerank_top_k=10, rerank_weight=1.0)
+    dataset = data.split("val")
+    gallery = encode(mate, data.val_dataloader())
+    recall = evaluate(mate, gallery, relevance=dataset.relevance(gallery.image_ids, gallery.text_ids))
+    assert recall["i2t_r1"] < 20
+    assert recall["t2i_r1"] < 15
+
+
+def test_hinge_counts_all_negatives_while_warming_up_only(tmp_path):
+    seen = []
+
+    class Watch(GroupTripletLoss):
+        def forward(self, scores, image_ids=None):
+            seen.append(self.negatives)
+            return super().forward(scores, image_ids)
+
+    mate = make_mate(triplet=Watch(group_size=2), warmup=2, warmup_unit="step", fusion=None)
+    trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(mate, make_data())
+    assert seen == ["all", "all", "hardest", "hardest"]
+
+
+def test_queue_holds_the_latest_teacher_vectors_first(tmp_path):
+    mate = make_mate(queue_size=30, fusion=None)
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(mate, make_data())
+    assert (mate.queue_ids >= 0).sum() == 24  # two batches of 6 pairs in 2 views
+    torch.testing.assert_close(mate.queue_image[:24].norm(dim=1), torch.ones(24))
+    assert not mate.queue_image[24:].any()
+
+
+def test_parameter_groups_follow_lr_factors():
+    mate = make_mate(lr_factors={"text_encoder": 0.1, "text_encoder.gru": 0.5})
+    optimizer = mate.configure_optimizers()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(mate.text_encoder.embedding.weight)] == pytest.approx(2e-5)
+    assert rates[id(mate.text_encoder.gru.weight_ih_l0)] == pytest.approx(1e-4)
+    assert rates[id(mate.image_pool.linear.weight)] == pytest.approx(2e-4)
+    assert len(rates) == sum(p.requires_grad for p in mate.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fusion": FusionEncoder(8, 1, 2)}, "fusion.dim is 8, image_encoder.dim 16"),
+        ({"views": 3, "triplet": GroupTripletLoss()}, "triplet.group_size is 2, views 3"),
+        ({"fusion": None, "rerank_top_k": 5}, "rerank_top_k is 5, but there is no fusion encoder"),
+        ({"hect_weight": -1.0}, "hect_weight must be at least 0, got -1.0"),
+        ({"fusion_pairs": 0}, "fusion_pairs must be at least 1 or None, got 0"),
+        ({"rerank_weight": 1.5}, r"rerank_weight must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_error_of_an_argument(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_mate(**options)
+
+
+def test_error_of_a_misspelled_lr_factor():
+    mate = make_mate(lr_factors={"text_encoder.bert": 0.1})
+    with pytest.raises(ValueError, match=r"'text_encoder.bert', but no parameter of MATE starts so"):
+        mate.configure_optimizers()
+
+
+def test_error_of_a_batch_with_another_number_of_views():
+    batch = next(iter(make_data(caption_views=1).train_dataloader()))
+    with pytest.raises(ValueError, match="6 texts for 6 images; expected views=2"):
+        make_mate().loss(batch)
+
+
+def test_error_without_a_teacher():
+    batch = next(iter(make_data().train_dataloader()))
+    with pytest.raises(ValueError, match="there is no teacher"):
+        make_mate().loss(batch)
+
+
+def test_one_image_in_a_batch_has_a_finite_loss_and_gradient():
+    data = make_data(batch_size=1)
+    mate = make_mate(distillation_weight=0.0)
+    loss = mate.loss(next(iter(data.train_dataloader())))["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in mate.parameters() if p.grad is not None)

@@ -1,0 +1,104 @@
+"""The law of imports: down the house only, and nothing heavy on its ground floor."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import itmkit
+
+PACKAGE = Path(itmkit.__file__).parent
+FLOORS = {
+    "__main__": 4,
+    "cli": 3,
+    "systems": 2,
+    "callbacks": 1,
+    "data": 1,
+    "losses": 1,
+    "metrics": 1,
+    "nn": 1,
+    "retrieval": 1,
+    "configs": 0,
+    "distributed": 0,
+}
+#: what a room may take from beside it: retrieval speaks of batches and of recall
+BESIDE = {"retrieval": ("itmkit.data.batch", "itmkit.metrics")}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imported_modules(source: str) -> set[str]:
+    """Modules of itmkit that a source imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names |= {
+                f"itmkit.{alias.name}" if node.module == "itmkit" else str(node.module)
+                for alias in node.names
+            }
+    return {name for name in names if name.startswith("itmkit.")}
+
+
+def broken_laws(module: str, source: str) -> list[str]:
+    own = room(module)
+    return [
+        name
+        for name in imported_modules(source)
+        if not name.startswith("itmkit.__version__")
+        and room(name) != own
+        and FLOORS[room(name)] >= FLOORS[own]
+        and not name.startswith(BESIDE.get(own, ()))
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_run_downwards(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    if parts != ("__init__",):
+        assert parts[0] in FLOORS, f"what room is {parts[0]}?"
+        assert broken_laws(".".join(("itmkit", *parts)), path.read_text()) == []
+
+
+def test_the_law_itself() -> None:
+    assert broken_laws("itmkit.nn.x", "from itmkit.distributed import gather") == []
+    assert broken_laws("itmkit.nn.x", "def f():\n    from itmkit.losses import y") != []
+    assert broken_laws("itmkit.data.x", "import itmkit.systems") != []
+    assert broken_laws("itmkit.retrieval.x", "from itmkit.data.batch import Batch") == []
+    assert broken_laws("itmkit.retrieval.x", "from itmkit.data import Batch") != []
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize("name", ["nn", "losses"])
+def test_light_rooms_import_nothing_heavy(name: str) -> None:
+    files = (PACKAGE / name).glob("*.py")
+    modules = [f"itmkit.{name}.{path.stem}" for path in files if path.stem != "__init__"]
+    loaded = modules_after(f"import {', '.join([f'itmkit.{name}', *modules])}")
+    assert "torch" in loaded
+    assert not loaded & {"lightning", "pytorch_lightning", "transformers", "timm", "wandb"}
+
+
+def test_training_imports_no_wandb_and_no_timm_unasked() -> None:
+    loaded = modules_after("import itmkit.cli.matcher_cli, itmkit.data.module, itmkit.systems")
+    assert "lightning" in loaded
+    assert not loaded & {"timm", "wandb"}
+
+
+def test_package_and_help_import_no_torch() -> None:
+    assert "torch" not in modules_after("from itmkit.cli import main; main(['--help'])")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+import itmkit
+from itmkit.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_version_stands_in_one_place() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", itmkit.__version__)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" in project["dynamic"]
+    try:
+        assert version("itmkit") == itmkit.__version__
+    except PackageNotFoundError:
+        pytest.skip("itmkit is not installed here")
+
+
+def test_version_and_help_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"itmkit {itmkit.__version__}\n"
+    main([])
+    usage = capsys.readouterr().out
+    assert all(command in usage for command in ("fit", "validate", "test", "predict", "extract"))
+
+
+def test_every_import_is_a_dependency() -> None:
+    """What the package imports from others is declared, and what is declared is imported."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[\[<>=]", entry)[0] for entry in project["dependencies"]}
+    imports = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
+    source = "\n".join(path.read_text() for path in (ROOT / "itmkit").rglob("*.py"))
+    known = {"pillow": "PIL"}
+    unused = {name for name in declared if known.get(name, name) not in imports.findall(source)}
+    # loggers that Lightning imports for us
+    assert unused == {"tensorboard", "wandb"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [path for path in (ROOT, ROOT / "docs") for path in path.glob("*.md")],
+    ids=lambda page: page.name,
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
