@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from processes import join, run_ranks
 from torch import Tensor, nn
 
-from itmkit.distributed import gather
+from itmkit.distributed import gather, gather_tokens, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss, TripletLoss
 
 SIZES = {"uneven": (3, 2), "even": (2, 2), "one_empty": (4, 0), "both_empty": (0, 0)}
@@ -49,84 +48,83 @@ def pairs() -> tuple[Tensor, Tensor, Tensor]:
     return x, y, torch.tensor([0, 0, 1, 1, 0, 0, 2, 2])
 
 
-def rows(case: str, rank: int) -> Tensor:
-    start, count = 10 * rank, SIZES[case][rank]
+def rows(case: str, own_rank: int) -> Tensor:
+    start, count = 10 * own_rank, SIZES[case][own_rank]
     return torch.arange(start, start + count)
 
 
-def run(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found: dict[str, Any] = {}
+def captions(case: str, own_rank: int) -> tuple[Tensor, Tensor]:
+    """Tokens of 3 on rank 0 and of 5 on rank 1, the last of a row padding in every other row."""
+    own, longest = rows(case, own_rank), (3, 5)[own_rank]
+    tokens = own.double()[:, None, None].expand(-1, longest, 2) + torch.arange(longest)[:, None]
+    mask = torch.ones(len(own), longest, dtype=torch.bool)
+    mask[1::2, -1] = False
+    return tokens.contiguous(), mask
+
+
+def run(folder: Path) -> None:
+    own_rank = join(folder)
+    found: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
     for case in SIZES:
-        own = rows(case, rank)
+        own = rows(case, own_rank)
         found[f"{case}/int"] = gather(own)
         found[f"{case}/bool"] = gather(own % 2 == 0)
         tokens = own.double()[:, None, None].expand(-1, 3, 2).requires_grad_()
         gathered = gather(tokens)
         found[f"{case}/tokens"] = gathered.detach()
-        weight = torch.arange(1.0, len(gathered) + 1).double() * (rank + 1)
+        weight = torch.arange(1.0, len(gathered) + 1).double() * (own_rank + 1)
         (found[f"{case}/grad"],) = torch.autograd.grad(
             (weight[:, None, None] * gathered).sum(), tokens
         )
         found[f"{case}/half"] = gather(own.to(torch.bfloat16))
+        tokens, mask = captions(case, own_rank)
+        tokens.requires_grad_()
+        gathered, mask = gather_tokens(tokens, mask)
+        found[f"{case}/captions"] = gathered.detach(), mask
+        weight = weight[:, None, None] * torch.arange(1.0, 6).double()[:, None]
+        (found[f"{case}/captions_grad"],) = torch.autograd.grad((weight * gathered).sum(), tokens)
+        found[f"{case}/unmasked"] = gather_tokens(own[:, None, None].expand(-1, 3, 2), None)
     try:
-        gather(torch.zeros(2, 3 + rank))
+        gather(torch.zeros(2, 3 + own_rank))
     except ValueError as error:
         found["error"] = str(error)
     for case, sizes in SPLITS.items():
-        start = sum(sizes[:rank])
-        own_pairs = [t[start : start + sizes[rank]] for t in pairs()]
+        start = sum(sizes[:own_rank])
+        own_pairs = [t[start : start + sizes[own_rank]] for t in pairs()]
         model = nn.parallel.DistributedDataParallel(Pair())
         loss = model(*own_pairs)
         loss.backward()
         found[f"{case}/loss"] = loss.detach()
         found[f"{case}/gradients"] = [p.grad for p in model.parameters() if p.requires_grad]
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(found, folder / f"{own_rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            env={**os.environ, "PYTHONPATH": path},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    run_ranks(__file__, folder)
+    return [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(2)]
 
 
 @pytest.mark.parametrize("case", SIZES)
 def test_ddp_values_and_order(found, case):
-    expected = torch.cat([rows(case, rank) for rank in range(2)])
-    for rank in range(2):
-        assert torch.equal(found[rank][f"{case}/int"], expected)
-        assert torch.equal(found[rank][f"{case}/bool"], expected % 2 == 0)
-        assert torch.equal(found[rank][f"{case}/half"], expected.to(torch.bfloat16))
+    expected = torch.cat([rows(case, n) for n in range(2)])
+    for n in range(2):
+        assert torch.equal(found[n][f"{case}/int"], expected)
+        assert torch.equal(found[n][f"{case}/bool"], expected % 2 == 0)
+        assert torch.equal(found[n][f"{case}/half"], expected.to(torch.bfloat16))
         tokens = expected.double()[:, None, None].expand(-1, 3, 2)
-        assert torch.equal(found[rank][f"{case}/tokens"], tokens)
+        assert torch.equal(found[n][f"{case}/tokens"], tokens)
 
 
 @pytest.mark.parametrize("case", SIZES)
 def test_ddp_backward_sums_over_ranks(found, case):
     total = sum(SIZES[case])
     weights = 3 * torch.arange(1.0, total + 1).double()  # rank 0 weighs once, rank 1 twice
-    for rank, own in enumerate(weights.split(SIZES[case])):
+    for n, own in enumerate(weights.split(SIZES[case])):
         expected = own[:, None, None].expand(-1, 3, 2)
-        assert torch.equal(found[rank][f"{case}/grad"], expected)
+        assert torch.equal(found[n][f"{case}/grad"], expected)
 
 
 @pytest.mark.parametrize("case", SPLITS)
@@ -135,22 +133,63 @@ def test_ddp_loss_and_gradient_are_those_of_one_process(found, case):
     loss = model(*pairs())
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
-    for rank in range(2):
-        torch.testing.assert_close(found[rank][f"{case}/loss"], loss.detach(), atol=0, rtol=1e-12)
-        ranks = found[rank][f"{case}/gradients"]
+    for n in range(2):
+        torch.testing.assert_close(found[n][f"{case}/loss"], loss.detach(), atol=0, rtol=1e-12)
+        ranks = found[n][f"{case}/gradients"]
         for own, expected in zip(ranks, gradients, strict=True):
             torch.testing.assert_close(own, expected, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("case", SIZES)
+def test_ddp_tokens_are_padded_to_the_longest_of_all_ranks(found, case):
+    parts = [captions(case, n) for n in range(2)]
+    expected = torch.zeros(sum(SIZES[case]), 5, 2).double()
+    real = torch.zeros(sum(SIZES[case]), 5, dtype=torch.bool)
+    start = 0
+    for tokens, mask in parts:
+        stop = start + len(tokens)
+        expected[start:stop, : tokens.shape[1]] = tokens
+        real[start:stop, : tokens.shape[1]] = mask
+        start = stop
+    for own in found:
+        gathered, mask = own[f"{case}/captions"]
+        assert torch.equal(gathered, expected)
+        assert torch.equal(mask, real)
+        plain, none = own[f"{case}/unmasked"]
+        assert none is None
+        assert torch.equal(plain[:, 2, 1], own[f"{case}/int"])
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_ddp_backward_of_tokens_sums_over_ranks(found, case):
+    weights = 3 * torch.arange(1.0, sum(SIZES[case]) + 1).double()
+    for own, part, (tokens, _) in zip(
+        found, weights.split(SIZES[case]), (captions(case, n) for n in range(2)), strict=True
+    ):
+        places = torch.arange(1.0, 1 + tokens.shape[1]).double()
+        expected = (part[:, None, None] * places[:, None]).expand_as(tokens)
+        assert torch.equal(own[f"{case}/captions_grad"], expected)
+
+
+def test_ddp_rank_and_world_size(found):
+    assert [own["rank"] for own in found] == [0, 1]
+    assert [own["world_size"] for own in found] == [2, 2]
+
+
 def test_ddp_error_when_other_sizes_differ(found):
-    for rank in range(2):
-        assert "first size only" in found[rank]["error"]
-        assert "[(2, 3), (2, 4)]" in found[rank]["error"]
+    for n in range(2):
+        assert "first size only" in found[n]["error"]
+        assert "[(2, 3), (2, 4)]" in found[n]["error"]
 
 
 def test_one_process_gets_its_tensor_back():
     tensor = torch.randn(3, 2, requires_grad=True)
     assert gather(tensor) is tensor
+    tokens, mask = torch.randn(3, 4, 2), torch.ones(3, 4, dtype=torch.bool)
+    assert gather_tokens(tokens, mask)[0] is tokens
+    assert gather_tokens(tokens, mask)[1] is mask
+    assert gather_tokens(tokens, None)[1] is None
+    assert (rank(), world_size()) == (0, 1)
 
 
 def test_one_process_with_a_group(tmp_path):
@@ -178,4 +217,4 @@ def test_compile():
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]), Path(sys.argv[2]))
+    run(Path(sys.argv[1]))

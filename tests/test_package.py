@@ -37,7 +37,7 @@ def test_every_import_is_a_dependency() -> None:
     declared = {re.split(r"[\[<>=]", entry)[0] for entry in project["dependencies"]}
     imports = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     source = "\n".join(path.read_text() for path in (ROOT / "itmkit").rglob("*.py"))
-    known = {"pillow": "PIL"}
+    known = {"pillow": "PIL", "pyyaml": "yaml"}
     unused = {name for name in declared if known.get(name, name) not in imports.findall(source)}
     # loggers that Lightning imports for us
     assert unused == {"tensorboard", "wandb"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -174,11 +175,14 @@ class MatcherCLI(LightningCLI):
                 with isolate_rng():  # training is the same with and without
                     rows["untrained"] = self._measure("validate")
             self._announce()
+            start = time.monotonic()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            minutes = (time.monotonic() - start) / 60
         best = self.checkpoint.best_model_path if self.checkpoint else ""
         with self._nothing_logged():
             rows["trained"] = self._measure("validate", best or None)
         self._report(rows, "val")
+        rank_zero_only(print)(f"training took {minutes:.1f} minutes")
 
     def validate(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Measure recall on the validation split."""

@@ -28,8 +28,8 @@ COLOUR_NAMES = tuple(COLOURS)
 SIZES = ("small", "large")
 GRID = 3  # a scene is laid out on GRID x GRID cells
 MAX_THINGS = 4
-RADIUS = (0.075, 0.125)  # of a small and of a large thing, relative to the picture
-JITTER = 0.035  # how far a thing strays from the middle of its cell; never into another column
+RADIUS = (0.1, 0.15)  # of a small and of a large thing, relative to the picture
+JITTER = 0.015  # how far a thing strays from the middle of its cell; never into another column
 
 
 @dataclass(frozen=True)
@@ -275,4 +275,3 @@ def _distance(shape: str, x: NDArray, y: NDArray, r: float) -> NDArray:
     bar = 0.3 * r  # a cross
     upright = np.maximum(np.abs(x) - bar, np.abs(y) - r)
     return np.minimum(upright, np.maximum(np.abs(x) - r, np.abs(y) - bar))
-

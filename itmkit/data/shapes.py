@@ -52,7 +52,7 @@ class ShapesDataset(ImageTextDataset):
         >>> data.image(0).shape
         torch.Size([3, 64, 64])
         >>> data.captions[0]
-        'a small white square is right of a large yellow ring, with a large cyan diamond'
+        'a small orange circle sits under a small cyan square, with a large red triangle'
         >>> bool(data.relevance(torch.tensor([0]), torch.tensor([0])))
         True
     """
@@ -77,9 +77,9 @@ class ShapesDataset(ImageTextDataset):
         self.seed, self.image_size, self.regions = seed, image_size, regions
         self.split = split
         self._painted: dict[int, np.ndarray] = {}
-        self.scenes = [
-            scene for f in range(-(-length // SIBLINGS)) for scene in self._family(f)
-        ][:length]
+        self.scenes = [scene for f in range(-(-length // SIBLINGS)) for scene in self._family(f)][
+            :length
+        ]
         super().__init__(
             split=split,
             names=[f"{split}-{row}" for row in range(length)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ def triplet_loss(
 
     with agg the maximum (``"hardest"``) or the sum (``"all"``). Each positive pair is one anchor in
     its row and one in its column; other positives of the row or column are no negatives. A pair
-    without negatives costs nothing. The terms are summed, not averaged.
+    without negatives costs nothing. The terms are summed, not averaged. ``torch.compile`` traces it
+    whole, except that older torch breaks the graph where given positives meet all negatives.
 
     Faghri et al., VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, BMVC 2018.
 
@@ -69,12 +70,24 @@ def triplet_loss(
         check_shape(tuple(scores.shape), positives=positives)
         if positives.dtype != torch.bool:
             raise ValueError(f"positives: expected bool, got {positives.dtype}")
+        if negatives == "hardest":
+            in_rows = _hinge_of_hardest(scores, positives, margin)
+            return in_rows + _hinge_of_hardest(scores.T, positives.T, margin)
         row, column = positives.nonzero(as_tuple=True)
         positive = scores[row, column]
         rows = scores[row], ~positives[row]
         columns = scores.T[column], ~positives.T[column]
     in_rows = hinge(positive, *rows, margin=margin, negatives=negatives)
     return in_rows + hinge(positive, *columns, margin=margin, negatives=negatives)
+
+
+def _hinge_of_hardest(scores: Tensor, positives: Tensor, margin: float | Tensor) -> Tensor:
+    """All positives of a row against its one hardest negative; their number need not be known."""
+    if scores.shape[1] == 0:
+        return scores.sum()
+    hardest = scores.masked_fill(positives, -torch.inf).amax(dim=1, keepdim=True)
+    counted = positives & (hardest > -torch.inf)
+    return (margin + hardest - scores).relu().where(counted, 0).sum()
 
 
 def hinge(
@@ -113,7 +126,7 @@ def hinge(
 
 def check_negatives(negatives: str) -> None:
     """Raise unless ``negatives`` names a known choice."""
-    if negatives not in get_args(Negatives):
+    if negatives not in ("hardest", "all"):
         raise ValueError(f'negatives: expected "hardest" or "all", got {negatives!r}')
 
 

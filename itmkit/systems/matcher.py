@@ -82,7 +82,7 @@ class Matcher(LightningModule, ABC):
         """
 
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
-        """Second-stage scores ``(p,)`` of the pairs ``(p, 2)`` of an image row and a caption row."""
+        """Second-stage scores ``(p,)`` of the pairs ``(p, 2)`` of an image and a caption row."""
         raise ValueError(f"{type(self).__name__} has no second stage; rerank_top_k must be 0")
 
     # ------------------------------------------------------------------------------- training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -131,9 +131,9 @@ class MATE(Matcher):
             "distillation": distillation_weight,
             "fusion": fusion_weight if fusion is not None else 0.0,
         }
-        counts = {"queue_size": queue_size, "warmup": warmup}
-        counts |= {f"{name}_weight": weight for name, weight in self.weights.items()}
-        for name, value in counts.items():
+        numbers: dict[str, float] = {"queue_size": queue_size, "warmup": warmup}
+        numbers |= {f"{name}_weight": weight for name, weight in self.weights.items()}
+        for name, value in numbers.items():
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if fusion_pairs is not None and fusion_pairs < 1:
@@ -186,8 +186,8 @@ class MATE(Matcher):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != self.views * len(batch.images):
             raise ValueError(
-                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; expected "
-                f"views={self.views} an image (caption_views of the data)"
+                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
+                f"expected views={self.views} an image (caption_views of the data)"
             )
         image_tokens, image_mask = self.image_encoder(batch.images.features, batch.images.mask)
         text_tokens, text_mask = self.text_encoder(batch.texts.ids, batch.texts.mask)
@@ -236,7 +236,7 @@ class MATE(Matcher):
     @torch.no_grad()
     def _teach(self, batch: Batch, view_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's vectors of all views, and the images they belong to."""
-        teacher: nn.Module | None = getattr(self, "teacher", None)
+        teacher: Any = getattr(self, "teacher", None)  # set by MomentumTeacher
         if teacher is None:
             raise ValueError(
                 "distillation_weight is not 0, but there is no teacher: train with a Trainer, or "

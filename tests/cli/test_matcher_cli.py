@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import tiny_matcher
 import torch
 import yaml
 from lightning.pytorch import seed_everything
+from processes import run_all
 
 from itmkit.cli import main
 
@@ -245,15 +244,8 @@ def test_without_checkpoints_the_last_weights_are_measured() -> None:
 
 def test_ddp_writes_one_run_folder() -> None:
     options = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
-    support = Path(tiny_matcher.__file__).parent
-    paths = [str(support), str(support.parents[1]), os.environ.get("PYTHONPATH", "")]
-    subprocess.run(
-        [sys.executable, "-m", "itmkit", "fit", "--config", "tiny.yaml", *options.split()],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        check=True,
-        timeout=120,
-        capture_output=True,
-    )
+    fit = [sys.executable, "-m", "itmkit", "fit", "--config", "tiny.yaml", *options.split()]
+    run_all([(fit, {})])
     (folder,) = Path("runs/tinymatcher-tiny").glob("2*")
     assert {path.name for path in Path("runs/tinymatcher-tiny").iterdir()} == {
         folder.name,

@@ -84,6 +84,48 @@ def test_views_have_noise_of_their_own() -> None:
     assert sum(a != b for a, b in zip(views[::2], views[1::2], strict=True)) > 15
 
 
+def test_distinct_views_are_different_captions_of_the_image() -> None:
+    data = data_of(caption_views=3, distinct_captions=True, batch_size=30)
+    train = data.split("train")
+    (batch,) = data.train_dataloader()
+    views = batch.text_ids.view(30, 3)
+    assert sorted(views[:, 0].tolist()) == list(range(30))  # the rows are still all captions
+    assert torch.equal(batch.text_image_ids, batch.image_ids.repeat_interleave(3))
+    assert torch.equal(train.caption_images[batch.text_ids], batch.text_image_ids)
+    for row in views.tolist():
+        assert len(set(row)) == 3
+    for text, caption in enumerate(batch.text_ids.tolist()):
+        text_words = words_of(data, batch.texts.ids[text], batch.texts.mask[text])
+        assert text_words == train.captions[caption]
+
+
+def test_distinct_views_follow_from_the_seed_and_the_epoch() -> None:
+    def drawn(epoch: int, **options: Any) -> dict[int, list[int]]:
+        data = data_of(caption_views=3, distinct_captions=True, batch_size=30, **options)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        (batch,) = loader
+        return {row[0]: row[1:] for row in batch.text_ids.view(30, 3).tolist()}
+
+    first = drawn(0)
+    assert drawn(0) == first
+    assert drawn(0, num_workers=1) == first
+    for other in (drawn(1), drawn(0, seed=1)):
+        assert sum(other[row] == first[row] for row in first) < 10  # 12 ways to draw 2 of 4
+
+
+@pytest.mark.parametrize(("captions", "different"), [(1, 1), (2, 2)])
+def test_distinct_views_fall_back_to_the_same_caption(captions: int, different: int) -> None:
+    """Where an image has fewer captions than there are views."""
+    dataset = partial(ToyDataset, captions=captions)
+    data = data_of(dataset=dataset, caption_views=4, distinct_captions=True, batch_size=6)
+    for batch in data.train_dataloader():
+        for row in batch.text_ids.view(6, 4).tolist():
+            assert len(set(row)) == different
+            assert row[2:] == [row[0]] * 2
+        assert torch.equal(data.split("train").caption_images[batch.text_ids], batch.text_image_ids)
+
+
 def test_evaluation_batch_has_each_image_once_with_all_its_captions() -> None:
     data = data_of(noise=CaptionNoise(p=1.0), caption_views=2)
     for loader, split in (

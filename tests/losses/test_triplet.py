@@ -139,7 +139,10 @@ def test_compile(negatives):
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     scores, positives = torch.randn(4, 4), torch.rand(4, 4) > 0.5
     torch.testing.assert_close(compiled(scores), loss(scores))
-    torch.testing.assert_close(compiled(scores, positives), loss(scores, positives))
+    # With all negatives the positives are counted, which torch 2.8 traces on request only.
+    counting = negatives == "all"
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=counting):
+        torch.testing.assert_close(compiled(scores, positives), loss(scores, positives))
 
 
 def test_negatives_can_be_set():

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from processes import run_ranks
 from torch.nn import functional as F
 
 from itmkit.metrics import CrossModalRecall, recall
@@ -279,19 +276,19 @@ WORKER = """
 import json, sys, warnings
 import torch
 from itmkit.metrics import CrossModalRecall
+from processes import join
 
-torch.set_num_threads(1)
-rank, store, data, out = int(sys.argv[1]), *sys.argv[2:]
-torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+folder = sys.argv[1]
+rank = join(folder)
 warnings.simplefilter("ignore")
 results = {}
-for name, calls in torch.load(data, weights_only=True).items():
+for name, calls in torch.load(f"{folder}/data.pt", weights_only=True).items():
     metric = CrossModalRecall()
     for call in calls[rank]:
         metric.update(*call)
     results[name] = {key: value.item() for key, value in metric.compute().items()}
     assert len(metric.sizes) == len(calls[rank])  # own states are back after compute
-with open(f"{out}.{rank}", "w") as file:
+with open(f"{folder}/out.{rank}", "w") as file:
     json.dump(results, file)
 torch.distributed.destroy_process_group()
 """
@@ -314,22 +311,7 @@ def test_ddp(tmp_path):
     torch.save(cases, tmp_path / "data.pt")
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    root = str(Path(recall.__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    arguments = [str(tmp_path / name) for name in ("store", "data.pt", "out")]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), *arguments],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], errors
+    run_ranks(script, tmp_path)
     exact = expected(data)
     for rank in (0, 1):
         results = json.loads((tmp_path / f"out.{rank}").read_text())

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import join, run_ranks
 from torch import Tensor, nn
 
 from itmkit.nn import MaskedBatchNorm
@@ -88,20 +89,19 @@ def loss_and_gradient(norm: MaskedBatchNorm, x: Tensor, mask: Tensor) -> tuple[T
     return loss.detach(), x.grad
 
 
-def one_of_two_processes(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def one_of_two_processes(folder: Path) -> None:
+    rank = join(folder)
     x, mask = batch()
     rows = slice(0, 3) if rank == 0 else slice(3, 4)
     norm = MaskedBatchNorm(5).double()
     loss, gradient = loss_and_gradient(norm, x[rows], mask[rows])
     state = {"loss": loss, "gradient": gradient, "mean": norm.running_mean, "var": norm.running_var}
-    torch.save(state, f"{folder}/{rank}.pt")
+    torch.save(state, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_ddp(tmp_path: Path) -> None:
-    mp.spawn(one_of_two_processes, (str(tmp_path),), nprocs=2)
+    run_ranks(__file__, tmp_path)
     x, mask = batch()
     norm = MaskedBatchNorm(5).double()
     loss, gradient = loss_and_gradient(norm, x, mask)
@@ -111,3 +111,7 @@ def test_ddp(tmp_path: Path) -> None:
     for part in parts:
         torch.testing.assert_close(part["mean"], norm.running_mean)
         torch.testing.assert_close(part["var"], norm.running_var)
+
+
+if __name__ == "__main__":
+    one_of_two_processes(Path(sys.argv[1]))

@@ -95,21 +95,22 @@ def test_image_size_other_than_native() -> None:
 
 
 def test_positions_are_a_row_plus_a_column() -> None:
+    """Added to the grid of the backbone, so before the projection if there is one."""
     encoder = grid("swin_tiny_patch4_window7_224", dim=8, positions=True).eval()
+    bare = grid("swin_tiny_patch4_window7_224").eval()
+    bare.backbone.load_state_dict(encoder.backbone.state_dict())
     assert encoder.grid == (4, 4)
     x = pixels(encoder)
-    placed = encoder(x)[0]
     row, column = encoder.row_embedding, encoder.column_embedding
     assert row is not None
     assert column is not None
-    expected = row.detach().clone(), column.detach().clone()
-    for embedding in (row, column):
-        nn.init.zeros_(embedding)
-    bare = encoder(x)[0]
+    assert encoder.projection is not None
+    cells, tokens = bare(x)[0], encoder(x)[0]
     for i in range(4):
         for j in range(4):
-            added = (expected[0][i, 0] + expected[1][0, j]).expand(2, -1)
-            torch.testing.assert_close((placed - bare)[:, 4 * i + j], added, atol=1e-6, rtol=0)
+            placed = cells[:, 4 * i + j] + row[i, 0] + column[0, j]
+            expected = encoder.projection(placed)
+            torch.testing.assert_close(tokens[:, 4 * i + j], expected, atol=1e-5, rtol=0)
 
 
 def test_positions_need_their_image_size() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from itmkit.data.batch import Batch, Images, Texts
-from itmkit.retrieval.encode import encode, evaluating
+from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
 
 
@@ -88,6 +88,46 @@ def test_device():
     gallery = encode(Bag(), [batch([0, 1], [0, 1, 2, 3])], "meta")
     assert gallery.images.device.type == gallery.texts.device.type == "meta"
     assert gallery.image_ids.device.type == "cpu"
+
+
+def test_gallery_cat_joins_parts_and_leaves_out_what_comes_again():
+    """As processes hand in their shares: padded with samples that another has too."""
+    first = encode(Bag(), [batch([0, 1], [0, 1, 2, 3], 5)])
+    second = encode(Bag(), [batch([3, 1], [6, 7, 3, 2], 9)])
+    whole = Gallery.cat([first, second])
+    assert whole.image_ids.tolist() == [100, 101, 103]
+    assert whole.text_ids.tolist() == [0, 1, 2, 3, 6, 7]
+    assert whole.text_image_ids.tolist() == [100, 100, 101, 101, 103, 103]
+    assert torch.equal(whole.images.vector, FEATURES[[0, 1, 3]].mean(1))
+    assert torch.equal(whole.images.boxes, FEATURES[[0, 1, 3], :, :4])
+    # The first comer stays; the shorter captions are padded.
+    assert torch.equal(whole.texts.vector[:4], first.texts.vector)
+    assert torch.equal(whole.texts.vector[4:], second.texts.vector[:2])
+    assert whole.texts.mask.sum(1).tolist() == [5, 5, 5, 5, 9, 9]
+    assert not whole.texts.tokens[:4, 5:].any()
+
+
+def test_gallery_cat_of_one_part_is_that_part():
+    part = encode(Bag(), [batch([4, 2], [8, 9, 4])])
+    whole = Gallery.cat([part])
+    assert whole.image_ids.tolist() == [104, 102]
+    assert whole.text_ids.tolist() == [8, 9, 4]
+    assert torch.equal(whole.texts.tokens, part.texts.tokens)
+
+
+def test_error_of_gallery_cat_of_nothing():
+    with pytest.raises(ValueError, match="at least one gallery, got none"):
+        Gallery.cat([])
+
+
+def test_gallery_to_moves_the_encodings_alone():
+    gallery = encode(Bag(), [batch([0, 1], [0, 1, 2, 3])])
+    moved = gallery.to("meta")
+    assert moved.images.device.type == moved.texts.device.type == "meta"
+    assert moved.images.vector.shape == gallery.images.vector.shape
+    for ids in (moved.image_ids, moved.text_image_ids, moved.text_ids):
+        assert ids.device.type == "cpu"
+    assert gallery.images.device.type == "cpu"
 
 
 def test_evaluating_restores_after_an_error():

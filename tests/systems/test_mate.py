@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from itmkit.data import ImageTextData, Images, ShapesDataset, Texts
+from itmkit.data import Images, ImageTextData, ShapesDataset, Texts
 from itmkit.losses import GroupTripletLoss
 from itmkit.nn import BiGRU, FusionEncoder, MatchingHead, RegionProjection, TimmGrid
 from itmkit.retrieval import encode, evaluate, evaluating
@@ -51,9 +51,11 @@ def trainer(folder, **options):
 def test_smoke_training_moves_every_part_and_logs_recall(tmp_path, regions):
     mate = make_mate(regions=regions, rerank_top_k=3, queue_size=20)
     before = {name: p.detach().clone() for name, p in mate.named_parameters() if p.requires_grad}
-    fit = trainer(tmp_path)
+    fit = trainer(tmp_path, val_check_interval=3)
     fit.fit(mate, make_data(regions=regions))
-    still = [name for name, p in mate.named_parameters() if name in before and p.equal(before[name])]
+    still = [
+        name for name, p in mate.named_parameters() if name in before and p.equal(before[name])
+    ]
     assert not still
     assert {"train/triplet", "train/hect", "train/distillation", "train/fusion", "val/rsum"} <= set(
         fit.callback_metrics
@@ -138,7 +140,9 @@ def test_an_untrained_model_ranks_by_chance_with_reranking():
     mate = make_mate(rerank_top_k=10, rerank_weight=1.0)
     dataset = data.split("val")
     gallery = encode(mate, data.val_dataloader())
-    recall = evaluate(mate, gallery, relevance=dataset.relevance(gallery.image_ids, gallery.text_ids))
+    recall = evaluate(
+        mate, gallery, relevance=dataset.relevance(gallery.image_ids, gallery.text_ids)
+    )
     assert recall["i2t_r1"] < 20
     assert recall["t2i_r1"] < 15
 
@@ -192,7 +196,9 @@ def test_error_of_an_argument(options, message):
 
 def test_error_of_a_misspelled_lr_factor():
     mate = make_mate(lr_factors={"text_encoder.bert": 0.1})
-    with pytest.raises(ValueError, match=r"'text_encoder.bert', but no parameter of MATE starts so"):
+    with pytest.raises(
+        ValueError, match=r"'text_encoder.bert', but no parameter of MATE starts so"
+    ):
         mate.configure_optimizers()
 
 

@@ -1,0 +1,105 @@
+"""The one way in which tests start several processes: all end within a time, or the test fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+SUPPORT = Path(__file__).parent
+TIMEOUT = 90.0  # seconds
+
+
+def run_ranks(script: str | Path, *arguments: object, timeout: float = TIMEOUT) -> None:
+    """Run a script as two processes that know their ``RANK`` and may meet, see :func:`join`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",  # to Lightning: the processes are started already
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+    }
+    command = [sys.executable, str(script), *map(str, arguments)]
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    run_all([(command, environment) for environment in ranks], timeout=timeout)
+
+
+def run_all(
+    commands: Sequence[tuple[list[str], dict[str, str]]], *, timeout: float = TIMEOUT
+) -> None:
+    """Run commands side by side, each with some environment variables of its own.
+
+    The test fails with what they wrote to stderr as soon as one of them fails, or when they are
+    not done in time. They and all that they started are then killed.
+    """
+    path = [str(SUPPORT.parents[1]), str(SUPPORT), os.environ.get("PYTHONPATH")]
+    found = os.pathsep.join(filter(None, path))
+    common = {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1"}
+    # Not pipes: one that nobody reads may fill up.
+    errors = [tempfile.TemporaryFile() for _ in commands]  # noqa: SIM115
+    processes = [
+        subprocess.Popen(
+            command,
+            env=common | own,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=error,
+            start_new_session=True,
+        )
+        for (command, own), error in zip(commands, errors, strict=True)
+    ]
+    end = time.monotonic() + timeout
+    try:
+        codes = [process.poll() for process in processes]
+        while None in codes and not any(codes) and time.monotonic() < end:
+            time.sleep(0.02)
+            codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() != 0:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    told = []
+    for error in errors:
+        error.seek(0)
+        told.append(error.read().decode(errors="replace")[-4000:])
+        error.close()
+    if any(code != 0 for code in codes):
+        states = ["still running" if code is None else f"exit code {code}" for code in codes]
+        parts = [f"{state}:\n{text}" for state, text in zip(states, told, strict=True)]
+        pytest.fail(f"processes (at most {timeout:.0f} s)\n" + "\n".join(parts), pytrace=False)
+
+
+def join(folder: str | Path) -> int:
+    """Called in a script of :func:`run_ranks`: enter the process group; returns the rank.
+
+    Args:
+        folder: where the processes find each other, the same for both and new for every run.
+    """
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=60),
+    )
+    return rank
