@@ -140,14 +140,18 @@ def _read_split(
         ) from error
     if not found:
         there = sorted({entry["split"] for entry in entries})
-        raise ValueError(f"{path} has no image of the split {min(splits)!r}; it has {there}")
+        raise ValueError(
+            f"{path} has no image of the split {' or '.join(sorted(splits, reverse=True))!r}; it has {there}"
+        )
     captions: list[str] = []
     rows: list[int] = []
     for row, group in enumerate(groups):
         captions += group[:max_captions]
         rows += [row] * len(group[:max_captions])
     if not captions:
-        raise ValueError(f"{path} has no caption in the split {min(splits)!r}")
+        raise ValueError(
+            f"{path} has no caption in the split {' or '.join(sorted(splits, reverse=True))!r}"
+        )
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{path} names {name!r}; expected a file inside the image folder")
@@ -176,7 +180,7 @@ def _check_images(folder: Path, split: str, names: Iterable[str]) -> None:
             missing.append(folder / name)
     if missing:
         raise FileNotFoundError(
-            f"{missing[0]} is missing; in all {len(missing)} images of the split {split!r} are"
+            f"{missing[0]} is missing, one of {len(missing)} missing images of the split {split!r}"
         )
 
 

@@ -99,7 +99,7 @@ def test_error_of_missing_photos(photos: Photos) -> None:
     annotations, images = photos()
     (images / "train_1.jpg").unlink()
     (images / "train_3.jpg").unlink()
-    message = r"train_1.jpg is missing; in all 2 images of the split 'train' are"
+    message = r"train_1.jpg is missing, one of 2 missing images of the split 'train'"
     with pytest.raises(FileNotFoundError, match=message):
         KarpathyDataset("train", annotations, images)
     KarpathyDataset("val", annotations, images)
