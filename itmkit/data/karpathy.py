@@ -138,20 +138,17 @@ def _read_split(
             f"{path} is not in Karpathy's form ({error!r}); expected images[] with filename, "
             "split and sentences[]"
         ) from error
+    wanted = " or ".join(sorted(splits, reverse=True))
     if not found:
         there = sorted({entry["split"] for entry in entries})
-        raise ValueError(
-            f"{path} has no image of the split {' or '.join(sorted(splits, reverse=True))!r}; it has {there}"
-        )
+        raise ValueError(f"{path} has no image of the split {wanted!r}; it has {there}")
     captions: list[str] = []
     rows: list[int] = []
     for row, group in enumerate(groups):
         captions += group[:max_captions]
         rows += [row] * len(group[:max_captions])
     if not captions:
-        raise ValueError(
-            f"{path} has no caption in the split {' or '.join(sorted(splits, reverse=True))!r}"
-        )
+        raise ValueError(f"{path} has no caption in the split {wanted!r}")
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{path} names {name!r}; expected a file inside the image folder")
