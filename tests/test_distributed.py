@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from processes import join, run_ranks
+from processes import join, leave, run_ranks
 from torch import Tensor, nn
 
 from itmkit.distributed import gather, gather_tokens, rank, world_size
@@ -97,7 +97,7 @@ def run(folder: Path) -> None:
         found[f"{case}/loss"] = loss.detach()
         found[f"{case}/gradients"] = [p.grad for p in model.parameters() if p.requires_grad]
     torch.save(found, folder / f"{own_rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

@@ -276,7 +276,7 @@ WORKER = """
 import json, sys, warnings
 import torch
 from itmkit.metrics import CrossModalRecall
-from processes import join
+from processes import join, leave
 
 folder = sys.argv[1]
 rank = join(folder)
@@ -290,7 +290,7 @@ for name, calls in torch.load(f"{folder}/data.pt", weights_only=True).items():
     assert len(metric.sizes) == len(calls[rank])  # own states are back after compute
 with open(f"{folder}/out.{rank}", "w") as file:
     json.dump(results, file)
-torch.distributed.destroy_process_group()
+leave()
 """
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from processes import join, run_ranks
+from processes import join, leave, run_ranks
 from torch import Tensor, nn
 
 from itmkit.nn import MaskedBatchNorm
@@ -97,7 +96,7 @@ def one_of_two_processes(folder: Path) -> None:
     loss, gradient = loss_and_gradient(norm, x[rows], mask[rows])
     state = {"loss": loss, "gradient": gradient, "mean": norm.running_mean, "var": norm.running_var}
     torch.save(state, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_ddp(tmp_path: Path) -> None:

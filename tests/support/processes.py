@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -103,3 +104,14 @@ def join(folder: str | Path) -> int:
         timeout=timedelta(seconds=60),
     )
     return rank
+
+
+def leave() -> NoReturn:
+    """Called at the end of a script that entered by :func:`join`: all done, on all ranks.
+
+    Gloo's threads may still run when Python takes itself down, and then abort the process
+    ("terminate called without an active exception"); a process that has done its work just ends.
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from processes import join, run_ranks
+from processes import join, leave, run_ranks
 from torch import Tensor, nn
 
 from itmkit.data import Batch, Images, ImageTextData, ShapesDataset, Texts
@@ -111,7 +110,7 @@ def run(folder: Path) -> None:
             "sizes": [batch.images.features.shape[1], batch.texts.ids.shape[1]],
         }
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")
