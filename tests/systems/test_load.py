@@ -1,5 +1,6 @@
 """A finished run, brought back as the model and the data it had."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -31,8 +32,6 @@ def run_folder(tmp_path_factory):
 
 
 def test_load_run_gives_the_recall_that_the_run_reported(run_folder):
-    import json
-
     model, data = load_run(run_folder)
     assert isinstance(model, MATE)
     assert not model.training
