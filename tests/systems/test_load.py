@@ -57,7 +57,7 @@ def test_example_captions_of_a_photo(run_folder, capsys):
 def test_error_of_a_missing_folder_and_checkpoint(run_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="other.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"other\.ckpt"):
         load_run(run_folder, checkpoint="other.ckpt")
 
 
