@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from itmkit.data.karpathy import KarpathyDataset
     from itmkit.data.module import ImageTextData
     from itmkit.data.precomp import PrecompDataset
+    from itmkit.data.relations import box_relations
     from itmkit.data.shapes import ShapesDataset
     from itmkit.data.tokenizer import (
         Caption,
@@ -40,6 +41,7 @@ _HOME = {
     "TransformersTokenizer": "tokenizer",
     "Vocabulary": "vocabulary",
     "WordTokenizer": "tokenizer",
+    "box_relations": "relations",
     "collate_images": "collate",
     "extract_features": "extract",
     "pad_texts": "tokenizer",
@@ -61,6 +63,7 @@ __all__ = [
     "TransformersTokenizer",
     "Vocabulary",
     "WordTokenizer",
+    "box_relations",
     "collate_images",
     "extract_features",
     "pad_texts",

@@ -15,18 +15,26 @@ class Images:
         features: pixels ``(n, 3, H, W)``, or padded region features ``(n, N, D)``.
         mask: ``(n, N)`` bool, True on real regions; None where nothing is padded.
         boxes: ``(n, N, 4)`` corners ``x1, y1, x2, y2`` relative to the image, in [0, 1]; or None.
+        relations: ``(n, N, N)`` how much every two regions of an image have to do with each other,
+            such as :func:`box_relations`, in [0, 1]; zero where padded; or None.
     """
 
     features: Tensor
     mask: Tensor | None = None
     boxes: Tensor | None = None
+    relations: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     def pin_memory(self) -> Images:
         """The same images in page-locked memory, for a quick copy to a GPU."""
-        return Images(self.features.pin_memory(), _pinned(self.mask), _pinned(self.boxes))
+        return Images(
+            self.features.pin_memory(),
+            _pinned(self.mask),
+            _pinned(self.boxes),
+            _pinned(self.relations),
+        )
 
 
 @dataclass

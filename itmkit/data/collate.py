@@ -10,19 +10,25 @@ from torch.nn.utils.rnn import pad_sequence
 
 from itmkit.data.batch import Images
 from itmkit.data.dataset import Regions
+from itmkit.data.relations import box_relations
 
 
-def collate_images(images: Sequence[Tensor | Regions]) -> Images:
+def collate_images(
+    images: Sequence[Tensor | Regions], *, relation_threshold: float | None = None
+) -> Images:
     """Stack pixels of one size, or pad regions to the largest count.
 
     Args:
         images: pixels ``(3, H, W)``, or :class:`Regions` of ``(N_i, D)``; one kind only.
+        relation_threshold: where given, in (0, 1], regions are related (1) or not (0): by whether
+            the relations that they come with, or else the IoU of their boxes, reach it.
 
     Returns:
         Pixels ``(n, 3, H, W)``, or features ``(n, N, D)`` with a mask where the counts differ.
 
     Raises:
-        ValueError: if kinds or sizes differ, or only some of the images have boxes.
+        ValueError: if kinds or sizes differ, only some of the images have boxes or relations, or
+            there is nothing to which ``relation_threshold`` applies.
 
     Example:
         >>> stack = collate_images([Regions(torch.ones(2, 4)), Regions(torch.ones(3, 4))])
@@ -35,6 +41,8 @@ def collate_images(images: Sequence[Tensor | Regions]) -> Images:
         kinds = sorted({type(image).__name__ for image in images})
         raise ValueError(f"images are of the kinds {kinds}; expected only Tensor or only Regions")
     if pixels:
+        if relation_threshold is not None:
+            raise ValueError(_no_relations(relation_threshold, "pixels"))
         _one_only("pixels of the sizes", {tuple(image.shape) for image in pixels})
         return Images(torch.stack(pixels))
 
@@ -44,12 +52,55 @@ def collate_images(images: Sequence[Tensor | Regions]) -> Images:
     features = pad_sequence([image.features for image in regions], batch_first=True)
     equal = bool((counts == largest).all())
     mask = None if equal else torch.arange(largest)[None, :] < counts[:, None]
-    boxes = [image.boxes for image in regions if image.boxes is not None]
-    if not boxes:
-        return Images(features, mask)
-    if len(boxes) != len(regions):
-        raise ValueError(f"{len(boxes)} of {len(regions)} images have boxes; expected all or none")
-    return Images(features, mask, pad_sequence(boxes, batch_first=True))
+    boxes = _all_or_none("boxes", [image.boxes for image in regions])
+    relations = _all_or_none("relations", [image.relations for image in regions])
+    stack = Images(
+        features,
+        mask,
+        pad_sequence(boxes, batch_first=True) if boxes else None,
+        _padded_squares(relations, counts.tolist()) if relations else None,
+    )
+    if relation_threshold is not None:
+        stack.relations = _binary_relations(stack, relation_threshold)
+    return stack
+
+
+def _binary_relations(images: Images, threshold: float) -> Tensor:
+    if images.relations is not None:
+        return (images.relations >= threshold).float()
+    if images.boxes is None:
+        raise ValueError(_no_relations(threshold, "features without boxes"))
+    relations = box_relations(images.boxes, threshold)
+    if images.mask is not None:
+        relations *= images.mask[:, :, None] & images.mask[:, None, :]
+    return relations
+
+
+def _all_or_none(what: str, found: list[Tensor | None]) -> list[Tensor]:
+    there = [tensor for tensor in found if tensor is not None]
+    if there and len(there) != len(found):
+        raise ValueError(f"{len(there)} of {len(found)} images have {what}; expected all or none")
+    return there
+
+
+def _padded_squares(squares: list[Tensor], sizes: list[int]) -> Tensor:
+    out = squares[0].new_zeros(len(squares), max(sizes), max(sizes))
+    for row, (square, size) in enumerate(zip(squares, sizes, strict=True)):
+        if square.shape != (size, size):
+            raise ValueError(
+                f"relations of an image have the shape {tuple(square.shape)}; "
+                f"expected {(size, size)}, its regions"
+            )
+        out[row, :size, :size] = square
+    return out
+
+
+def _no_relations(threshold: float, kind: str) -> str:
+    return (
+        f"relation_threshold is {threshold}, but the images are {kind}; expected regions with "
+        "boxes: ShapesDataset(regions=True), PrecompDataset with {split}_boxes.npy, or features "
+        "of itmkit extract"
+    )
 
 
 def _one_only(what: str, found: set[object]) -> None:

@@ -23,10 +23,13 @@ class Regions:
     Args:
         features: ``(N, D)`` float.
         boxes: ``(N, 4)`` corners ``x1, y1, x2, y2`` relative to the image, in [0, 1]; or None.
+        relations: ``(N, N)`` how much every two regions have to do with each other, in [0, 1]; or
+            None.
     """
 
     features: Tensor
     boxes: Tensor | None = None
+    relations: Tensor | None = None
 
 
 class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):

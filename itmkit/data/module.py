@@ -39,6 +39,9 @@ class ImageTextData(LightningDataModule):
         distinct_captions: the further views are other captions of the image, drawn anew every
             epoch, rather than the same caption again; where there are enough.
         noise: what is done to training captions; nothing where None.
+        relation_threshold: in (0, 1]: regions of an image are related where the IoU of their boxes,
+            or the relation that the dataset gives, is at least this; see :func:`box_relations`.
+            Where None, batches have the relations that the dataset gives, as they are.
         vocabulary_min_count: how often a word must appear to enter a built vocabulary.
         vocabulary_max_size: most words of a built vocabulary.
         num_workers: processes that read the images; 0 reads them in the training process.
@@ -48,7 +51,9 @@ class ImageTextData(LightningDataModule):
         test_split: name of the split to test and predict on.
 
     Raises:
-        ValueError: if a size is less than 1, or ``num_workers`` or ``seed`` less than 0.
+        ValueError: if a size is less than 1, or ``num_workers`` or ``seed`` less than 0, or
+            ``relation_threshold`` out of its range; with the first batch, if that is given for
+            images without boxes.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class ImageTextData(LightningDataModule):
         caption_views: int = 1,
         distinct_captions: bool = False,
         noise: CaptionNoise | None = None,
+        relation_threshold: float | None = None,
         vocabulary_min_count: int = 4,
         vocabulary_max_size: int = 12_000,
         num_workers: int = 0,
@@ -81,12 +87,17 @@ class ImageTextData(LightningDataModule):
         for name, value in (("num_workers", num_workers), ("seed", seed)):
             if value < 0:
                 raise ValueError(f"{name} is {value}; expected 0 or more")
+        if relation_threshold is not None and not 0 < relation_threshold <= 1:
+            raise ValueError(
+                f"relation_threshold is {relation_threshold}; expected a number in (0, 1], or None"
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.caption_views = caption_views
         self.distinct_captions = distinct_captions
         self.noise = noise
+        self.relation_threshold = relation_threshold
         self.vocabulary_min_count = vocabulary_min_count
         self.vocabulary_max_size = vocabulary_max_size
         self.num_workers = num_workers
@@ -159,9 +170,12 @@ class ImageTextData(LightningDataModule):
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
         )
-        collate = partial(collate_pairs, pad_id=self.tokenizer.pad_id)
         return ResumableLoader(
-            pairs, batch_size=self.batch_size, sampler=order, collate_fn=collate, **self._reading()
+            pairs,
+            batch_size=self.batch_size,
+            sampler=order,
+            collate_fn=self._collate(collate_pairs),
+            **self._reading(),
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -207,9 +221,16 @@ class ImageTextData(LightningDataModule):
 
     def _evaluation(self, split: str) -> DataLoader[Any]:
         images = EvaluationImages(self.split(split), self.tokenizer)
-        collate = partial(collate_evaluation, pad_id=self.tokenizer.pad_id)
         return DataLoader(
-            images, batch_size=self.eval_batch_size, collate_fn=collate, **self._reading()
+            images,
+            batch_size=self.eval_batch_size,
+            collate_fn=self._collate(collate_evaluation),
+            **self._reading(),
+        )
+
+    def _collate(self, collate: Callable[..., Batch]) -> Callable[[list[Any]], Batch]:
+        return partial(
+            collate, pad_id=self.tokenizer.pad_id, relation_threshold=self.relation_threshold
         )
 
     def _reading(self) -> dict[str, Any]:
@@ -301,12 +322,14 @@ class EvaluationImages(Dataset[Group]):
         return len(self.dataset)
 
 
-def collate_pairs(pairs: list[Pair], pad_id: int) -> Batch:
+def collate_pairs(pairs: list[Pair], pad_id: int, relation_threshold: float | None = None) -> Batch:
     """A training batch; the texts of a row are adjacent."""
     views = torch.tensor([len(pair.texts) for pair in pairs])
     image_ids = torch.tensor([pair.image_row for pair in pairs])
     return Batch(
-        images=collate_images([pair.image for pair in pairs]),
+        images=collate_images(
+            [pair.image for pair in pairs], relation_threshold=relation_threshold
+        ),
         texts=pad_texts([text for pair in pairs for text in pair.texts], pad_id),
         image_ids=image_ids,
         text_image_ids=image_ids.repeat_interleave(views),
@@ -314,13 +337,17 @@ def collate_pairs(pairs: list[Pair], pad_id: int) -> Batch:
     )
 
 
-def collate_evaluation(groups: list[Group], pad_id: int) -> Batch:
+def collate_evaluation(
+    groups: list[Group], pad_id: int, relation_threshold: float | None = None
+) -> Batch:
     """An evaluation batch; the captions follow the order of their images."""
     counts = torch.tensor([len(group.texts) for group in groups])
     image_ids = torch.tensor([group.image_row for group in groups])
     rows = [row for group in groups for row in group.caption_rows]
     return Batch(
-        images=collate_images([group.image for group in groups]),
+        images=collate_images(
+            [group.image for group in groups], relation_threshold=relation_threshold
+        ),
         texts=pad_texts([text for group in groups for text in group.texts], pad_id),
         image_ids=image_ids,
         text_image_ids=image_ids.repeat_interleave(counts),

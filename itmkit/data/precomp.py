@@ -21,6 +21,8 @@ class PrecompDataset(ImageTextDataset):
     ``{split}_ids.txt``          optional: a name a line, one for every image (or row)
     ``{split}_boxes.npy``        optional: ``(n, N, 4)`` corners x1, y1, x2, y2 in [0, 1] or pixels
     ``{split}_img_sizes.npy``    optional: ``(n, 2)`` width and height; boxes are then in pixels
+    ``{split}_iou.npy``          optional: ``(n, N, N)`` IoU of the boxes, or other relations of the
+                                 regions, in [0, 1]; never loaded whole
     ``{split}_cap_images.txt``   optional: for every caption the row of its image, where images
                                  have other than five captions
     ``{split}_features.json``    optional, of ``itmkit extract``: names the grid
@@ -74,15 +76,39 @@ class PrecompDataset(ImageTextDataset):
         names = _read_names(folder / f"{split}_ids.txt", count)
         super().__init__(split, names, captions, caption_images)
         self._boxes = self._read_boxes(folder)
+        self._relations = self._open_relations(folder)
 
     def image(self, row: int) -> Regions:
         """The regions of an image, features as float32."""
         if not 0 <= row < len(self):
             raise IndexError(f"row is {row}; expected 0 … {len(self) - 1}")
         features = self._features.read(row * self._every, self.max_regions)
-        if self._boxes is None:
-            return Regions(features)
-        return Regions(features, self._boxes[row, : len(features)])
+        boxes = None if self._boxes is None else self._boxes[row, : len(features)]
+        return Regions(features, boxes, self._read_relations(row))
+
+    def _open_relations(self, folder: Path) -> FeatureFile | None:
+        path = folder / f"{self.split}_iou.npy"
+        if not path.exists():
+            return None
+        relations = FeatureFile(path)
+        rows, regions, _ = self._features.shape
+        shape = (rows, regions, regions)
+        if relations.shape not in (shape, (len(self), regions, regions)):
+            raise ValueError(f"{path} has the shape {relations.shape}; expected {shape}")
+        return relations
+
+    def _read_relations(self, row: int) -> Tensor | None:
+        file = self._relations
+        if file is None:
+            return None
+        stored = row * (len(file) // len(self))
+        relations = file.read(stored, self.max_regions)[:, : self.max_regions]
+        if not bool(((relations >= -1e-3) & (relations <= 1 + 1e-3)).all()):
+            raise ValueError(
+                f"{file.path} goes from {relations.min():g} to {relations.max():g} in row "
+                f"{stored}; expected [0, 1]"
+            )
+        return relations.clamp(0, 1)
 
     def _read_boxes(self, folder: Path) -> Tensor | None:
         path = folder / f"{self.split}_boxes.npy"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from itmkit.data.collate import collate_images
 from itmkit.data.dataset import Regions
+from itmkit.data.relations import box_relations
 
 
 def test_shape_of_pixels() -> None:
@@ -39,6 +40,66 @@ def test_naive_loop_reference_of_padded_regions() -> None:
         assert not stack.features[i, count:].any()
         assert region.boxes is not None
         assert torch.equal(stack.boxes[i, :count], region.boxes)
+
+
+def corners(count: int) -> Tensor:
+    low, high = torch.rand(2, count, 2).sort(0).values
+    return torch.cat([low, high], dim=-1)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+@pytest.mark.parametrize("counts", [[2, 5, 1], [3, 3]])
+def test_relations_follow_from_boxes(counts: list[int], threshold: float) -> None:
+    regions = [Regions(torch.rand(n, 6), corners(n)) for n in counts]
+    assert collate_images(regions).relations is None
+    relations = collate_images(regions, relation_threshold=threshold).relations
+    assert relations is not None
+    assert relations.shape == (len(counts), max(counts), max(counts))
+    for own, count, region in zip(relations, counts, regions, strict=True):
+        assert region.boxes is not None
+        assert torch.equal(own[:count, :count], box_relations(region.boxes, threshold))
+        assert not own[count:].any()
+        assert not own[:, count:].any()
+
+
+def test_relations_of_the_dataset_come_before_boxes() -> None:
+    counts = [2, 4]
+    regions = [Regions(torch.rand(n, 6), corners(n), torch.rand(n, n)) for n in counts]
+    as_they_are = collate_images(regions).relations
+    binary = collate_images(regions, relation_threshold=0.5).relations
+    assert as_they_are is not None
+    assert binary is not None
+    assert as_they_are.shape == binary.shape == (2, 4, 4)
+    for i, (count, region) in enumerate(zip(counts, regions, strict=True)):
+        assert region.relations is not None
+        for a in range(4):
+            for b in range(4):
+                inside = a < count and b < count
+                value = float(region.relations[a, b]) if inside else 0.0
+                assert float(as_they_are[i, a, b]) == value
+                assert float(binary[i, a, b]) == float(value >= 0.5)
+
+
+def test_error_of_relations() -> None:
+    square = Regions(torch.rand(2, 3), None, torch.eye(2))
+    with pytest.raises(ValueError, match="1 of 2 images have relations; expected all or none"):
+        collate_images([square, Regions(torch.rand(2, 3))])
+    with pytest.raises(ValueError, match=re.escape("have the shape (3, 3); expected (2, 2)")):
+        collate_images([square, Regions(torch.rand(2, 3), None, torch.eye(3))])
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [(Regions(torch.rand(2, 3)), "features without boxes"), (torch.rand(3, 4, 4), "pixels")],
+)
+def test_error_of_a_threshold_without_boxes(image: Tensor | Regions, kind: str) -> None:
+    message = (
+        f"relation_threshold is 0.2, but the images are {kind}; expected regions with boxes: "
+        "ShapesDataset(regions=True), PrecompDataset with {split}_boxes.npy, or features of "
+        "itmkit extract"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        collate_images([image, image], relation_threshold=0.2)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from itmkit.data.batch import Batch
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.module import ImageTextData
+from itmkit.data.relations import box_relations
+from itmkit.data.shapes import ShapesDataset
 from itmkit.data.tokenizer import TransformersTokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 
@@ -329,6 +331,28 @@ def test_state_dict_round_trip_and_error_of_another_tokenizer(bert_folder: Path)
         data_of(tokenizer=TransformersTokenizer(bert_folder)).load_state_dict(state)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_batches_have_relations_where_a_threshold_is_given(threshold: float | None) -> None:
+    data = data_of(
+        dataset=partial(ShapesDataset, length=6, regions=True), relation_threshold=threshold
+    )
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        images = next(iter(loader)).images
+        if threshold is None:
+            assert images.relations is None
+            continue
+        assert images.boxes is not None
+        assert images.mask is not None
+        pairs = images.mask[:, :, None] & images.mask[:, None, :]
+        assert torch.equal(images.relations, box_relations(images.boxes, threshold) * pairs)
+
+
+def test_error_of_a_relation_threshold_for_pixels() -> None:
+    data = data_of(relation_threshold=0.2)
+    with pytest.raises(ValueError, match=r"relation_threshold is 0.2, but the images are pixels"):
+        next(iter(data.val_dataloader()))
+
+
 def test_setup_opens_only_what_a_stage_needs() -> None:
     opened: list[str] = []
 
@@ -364,6 +388,8 @@ def test_error_of_an_empty_split() -> None:
         ({"caption_views": 0}, "caption_views is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"seed": -1}, "seed is -1"),
+        ({"relation_threshold": 0.0}, "relation_threshold is 0.0; expected a number in"),
+        ({"relation_threshold": 1.5}, "relation_threshold is 1.5; expected a number in"),
     ],
 )
 def test_error_of_numbers(options: dict[str, Any], message: str) -> None:

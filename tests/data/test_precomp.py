@@ -96,6 +96,41 @@ def test_boxes_in_pixels_become_relative(write: Write, tmp_path: Path, times: in
         assert regions(data, row).features.shape == (2, 6)
 
 
+@pytest.mark.parametrize(("times", "stored"), [(1, 1), (5, 5), (5, 1)])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_relations_are_read_row_by_row(
+    write: Write, tmp_path: Path, times: int, stored: int, dtype: str
+) -> None:
+    iou = np.random.default_rng(1).random((3, 4, 4)).astype(dtype)
+    write(times=times, iou=iou.repeat(stored, axis=0))
+    for most in (None, 2):
+        data = PrecompDataset("dev", tmp_path, max_regions=most)
+        assert data._relations is not None
+        assert isinstance(data._relations.array, np.memmap)
+        for row in range(3):
+            image = regions(data, row)
+            assert image.boxes is None
+            assert image.relations is not None
+            expected = iou[row, :most, :most].astype("float32")
+            assert np.array_equal(image.relations.numpy(), expected)
+
+
+def test_no_relations_without_a_file(write: Write, tmp_path: Path) -> None:
+    write()
+    assert regions(PrecompDataset("dev", tmp_path), 0).relations is None
+
+
+def test_error_of_relations_out_of_range(write: Write, tmp_path: Path) -> None:
+    iou = np.zeros((3, 4, 4), dtype="float32")
+    iou[1, 2, 3] = 1.5
+    write(iou=iou)
+    data = PrecompDataset("dev", tmp_path)
+    data.image(0)
+    message = r"dev_iou.npy goes from 0 to 1.5 in row 1; expected \[0, 1\]"
+    with pytest.raises(ValueError, match=message):
+        data.image(1)
+
+
 def test_grid_that_extract_noted_gives_boxes(write: Write, tmp_path: Path) -> None:
     write()
     (tmp_path / "dev_features.json").write_text(json.dumps({"grid": [2, 2]}))
@@ -130,6 +165,10 @@ BOXES = np.full((3, 4, 4), 0.5, dtype="float32")
         ({"cap_images": "0\n" * 14 + "3\n"}, "caption_images goes from 0 to 3"),
         ({"images": 0, "captions": 0}, "the split 'dev' is empty"),
         ({"boxes": BOXES[:2]}, "dev_boxes.npy has the shape (2, 4, 4); expected (3, 4, 4)"),
+        ({"iou": BOXES[:2]}, "dev_iou.npy has the shape (2, 4, 4); expected (3, 4, 4)"),
+        ({"iou": BOXES[:, :3]}, "dev_iou.npy has the shape (3, 3, 4); expected (3, 4, 4)"),
+        ({"iou": BOXES[0]}, "dev_iou.npy has the shape (4, 4); expected rank 3"),
+        ({"iou": BOXES > 0}, "dev_iou.npy holds bool"),
         ({"boxes": BOXES * 100}, "dev_boxes.npy goes from 50 to 50 (as they are)"),
         ({"boxes": BOXES - np.array([0, 0, 0.2, 0])}, "a box with x2 < x1"),
         (

@@ -1,0 +1,147 @@
+"""Parts of a model that are trained only from some epoch or step on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class FreezeUntil(Callback):
+    """Keep submodules frozen for the first epochs (or steps), then train them.
+
+    While frozen, all of their parameters have no gradient and all of their modules are in eval
+    mode. After that, and when the fit ends, each is what it was before: what its owner had frozen
+    stays frozen. The parameters are in the optimizer from the start and have no state there until
+    they are trained, so the parameter groups never change. Whether they are frozen follows from
+    the epoch or the step of the trainer alone, so nothing is saved and a resumed run is the same.
+
+    Under DDP the model is wrapped anew whenever this changes, because DDP settles which gradients
+    it synchronises when it wraps. Other strategies of several devices are refused.
+
+    DAIM freezes its two backbones for the first 10 epochs.
+
+    Args:
+        submodules: dotted names, such as ``"image_encoder.backbone"``.
+        until: the first epoch, or optimizer step, in which they are trained, at least 0.
+        unit: what ``until`` counts, ``"epoch"`` or ``"step"``.
+
+    Raises:
+        ValueError: for an argument out of its range; at the start of the fit, for a name that is
+            no submodule, for a strategy that is not supported, or if nothing is left to train.
+
+    Example:
+        >>> freeze = FreezeUntil(["image_encoder.backbone", "text_encoder.backbone"], until=10)
+        >>> freeze.until, freeze.unit
+        (10, 'epoch')
+    """
+
+    def __init__(
+        self,
+        submodules: Sequence[str],
+        until: int = 10,
+        unit: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        if isinstance(submodules, str) or not submodules:
+            raise ValueError(f"submodules: expected a list of names, got {submodules!r}")
+        if until < 0:
+            raise ValueError(f"until: expected at least 0, got {until!r}")
+        if unit not in ("epoch", "step"):
+            raise ValueError(f"unit: expected 'epoch' or 'step', got {unit!r}")
+        self.submodules = list(submodules)
+        self.until = until
+        self.unit = unit
+        self._frozen = False
+        self._gradients: dict[nn.Parameter, bool] = {}  # while frozen: as before
+        self._modes: dict[nn.Module, bool] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _named(pl_module, self.submodules)
+        strategy = trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy) and _wrapper(strategy) is None:
+            raise ValueError(
+                f"strategy: FreezeUntil expects one device or DDP, got {type(strategy).__name__}"
+            )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not by epoch: a run that resumes within one does not start it, and steps are within.
+        now = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
+        frozen = now < self.until
+        if frozen != self._frozen:
+            if frozen:
+                self._freeze(pl_module)
+            else:
+                self._release()
+            _wrap_anew(trainer.strategy)
+        for module in self._modes:  # every time: somebody may have called train()
+            module.training = False
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def _freeze(self, pl_module: LightningModule) -> None:
+        parts = _named(pl_module, self.submodules)
+        self._frozen = True
+        self._modes = {module: module.training for part in parts for module in part.modules()}
+        self._gradients = {p: p.requires_grad for part in parts for p in part.parameters()}
+        for parameter in self._gradients:
+            parameter.requires_grad = False
+        if not any(parameter.requires_grad for parameter in pl_module.parameters()):
+            raise ValueError(
+                f"submodules: {self.submodules} leave {type(pl_module).__name__} nothing to train"
+            )
+
+    def _release(self) -> None:
+        self._frozen = False
+        for parameter, gradient in self._gradients.items():
+            parameter.requires_grad = gradient
+        for module, mode in self._modes.items():
+            module.training = mode
+        self._gradients, self._modes = {}, {}
+
+
+def _named(pl_module: LightningModule, names: Sequence[str]) -> list[nn.Module]:
+    modules = dict(pl_module.named_modules(remove_duplicate=False))
+    for name in names:
+        if not name or name not in modules:
+            raise ValueError(
+                f"submodules: {name!r} is not a submodule of {type(pl_module).__name__}"
+            )
+    return [modules[name] for name in names]
+
+
+def _wrapper(strategy: Strategy) -> DistributedDataParallel | None:
+    # What DDPStrategy wraps: its subclass for DeepSpeed wraps otherwise.
+    model = strategy.model if isinstance(strategy, DDPStrategy) else None
+    return model if isinstance(model, DistributedDataParallel) else None
+
+
+def _wrap_anew(strategy: Strategy) -> None:
+    """Let DDP look again at which parameters have a gradient."""
+    wrapper = _wrapper(strategy)
+    if wrapper is None or not isinstance(strategy, DDPStrategy):
+        return
+    # DDP wraps, and copies the weights of rank 0, on a CUDA stream of its own.
+    _wait_for_device(strategy)
+    wrapper._remove_autograd_hooks()  # else they stay for as long as somebody holds the wrapper
+    strategy.model = wrapper.module
+    strategy.configure_ddp()
+    strategy._pl_static_graph_delay_done = False
+    _wait_for_device(strategy)
+
+
+def _wait_for_device(strategy: DDPStrategy) -> None:
+    if strategy.root_device.type == "cuda":
+        torch.cuda.synchronize(strategy.root_device)
