@@ -24,6 +24,7 @@ FLOORS = {
     "retrieval": 1,
     "configs": 0,
     "distributed": 0,
+    "precision": 0,
 }
 #: what a room may take from beside it: retrieval speaks of batches and of recall
 BESIDE = {"retrieval": ("itmkit.data.batch", "itmkit.metrics")}

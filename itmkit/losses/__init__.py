@@ -1,14 +1,18 @@
 """What a matcher learns from: losses as modules; the same as functions in ``functional``."""
 
 from itmkit.losses import functional
+from itmkit.losses.adaptive_margin import AdaptiveMarginTripletLoss
 from itmkit.losses.distillation import MomentumDistillationLoss
 from itmkit.losses.group_triplet import GroupTripletLoss
 from itmkit.losses.hect import HECTLoss
+from itmkit.losses.hinge_cross_entropy import HingeCrossEntropyLoss
 from itmkit.losses.triplet import TripletLoss
 
 __all__ = [
+    "AdaptiveMarginTripletLoss",
     "GroupTripletLoss",
     "HECTLoss",
+    "HingeCrossEntropyLoss",
     "MomentumDistillationLoss",
     "TripletLoss",
     "functional",

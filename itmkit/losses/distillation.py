@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itmkit.losses.checks import check_non_negative, check_pairs, check_positive, check_shape
-from itmkit.losses.precision import at_least_float32, autocast_off
+from itmkit.precision import at_least_float32, autocast_off
 
 
 def similarity_distillation_loss(

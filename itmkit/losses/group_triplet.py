@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from itmkit.losses.checks import check_count, check_non_negative, check_shape
-from itmkit.losses.precision import at_least_float32
 from itmkit.losses.triplet import HingeLoss, Negatives, check_negatives, hinge
+from itmkit.precision import at_least_float32
 
 
 def group_triplet_loss(

@@ -13,7 +13,7 @@ from itmkit.losses.checks import (
     check_positive,
     check_shape,
 )
-from itmkit.losses.precision import at_least_float32, autocast_off
+from itmkit.precision import at_least_float32, autocast_off
 
 
 def hect_from_similarities(

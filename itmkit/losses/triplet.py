@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.losses.checks import check_non_negative, check_shape
-from itmkit.losses.precision import at_least_float32
+from itmkit.precision import at_least_float32
 
 Negatives = Literal["hardest", "all"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import world_size
-from itmkit.losses.precision import at_least_float32, autocast_off
+from itmkit.precision import at_least_float32, autocast_off
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
 
 
@@ -120,6 +120,10 @@ class Matcher(LightningModule, ABC):
             "interval": self.lr_scheduler_interval,
         }
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def trained_less_than(self, count: int, unit: Literal["epoch", "step"]) -> bool:
+        """Whether training is younger than so many epochs or steps."""
+        return (self.current_epoch if unit == "epoch" else self.global_step) < count
 
     # ----------------------------------------------------------------------------- evaluation
 

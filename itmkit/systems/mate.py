@@ -198,7 +198,8 @@ class MATE(Matcher):
         scores = cosine_scores(image, text)
         terms: dict[str, Tensor] = {}
         if self.weights["triplet"]:
-            self.triplet.negatives = "all" if self._warming_up() else "hardest"
+            warming_up = self.trained_less_than(self.warmup, self.warmup_unit)
+            self.triplet.negatives = "all" if warming_up else "hardest"
             terms["triplet"] = self.triplet(scores, ids)
         if self.weights["hect"]:
             terms["hect"] = self.hect(image, text, view_ids)
@@ -228,10 +229,6 @@ class MATE(Matcher):
                 queue.copy_(torch.cat([latest, queue])[: len(queue)])
         self._taught = None
         return loss
-
-    def _warming_up(self) -> bool:
-        done = self.current_epoch if self.warmup_unit == "epoch" else self.global_step
-        return done < self.warmup
 
     @torch.no_grad()
     def _teach(self, batch: Batch, view_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
