@@ -1,5 +1,6 @@
 """What happens around a training step."""
 
+from itmkit.callbacks.freeze_until import FreezeUntil
 from itmkit.callbacks.momentum_teacher import MomentumTeacher
 
-__all__ = ["MomentumTeacher"]
+__all__ = ["FreezeUntil", "MomentumTeacher"]

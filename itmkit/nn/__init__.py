@@ -1,27 +1,53 @@
-"""What a matcher is made of: encoders, pooling and fusion."""
+"""What a matcher is made of: encoders, pooling, attention, refinement and fusion."""
 
 from __future__ import annotations
 
+from itmkit.nn.attention_filtration import AttentionFiltration
 from itmkit.nn.bag_of_words import BagOfWords
 from itmkit.nn.bigru import BiGRU
+from itmkit.nn.cross_attention import CrossAttentionSimilarity
 from itmkit.nn.external_attention import ExternalSpatialAttention
+from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.functional import l2_normalize
 from itmkit.nn.fusion import FusionEncoder
+from itmkit.nn.graph_reasoning import GraphReasoning
+from itmkit.nn.guided_pooling import GuidedPooling
+from itmkit.nn.levels import SharedLevels
 from itmkit.nn.masked_batch_norm import MaskedBatchNorm
 from itmkit.nn.matching_head import MatchingHead
+from itmkit.nn.refined_similarity import RefinedSimilarity
 from itmkit.nn.region_projection import RegionProjection
+from itmkit.nn.scan_attention import ScanAttention
+from itmkit.nn.text_refinement import TextRefinement
 from itmkit.nn.timm_grid import TimmGrid
+from itmkit.nn.timm_levels import TimmLevels
+from itmkit.nn.transformer_levels import TransformerLevels
 from itmkit.nn.transformer_text import TransformerText
+from itmkit.nn.two_part_gru import TwoPartGRU
+from itmkit.nn.visual_refinement import VisualRefinement
 
 __all__ = [
+    "AttentionFiltration",
     "BagOfWords",
     "BiGRU",
+    "CrossAttentionSimilarity",
     "ExternalSpatialAttention",
+    "FeatureDiscriminability",
     "FusionEncoder",
+    "GraphReasoning",
+    "GuidedPooling",
     "MaskedBatchNorm",
     "MatchingHead",
+    "RefinedSimilarity",
     "RegionProjection",
+    "ScanAttention",
+    "SharedLevels",
+    "TextRefinement",
     "TimmGrid",
+    "TimmLevels",
+    "TransformerLevels",
     "TransformerText",
+    "TwoPartGRU",
+    "VisualRefinement",
     "l2_normalize",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.nn.functional import check_tokens
+from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 
 
 class ExternalSpatialAttention(nn.Module):
@@ -55,9 +55,7 @@ class ExternalSpatialAttention(nn.Module):
         self.dim = dim
         self.num_views = num_views
         self.drop = drop
-        self.linear = nn.Linear(dim, dim)
-        nn.init.xavier_uniform_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = xavier_linear(dim, dim)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_views={self.num_views}, drop={self.drop}"
@@ -68,11 +66,11 @@ class ExternalSpatialAttention(nn.Module):
         They sum to one over the tokens and are zero on padding.
         """
         check_tokens("x", x, self.dim, mask, "mask")
-        return _masked_softmax(self.linear(_fill(x, mask)), mask)
+        return _masked_softmax(self.linear(fill_padding(x, mask)), mask)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         check_tokens("x", x, self.dim, mask, "mask")
-        x = _fill(x, mask)
+        x = fill_padding(x, mask)
         logits = self.linear(x)
         if self.training and (self.num_views > 1 or self.drop > 0):
             if mask is None:
@@ -90,10 +88,6 @@ class ExternalSpatialAttention(nn.Module):
         draw = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1)
         kept = draw >= torch.clamp(draw.amax(dim=1, keepdim=True), max=self.drop)
         return kept & mask
-
-
-def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 def _masked_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:

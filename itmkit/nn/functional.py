@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def l2_normalize(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
@@ -28,6 +28,19 @@ def l2_normalize(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
     norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     real = norm > eps
     return (wide / norm.where(real, torch.ones_like(norm)) * real).to(x.dtype)
+
+
+def fill_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens ``(..., N, D)`` with zeros where ``mask`` ``(..., N)`` is False."""
+    return tokens if mask is None else tokens.masked_fill(~mask.unsqueeze(-1), 0)
+
+
+def xavier_linear(in_dim: int, out_dim: int) -> nn.Linear:
+    """A Linear layer that starts Xavier-uniform, with zero bias."""
+    layer = nn.Linear(in_dim, out_dim)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def check_tokens(name: str, x: Tensor, dim: int, mask: Tensor | None, mask_name: str) -> None:

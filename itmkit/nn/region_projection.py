@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from itmkit.nn.functional import check_tokens
+from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.masked_batch_norm import MaskedBatchNorm
 
 
@@ -55,20 +55,13 @@ class RegionProjection(nn.Module):
         self.in_dim = in_dim
         self.dim = dim
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(in_dim, dim)
-        self.hidden = nn.Linear(in_dim, hidden_dim)
+        self.linear = xavier_linear(in_dim, dim)
+        self.hidden = xavier_linear(in_dim, hidden_dim)
         self.norm = MaskedBatchNorm(hidden_dim)
-        self.out = nn.Linear(hidden_dim, dim)
-        for layer in (self.linear, self.hidden, self.out):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.out = xavier_linear(hidden_dim, dim)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         check_tokens("features", features, self.in_dim, mask, "mask")
-        x = self.dropout(features)
-        if mask is not None:
-            x = x.masked_fill(~mask.unsqueeze(-1), 0)
+        x = fill_padding(self.dropout(features), mask)
         tokens = self.linear(x) + self.out(self.norm(self.hidden(x), mask).relu())
-        if mask is not None:
-            tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0)
-        return tokens, mask
+        return fill_padding(tokens, mask), mask

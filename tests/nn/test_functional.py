@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from itmkit.nn import l2_normalize
-from itmkit.nn.functional import check_ids, check_tokens
+from itmkit.nn.functional import check_ids, check_tokens, fill_padding, xavier_linear
 
 
 def test_naive_loop_reference() -> None:
@@ -79,3 +79,23 @@ def test_check_ids_mask_error() -> None:
         check_ids(ids, torch.ones(1, 2), 10)
     with pytest.raises(ValueError, match=r"mask must have the shape of ids \(1, 2\)"):
         check_ids(ids, torch.ones(1, 3, dtype=torch.bool), 10)
+
+
+def test_fill_padding() -> None:
+    tokens = torch.randn(2, 3, 4, 5, requires_grad=True)
+    mask = torch.rand(3, 4) > 0.5
+    filled = torch.full_like(tokens, float("nan")).where(~mask[..., None], tokens)
+    out = fill_padding(filled, mask)
+    torch.testing.assert_close(out, tokens * mask[..., None])
+    out.sum().backward()
+    torch.testing.assert_close(tokens.grad, mask[..., None].expand_as(tokens).float())
+    assert fill_padding(tokens, None) is tokens
+
+
+def test_xavier_linear() -> None:
+    layer = xavier_linear(300, 100)
+    assert layer.weight.shape == (100, 300)
+    assert not layer.bias.any()
+    bound = (6 / 400) ** 0.5
+    assert 0.99 * bound < layer.weight.abs().max() <= bound
+    assert float(layer.weight.std()) == pytest.approx(bound / 3**0.5, rel=0.02)

@@ -1,0 +1,174 @@
+"""A transformers text model as hidden states: what the encoders of its tokens have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from itmkit.nn.feature_discriminability import FeatureDiscriminability
+from itmkit.nn.functional import check_ids
+from itmkit.nn.weights import freeze_unused
+
+
+class TransformerBackbone(nn.Module):
+    """Base of the encoders of tokens: a transformers text model, read after some of its layers.
+
+    Args:
+        name_or_path: a model name of the hub, or a local folder, to take pretrained weights from.
+        config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
+            from random weights.
+        layers: hidden states to read: 0 the embeddings, k the output of layer k, -1 the last.
+        layers_name: the argument that an error about ``layers`` names.
+        frozen: the model is never trained: no gradient, always in eval mode.
+        block_discriminability: applied to the output of every layer; None for none.
+
+    Attributes:
+        backbone: the transformers model; parameters no hidden state depends on are not trained.
+        vocab_size: number of token ids.
+        max_length: positions of the model, or None.
+        width: width of a hidden state.
+
+    Raises:
+        ValueError: not exactly one of ``name_or_path`` and ``config``, a config without
+            ``model_type``, a layer that does not exist, block_discriminability for a model without
+            a list of its layers.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path | None,
+        config: dict[str, Any] | str | Path | None,
+        *,
+        layers: Sequence[int],
+        layers_name: str,
+        frozen: bool,
+        block_discriminability: FeatureDiscriminability | None = None,
+    ) -> None:
+        super().__init__()
+        if (name_or_path is None) == (config is None):
+            raise ValueError(
+                "exactly one of name_or_path and config must be given, got "
+                f"name_or_path={name_or_path!r} and config={config!r}"
+            )
+        self.frozen = frozen
+        self.backbone: Any = _build(name_or_path, config)
+        self.vocab_size: int = self.backbone.config.vocab_size
+        self.max_length: int | None = getattr(self.backbone.config, "max_position_embeddings", None)
+        self.backbone.requires_grad_(not frozen).eval()
+        self._layers = list(layers)
+        self._after_layers: _AfterLayers | None = None
+        if block_discriminability is not None:
+            self._after_layers = _AfterLayers(block_discriminability)
+            for layer in _layer_list(self.backbone):
+                layer.register_forward_hook(self._after_layers, prepend=True)
+        self.width = self._probe(layers_name)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a frozen model stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def hidden_states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
+        """The hidden states ``(B, L, width)`` of the layers, after a check of the input."""
+        check_ids(ids, mask, self.vocab_size)
+        if self.max_length is not None and ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"ids must have at most {self.max_length} tokens a row, the positions of the "
+                f"model, got {ids.shape[1]}"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            last, states = self._run(ids, mask)
+        return [last if layer == -1 else states[layer] for layer in self._layers]
+
+    def _run(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The last hidden state, and all of them if one before it is read."""
+        first = torch.arange(ids.shape[1], device=ids.device) == 0
+        mask = mask | (first & ~mask.any(1, keepdim=True))  # a row without a token attends its pad
+        every = self._layers != [-1]
+        if self._after_layers is not None:
+            self._after_layers.mask = mask
+        try:
+            out = self.backbone(
+                input_ids=ids, attention_mask=mask.long(), output_hidden_states=every
+            )
+        finally:
+            if self._after_layers is not None:
+                self._after_layers.mask = None
+        return out.last_hidden_state, out.hidden_states if every else ()
+
+    def _probe(self, layers_name: str) -> int:
+        """Check the layers on a short text; stop training what none of them uses."""
+        ids = torch.zeros(1, 2, dtype=torch.long, device=next(self.backbone.parameters()).device)
+        with torch.set_grad_enabled(not self.frozen):
+            last, states = self._run(ids, torch.ones_like(ids, dtype=torch.bool))
+            count = len(states)
+            for layer in self._layers:
+                if layer != -1 and not -count <= layer < count:
+                    raise ValueError(
+                        f"{layers_name} must lie in [{-count}, {count}) for this model, got {layer}"
+                    )
+            if not self.frozen:
+                read = [last if layer == -1 else states[layer] for layer in self._layers]
+                freeze_unused(self.backbone, torch.stack([hidden.sum() for hidden in read]))
+        return last.shape[-1]
+
+
+class _AfterLayers:
+    """A hook on every layer: feature discriminability of its output, without the padding.
+
+    The mask is there only while the model runs; a layer that activation checkpointing runs again,
+    hooks and all, is an error rather than another result.
+    """
+
+    def __init__(self, discriminability: FeatureDiscriminability) -> None:
+        self.discriminability = discriminability
+        self.mask: Tensor | None = None
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        if self.mask is None:
+            raise RuntimeError(
+                "block_discriminability needs the mask of the tokens: call the encoder, not its "
+                "backbone, and without activation checkpointing that repeats the hooks of a layer"
+            )
+        if isinstance(out, Tensor):
+            return self.discriminability(out, self.mask)
+        return (self.discriminability(out[0], self.mask), *out[1:])
+
+
+def _layer_list(model: Any) -> nn.ModuleList:
+    count = getattr(model.config, "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(
+        f"block_discriminability needs a model with a list of its layers, "
+        f"num_hidden_layers={count} long, got {type(model).__name__}, which has none"
+    )
+
+
+def _build(name_or_path: str | Path | None, config: dict[str, Any] | str | Path | None) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+
+    if name_or_path is not None:
+        model = AutoModel.from_pretrained(str(name_or_path), dtype=torch.float32)
+    else:
+        if isinstance(config, (str, Path)):
+            config = json.loads(Path(config).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or "model_type" not in config:
+            raise ValueError(f"config must be a mapping with a model_type, got {config!r}")
+        if config["model_type"] not in CONFIG_MAPPING:
+            raise ValueError(
+                f"model_type of config must be one that transformers knows, "
+                f"got {config['model_type']!r}"
+            )
+        model = AutoModel.from_config(AutoConfig.for_model(**config))
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    return model

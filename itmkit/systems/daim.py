@@ -1,0 +1,136 @@
+"""DAIM: matching on several levels, features kept apart, a margin that adapts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from itmkit.data.batch import Batch, Images, Texts
+from itmkit.distributed import gather, gather_tokens
+from itmkit.losses import AdaptiveMarginTripletLoss
+from itmkit.nn import CrossAttentionSimilarity
+from itmkit.retrieval import Encoding
+from itmkit.systems.matcher import Matcher
+
+
+class DAIM(Matcher):
+    r"""High feature distinguishability for adaptive image–text matching.
+
+    Image and text are encoded on several levels, from parts to the whole scene, each level with
+    features that are kept apart (:class:`itmkit.nn.FeatureDiscriminability`, in the encoders). The
+    score of a pair is the sum over the levels of a cross-attention similarity,
+
+    .. math:: S_{ij} = \sum_l \mathrm{sim}(v_i^{(l)}, t_j^{(l)})
+
+    and the loss a hinge whose margin follows the scores. The published schedule, backbones frozen
+    at first, is :class:`itmkit.callbacks.FreezeUntil`.
+
+    Differs from the released code: padded words are in no normalisation, and the margin is part of
+    the checkpoint; see the loss and the modules.
+
+    Args:
+        image_encoder: images to tokens on several levels (:class:`itmkit.nn.TimmLevels`,
+            :class:`itmkit.nn.SharedLevels`), or on one, as all encoders of :mod:`itmkit.nn`.
+        text_encoder: captions to tokens on as many levels, of the same width.
+        similarity: of one level; None: :class:`CrossAttentionSimilarity` of words to regions.
+        loss: of the scores; None: :class:`AdaptiveMarginTripletLoss` of the published numbers.
+        warmup: how long the hinge counts all negatives, in epochs or steps; the published system
+            has no such time.
+        warmup_unit: ``epoch`` or ``step``.
+        optimizer: see :class:`Matcher`, as for the arguments after it.
+        lr_scheduler: see :class:`Matcher`.
+        lr_scheduler_interval: see :class:`Matcher`.
+        lr_factors: see :class:`Matcher`.
+
+    Raises:
+        ValueError: if widths or numbers of levels do not agree, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        *,
+        similarity: CrossAttentionSimilarity | None = None,
+        loss: AdaptiveMarginTripletLoss | None = None,
+        warmup: int = 0,
+        warmup_unit: Literal["epoch", "step"] = "epoch",
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_factors: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            lr_factors=lr_factors,
+        )
+        for name in ("dim", "levels"):
+            image, text = getattr(image_encoder, name, 1), getattr(text_encoder, name, 1)
+            if image != text:
+                raise ValueError(f"text_encoder.{name} is {text}, image_encoder.{name} {image}")
+        if warmup < 0:
+            raise ValueError(f"warmup must be at least 0, got {warmup}")
+        self.warmup = warmup
+        self.warmup_unit = warmup_unit
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.levels: int = getattr(image_encoder, "levels", 1)
+        self.similarity = similarity or CrossAttentionSimilarity()
+        self.triplet = loss or AdaptiveMarginTripletLoss()
+
+    def encode_image(self, images: Images) -> Encoding:
+        return _encoding(self.image_encoder(images.features, images.mask))
+
+    def encode_text(self, texts: Texts) -> Encoding:
+        return _encoding(self.text_encoder(texts.ids, texts.mask))
+
+    def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        scores = [
+            self.similarity(image, text, image_mask, text_mask)
+            for (image, image_mask), (text, text_mask) in zip(
+                self._tokens(images), self._tokens(texts), strict=True
+            )
+        ]
+        total: Tensor = sum(scores[1:], scores[0])
+        return total
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        if len(batch.texts) != len(batch.images):
+            raise ValueError(
+                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
+                "expected one an image (caption_views: 1 of the data)"
+            )
+        captions = self._tokens(self.encode_text(batch.texts))
+        everyone = _encoding([gather_tokens(*level) for level in captions])
+        # Every process scores its own images with all captions.
+        scores = gather(self.score(self.encode_image(batch.images), everyone))
+        ids = gather(batch.image_ids)
+        warming_up = self.trained_less_than(self.warmup, self.warmup_unit)
+        self.triplet.negatives = "all" if warming_up else "hardest"
+        return {"loss": self.triplet(scores, ids[:, None] == ids)}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train/margin", self.triplet.margin.float(), batch_size=len(batch))
+        return loss
+
+    def _tokens(self, encoding: Encoding) -> list[tuple[Tensor, Tensor | None]]:
+        """Tokens and mask of every level."""
+        fields = encoding.items()
+        return [
+            (fields[f"level{level}_tokens"], fields.get(f"level{level}_mask"))
+            for level in range(self.levels)
+        ]
+
+
+def _encoding(levels: Any) -> Encoding:
+    """What an encoder of several levels, or of one, gives."""
+    fields: dict[str, Tensor | None] = {}
+    for level, (tokens, mask) in enumerate(levels if isinstance(levels, list) else [levels]):
+        fields |= {f"level{level}_tokens": tokens, f"level{level}_mask": mask}
+    return Encoding(**fields)

@@ -1,0 +1,151 @@
+"""TVRN: image and caption refined by each other before they are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from itmkit.data.batch import Batch, Images, Texts
+from itmkit.distributed import gather, gather_tokens
+from itmkit.losses import HingeCrossEntropyLoss
+from itmkit.nn import RefinedSimilarity, l2_normalize
+from itmkit.nn.focal import Focal
+from itmkit.nn.visual_refinement import RefinedImage
+from itmkit.retrieval import Encoding
+from itmkit.systems.matcher import Matcher
+
+
+class TVRN(Matcher):
+    """Mutually textual and visual refinement network.
+
+    Regions are refined by their semantic and geometric relations, words by the image that they are
+    compared with; the pair is then compared word by word and the comparisons reasoned over. The
+    score of a pair is a logit; the loss is of its sigmoid.
+
+    The relations of the regions come with the data: ``relation_threshold`` of
+    :class:`itmkit.data.ImageTextData`. For an encoder of pixels they may be left out: the cells of
+    a grid do not overlap, so each is related to itself alone.
+
+    Differs from the released code: every caption is refined by the image that it is compared with,
+    not by the first of the batch; in evaluation every image has the relations of its own boxes; the
+    loss has the softmax of either direction; ranks are taken from logits. See
+    :class:`itmkit.nn.RefinedSimilarity` and :class:`itmkit.losses.HingeCrossEntropyLoss`.
+
+    Args:
+        image_encoder: images to tokens ``(B, N, D)``.
+        text_encoder: captions to tokens ``(B, L, D)``.
+        reasoning: over the comparisons of a pair: ``sgr`` (graph) or ``saf`` (filtration).
+        focal: which regions a word compares itself with: ``none`` (by attention), ``equal``,
+            ``prob`` or ``global``.
+        similarity_dim: width of the comparisons.
+        num_regions: number of regions of every image, for the released BatchNorm over positions;
+            None for LayerNorm and any number.
+        dropout: of the poolings, in [0, 1).
+        chunk_pairs: pairs computed at a time; memory grows with it, results do not change.
+        loss: of the sigmoid scores; None: :class:`HingeCrossEntropyLoss` of the published numbers.
+        optimizer: see :class:`Matcher`, as for the arguments after it.
+        lr_scheduler: see :class:`Matcher`.
+        lr_scheduler_interval: see :class:`Matcher`.
+        lr_factors: see :class:`Matcher`.
+
+    Raises:
+        ValueError: if widths do not agree, or a number is out of its range; in use, for region
+            features without relations.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        *,
+        reasoning: Literal["sgr", "saf"] = "sgr",
+        focal: Focal = "none",
+        similarity_dim: int = 256,
+        num_regions: int | None = None,
+        dropout: float = 0.0,
+        chunk_pairs: int = 256,
+        loss: HingeCrossEntropyLoss | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_factors: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            lr_factors=lr_factors,
+        )
+        dim: int = image_encoder.dim  # type: ignore[assignment]
+        if text_encoder.dim != dim:
+            raise ValueError(f"text_encoder.dim is {text_encoder.dim}, image_encoder.dim {dim}")
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.similarity = RefinedSimilarity(
+            dim,
+            similarity_dim,
+            reasoning=reasoning,
+            focal=focal,
+            num_regions=num_regions,
+            dropout=dropout,
+            chunk_pairs=chunk_pairs,
+        )
+        self.hinge_cross_entropy = loss or HingeCrossEntropyLoss()
+
+    def encode_image(self, images: Images) -> Encoding:
+        tokens, mask = self.image_encoder(images.features, images.mask)
+        refined = self.similarity.visual(l2_normalize(tokens), _relations(images, tokens), mask)
+        return Encoding(
+            vector=refined.vector,
+            tokens=refined.tokens,
+            mask=refined.mask,
+            context_tokens=refined.context,
+            context_mask=refined.context_mask,
+        )
+
+    def encode_text(self, texts: Texts) -> Encoding:
+        tokens, mask = self.text_encoder(texts.ids, texts.mask)
+        return Encoding(tokens=l2_normalize(tokens), mask=mask)
+
+    def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        refined = RefinedImage(
+            context=images.context_tokens,
+            context_mask=images.context_mask,
+            tokens=images.tokens,
+            mask=images.mask,
+            vector=images.vector,
+        )
+        return self.similarity.score(refined, texts.tokens, texts.mask)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        if len(batch.texts) != len(batch.images):
+            raise ValueError(
+                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
+                "expected one an image (caption_views: 1 of the data)"
+            )
+        texts = self.encode_text(batch.texts)
+        tokens, mask = gather_tokens(texts.tokens, texts.mask)
+        # Every process scores its own images with all captions.
+        logits = gather(
+            self.score(self.encode_image(batch.images), Encoding(tokens=tokens, mask=mask))
+        )
+        ids = gather(batch.image_ids)
+        return {"loss": self.hinge_cross_entropy(logits.sigmoid(), ids[:, None] == ids)}
+
+
+def _relations(images: Images, tokens: Tensor) -> Tensor:
+    """Relations ``(n, N, N)`` of the tokens of images."""
+    if images.relations is not None:
+        return images.relations
+    if images.features.ndim == 4:  # the cells of a grid do not overlap
+        return torch.eye(tokens.shape[1], dtype=tokens.dtype, device=tokens.device).expand(
+            len(tokens), -1, -1
+        )
+    raise ValueError(
+        "images.relations must be given with region features, got None: set relation_threshold "
+        "of the data"
+    )

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from itmkit.nn import GraphReasoning
+
+
+def lengths_mask(lengths: list[int], size: int) -> Tensor:
+    return torch.arange(size) < torch.tensor(lengths)[:, None]
+
+
+def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return torch.randn(3, 5, 4, dtype=dtype), lengths_mask([5, 1, 3], 5)
+
+
+def naive(module: GraphReasoning, nodes: list[Tensor]) -> Tensor:
+    """One pair with real nodes alone."""
+    for step in module.steps:
+        new = []
+        for node in nodes:
+            powers = [math.exp(float(step.query(node) @ step.key(other))) for other in nodes]
+            message = torch.zeros_like(node)
+            for power, other in zip(powers, nodes, strict=True):
+                message = message + power / sum(powers) * other
+            new.append(step.out(message).relu())
+        nodes = new
+    return nodes[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 3])
+def test_naive_loop_reference(steps: int) -> None:
+    module = GraphReasoning(4, steps=steps).double()
+    nodes, mask = batch(torch.float64)
+    out = module(nodes, mask)
+    for i, length in enumerate(mask.sum(1).tolist()):
+        torch.testing.assert_close(out[i], naive(module, list(nodes[i, :length])))
+
+
+def test_padding_and_neighbours_change_nothing() -> None:
+    module = GraphReasoning(4)
+    nodes, mask = batch()
+    out = module(nodes, mask)
+    for i, length in enumerate(mask.sum(1).tolist()):
+        alone = module(nodes[i : i + 1, :length])
+        torch.testing.assert_close(out[i : i + 1], alone, atol=1e-5, rtol=0)
+
+
+def gradients(module: GraphReasoning, nodes: Tensor, mask: Tensor) -> list[Tensor]:
+    nodes = nodes.detach().clone().requires_grad_()
+    out = module(nodes, mask)
+    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
+    return [out.detach(), *torch.autograd.grad(loss, (nodes, *module.parameters()))]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_padding_may_hold_anything(value: float) -> None:
+    module = GraphReasoning(4)
+    nodes, mask = batch()
+    clean = gradients(module, nodes, mask)
+    filled = gradients(module, nodes.masked_fill(~mask[..., None], value), mask)
+    for a, b in zip(filled, clean, strict=True):
+        assert torch.equal(a, b)
+    assert not filled[1][~mask].any()
+
+
+def test_pair_without_a_node_is_zero_with_zero_gradient() -> None:
+    module = GraphReasoning(4)
+    nodes, mask = batch()
+    mask[1] = False
+    out, grad, *rest = gradients(module, nodes, mask)
+    assert not out[1].any()
+    assert not grad[1].any()
+    assert all(x.isfinite().all() for x in [out, grad, *rest])
+
+
+def test_no_pairs() -> None:
+    assert GraphReasoning(4)(torch.zeros(0, 3, 4)).shape == (0, 4)
+
+
+def test_gradcheck() -> None:
+    module = GraphReasoning(3).double()
+    nodes = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    mask = lengths_mask([4, 2], 4)
+    assert torch.autograd.gradcheck(lambda nodes: module(nodes, mask), (nodes,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    module = GraphReasoning(4)
+    nodes, mask = batch()
+    exact = module(nodes, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(module(nodes, mask).float(), exact, atol=5e-2, rtol=5e-2)
+    out = module.to(dtype)(nodes.to(dtype), mask)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), exact, atol=5e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_compile_fullgraph(masked: bool) -> None:
+    torch.compiler.reset()
+    module = GraphReasoning(4)
+    nodes, mask = batch()
+    inputs = (nodes, mask if masked else None)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), module(*inputs))
+
+
+def test_state_dict_round_trip() -> None:
+    source, target = GraphReasoning(4), GraphReasoning(4)
+    target.load_state_dict(source.state_dict())
+    inputs = batch()
+    assert torch.equal(source(*inputs), target(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("dim", "steps", "message"),
+    [(0, 3, "dim must be at least 1, got 0"), (4, 0, "steps must be at least 1, got 0")],
+)
+def test_error(dim: int, steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GraphReasoning(dim, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((torch.zeros(2, 3, 5),), r"similarities must have shape \(batch, tokens, 4\), got"),
+        ((torch.zeros(2, 3, 4), torch.ones(2, 3)), "mask must be bool"),
+        ((torch.zeros(2, 3, 4), torch.ones(2, 4).bool()), r"mask must have shape \(2, 3\)"),
+    ],
+)
+def test_input_error(inputs: tuple[Tensor, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GraphReasoning(4)(*inputs)

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from itmkit.nn import GuidedPooling, l2_normalize
+
+each_norm = pytest.mark.parametrize("norm", ["none", "layer"])
+
+
+def lengths_mask(lengths: list[int], size: int) -> Tensor:
+    return torch.arange(size) < torch.tensor(lengths)[:, None]
+
+
+def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return torch.randn(3, 5, 4, dtype=dtype), lengths_mask([5, 1, 3], 5)
+
+
+def naive(module: GuidedPooling, tokens: list[Tensor]) -> Tensor:
+    """One item whose tokens are all real."""
+    mean = sum(tokens, torch.zeros_like(tokens[0])) / len(tokens)
+    guide = module.guide_norm(module.guide(mean)).tanh()
+    powers = []
+    for token in tokens:
+        local = module.local_norm(module.local(token)).tanh()
+        powers.append(math.exp(float(module.weight(local * guide))))
+    pooled = sum(
+        (power / sum(powers) * token for power, token in zip(powers, tokens, strict=True)),
+        torch.zeros_like(mean),
+    )
+    return pooled / pooled.norm()
+
+
+@torch.no_grad()
+@each_norm
+def test_naive_loop_reference(norm: Any) -> None:
+    module = GuidedPooling(4, norm=norm).double()
+    tokens, mask = batch(torch.float64)
+    out = module(tokens, mask)
+    for i, length in enumerate(mask.sum(1).tolist()):
+        torch.testing.assert_close(out[i], naive(module, list(tokens[i, :length])))
+
+
+def test_batch_norm_is_that_of_torch() -> None:
+    """BatchNorm1d with the positions as channels, as in SGRAF, in training and evaluation."""
+    module = GuidedPooling(4, norm="batch", num_tokens=5)
+    norms = nn.BatchNorm1d(5), nn.BatchNorm1d(4)
+    for ours, theirs in zip((module.local_norm, module.guide_norm), norms, strict=True):
+        nn.init.normal_(theirs.weight)
+        nn.init.normal_(theirs.bias)
+        ours.load_state_dict(theirs.state_dict())
+
+    def expected(tokens: Tensor) -> Tensor:
+        local = norms[0](module.local(tokens)).tanh()
+        guide = norms[1](module.guide(tokens.mean(1))).tanh()
+        weights = module.weight(local * guide.unsqueeze(1)).softmax(1)
+        return l2_normalize((weights * tokens).sum(1))
+
+    for training in (True, True, False):
+        for part in (module, *norms):
+            part.train(training)
+        tokens, _ = batch()
+        torch.testing.assert_close(module(tokens), expected(tokens))
+    for ours, theirs in zip((module.local_norm, module.guide_norm), norms, strict=True):
+        for name, buffer in theirs.named_buffers():
+            torch.testing.assert_close(ours.get_buffer(name), buffer)
+
+
+@each_norm
+def test_gate_and_pool_are_the_whole(norm: Any) -> None:
+    module = GuidedPooling(4, norm=norm)
+    tokens, mask = batch()
+    tokens = tokens * mask[..., None]
+    gate = module.gate(tokens)
+    torch.testing.assert_close(module.pool(tokens, gate, mask), module(tokens, mask))
+    several = module.pool(tokens.expand(2, -1, -1, -1), gate.expand(2, -1, -1, -1), mask)
+    torch.testing.assert_close(several, module(tokens, mask).expand(2, -1, -1))
+
+
+@each_norm
+def test_padding_and_neighbours_change_nothing(norm: Any) -> None:
+    module = GuidedPooling(4, norm=norm)
+    tokens, mask = batch()
+    out = module(tokens, mask)
+    for i, length in enumerate(mask.sum(1).tolist()):
+        alone = module(tokens[i : i + 1, :length])
+        torch.testing.assert_close(out[i : i + 1], alone, atol=1e-5, rtol=0)
+
+
+def gradients(module: GuidedPooling, tokens: Tensor, mask: Tensor) -> list[Tensor]:
+    tokens = tokens.detach().clone().requires_grad_()
+    out = module(tokens, mask)
+    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
+    return [out.detach(), *torch.autograd.grad(loss, (tokens, *module.parameters()))]
+
+
+@each_norm
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_padding_may_hold_anything(norm: Any, value: float) -> None:
+    module = GuidedPooling(4, norm=norm)
+    tokens, mask = batch()
+    clean = gradients(module, tokens, mask)
+    filled = gradients(module, tokens.masked_fill(~mask[..., None], value), mask)
+    for a, b in zip(filled, clean, strict=True):
+        assert torch.equal(a, b)
+    assert not filled[1][~mask].any()
+
+
+@each_norm
+def test_item_without_a_token_is_zero_with_zero_gradient(norm: Any) -> None:
+    module = GuidedPooling(4, norm=norm)
+    tokens, mask = batch()
+    mask[1] = False
+    out, grad, *rest = gradients(module, tokens, mask)
+    assert not out[1].any()
+    assert not grad[1].any()
+    assert all(x.isfinite().all() for x in [out, grad, *rest])
+
+
+def test_dropout_in_training_alone() -> None:
+    module = GuidedPooling(4, dropout=0.5)
+    tokens, mask = batch()
+    assert not torch.equal(module(tokens, mask), module(tokens, mask))
+    module.eval()
+    assert torch.equal(module(tokens, mask), module(tokens, mask))
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+def test_gradcheck(norm: Any) -> None:
+    batch_norm = norm == "batch"
+    module = GuidedPooling(3, norm=norm, num_tokens=4 if batch_norm else None).double()
+    tokens = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    mask = None if batch_norm else lengths_mask([4, 2], 4)
+    assert torch.autograd.gradcheck(lambda tokens: module(tokens, mask), (tokens,))
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(norm: Any, dtype: torch.dtype) -> None:
+    batch_norm = norm == "batch"
+    module = GuidedPooling(4, norm=norm, num_tokens=5 if batch_norm else None)
+    tokens, padding = batch()
+    mask = None if batch_norm else padding
+    exact = module(tokens, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(module(tokens, mask).float(), exact, atol=5e-2, rtol=5e-2)
+    out = module.to(dtype)(tokens.to(dtype), mask)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), exact, atol=5e-2, rtol=5e-2)
+    assert module.eval()(tokens.to(dtype), mask).dtype == dtype
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+def test_compile_fullgraph(norm: Any) -> None:
+    torch.compiler.reset()
+    batch_norm = norm == "batch"
+    module = GuidedPooling(4, norm=norm, num_tokens=5 if batch_norm else None)
+    tokens, mask = batch()
+    inputs = (tokens, None if batch_norm else mask)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize(("norm", "num_tokens"), [("none", None), ("layer", None), ("batch", 5)])
+def test_state_dict_round_trip(norm: Any, num_tokens: int | None) -> None:
+    source = GuidedPooling(4, norm=norm, num_tokens=num_tokens)
+    tokens, _ = batch()
+    source(tokens)  # moves the running statistics
+    target = GuidedPooling(4, norm=norm, num_tokens=num_tokens)
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(source.eval()(tokens), target.eval()(tokens))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"dim": 4, "norm": "group"}, 'norm must be "none", "batch" or "layer", got \'group\''),
+        ({"dim": 4, "norm": "batch"}, "num_tokens goes with norm=\"batch\", got None and 'batch'"),
+        ({"dim": 4, "num_tokens": 5}, "num_tokens goes with norm=\"batch\", got 5 and 'none'"),
+        (
+            {"dim": 4, "norm": "batch", "num_tokens": 0},
+            "num_tokens must be at least 1, got 0",
+        ),
+        ({"dim": 4, "dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+    ],
+)
+def test_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GuidedPooling(**options)
+
+
+def test_input_error() -> None:
+    tokens, mask = batch()
+    with pytest.raises(ValueError, match=r"tokens must have shape \(batch, tokens, 8\), got"):
+        GuidedPooling(8)(tokens)
+    with pytest.raises(ValueError, match="mask must be bool"):
+        GuidedPooling(4)(tokens, mask.float())
+    module = GuidedPooling(4, norm="batch", num_tokens=6)
+    with pytest.raises(ValueError, match='norm="batch" wants 6 tokens an item .* got 5;'):
+        module(tokens)
+    module = GuidedPooling(4, norm="batch", num_tokens=5)
+    with pytest.raises(ValueError, match="wants 5 tokens .* none padded, got 5 and a mask"):
+        module(tokens, mask)

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from itmkit.nn import TwoPartGRU
+
+
+def lengths_mask(lengths: list[int], size: int) -> Tensor:
+    return torch.arange(size) < torch.tensor(lengths)[:, None]
+
+
+def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    first, second = torch.randn(2, 3, 4, 6, dtype=dtype).unbind()
+    return first, second, lengths_mask([4, 1, 3], 4)
+
+
+def naive(module: TwoPartGRU, first: Tensor, second: Tensor) -> Tensor:
+    """One sequence after the other through the equations of a GRU, ``(2N, D)``."""
+    w, v = module.gru.weight_ih_l0.chunk(3), module.gru.weight_hh_l0.chunk(3)
+    b, c = module.gru.bias_ih_l0.chunk(3), module.gru.bias_hh_l0.chunk(3)
+    state = torch.zeros_like(first[0])
+    out = []
+    for token, residual in zip([*first, *second], [*first, *first], strict=True):
+        reset = torch.sigmoid(w[0] @ token + b[0] + v[0] @ state + c[0])
+        update = torch.sigmoid(w[1] @ token + b[1] + v[1] @ state + c[1])
+        new = torch.tanh(w[2] @ token + b[2] + reset * (v[2] @ state + c[2]))
+        state = (1 - update) * new + update * state
+        out.append((state + residual) / (state + residual).norm())
+    return torch.stack(out)
+
+
+def test_naive_loop_reference() -> None:
+    module = TwoPartGRU(6).double()
+    first, second, mask = batch(torch.float64)
+    tokens, both = module(first, second, mask)
+    assert torch.equal(both, torch.cat([mask, mask], dim=1))
+    for i, length in enumerate(mask.sum(1).tolist()):
+        expected = naive(module, first[i, :length], second[i, :length])
+        torch.testing.assert_close(tokens[i][both[i]], expected)
+    assert not tokens[~both].any()
+
+
+def test_parts_are_the_whole() -> None:
+    """As ``nn.GRU`` on the joined sequence; second parts of any number of dimensions."""
+    module = TwoPartGRU(6)
+    first, second, _ = batch()
+    out, _ = module.gru(torch.cat([first, second], dim=1))
+    expected = torch.nn.functional.normalize(out + torch.cat([first, first], dim=1), dim=-1)
+    tokens, mask = module(first, second)
+    assert mask is None
+    torch.testing.assert_close(tokens, expected)
+    refined, state = module.first(first)
+    torch.testing.assert_close(refined, expected[:, :4])
+    torch.testing.assert_close(state, out[:, 3])
+    others = module.second(
+        module.gates(second).expand(2, -1, -1, -1), state.expand(2, -1, -1), first.expand(2, 3, 4, 6)
+    )
+    torch.testing.assert_close(others, expected[:, 4:].expand(2, -1, -1, -1))
+
+
+def test_padding_and_neighbours_change_nothing() -> None:
+    module = TwoPartGRU(6)
+    first, second, mask = batch()
+    tokens, both = module(first, second, mask)
+    for i, length in enumerate(mask.sum(1).tolist()):
+        alone, _ = module(first[i : i + 1, :length], second[i : i + 1, :length])
+        torch.testing.assert_close(tokens[i][both[i]], alone[0], atol=1e-5, rtol=0)
+
+
+def gradients(module: TwoPartGRU, first: Tensor, second: Tensor, mask: Tensor) -> list[Tensor]:
+    first, second = (x.detach().clone().requires_grad_() for x in (first, second))
+    out, _ = module(first, second, mask)
+    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
+    return [out.detach(), *torch.autograd.grad(loss, (first, second, *module.parameters()))]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_padding_may_hold_anything(value: float) -> None:
+    module = TwoPartGRU(6)
+    first, second, mask = batch()
+    clean = gradients(module, first, second, mask)
+    filled = gradients(
+        module,
+        first.masked_fill(~mask[..., None], value),
+        second.masked_fill(~mask[..., None], value),
+        mask,
+    )
+    for a, b in zip(filled, clean, strict=True):
+        assert torch.equal(a, b)
+    assert not filled[1][~mask].any()
+    assert not filled[2][~mask].any()
+
+
+def test_item_without_a_token_is_zero_with_zero_gradient() -> None:
+    module = TwoPartGRU(6)
+    first, second, mask = batch()
+    mask[1] = False
+    out, first_grad, second_grad, *rest = gradients(module, first, second, mask)
+    for x in (out, first_grad, second_grad):
+        assert not x[1].any()
+        assert x[[0, 2]].isfinite().all()
+    assert all(x.isfinite().all() and x.any() for x in rest)
+    assert not module.first(first, mask)[1][1].any()
+
+
+def test_gradcheck() -> None:
+    module = TwoPartGRU(3).double()
+    first, second = torch.randn(2, 2, 3, 3, dtype=torch.float64).unbind()
+    mask = lengths_mask([3, 1], 3)
+    assert torch.autograd.gradcheck(
+        lambda first, second: module(first, second, mask)[0],
+        (first.requires_grad_(), second.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    module = TwoPartGRU(6)
+    first, second, mask = batch()
+    exact, _ = module(first, second, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = module(first, second, mask)
+    torch.testing.assert_close(out.float(), exact, atol=3e-2, rtol=3e-2)
+    out, _ = module.to(dtype)(first.to(dtype), second.to(dtype), mask)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), exact, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_compile_fullgraph(masked: bool) -> None:
+    torch.compiler.reset()
+    module = TwoPartGRU(6)
+    first, second, mask = batch()
+    inputs = (first, second, mask if masked else None)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with torch._dynamo.config.patch(allow_rnn=True):  # or nn.GRU breaks the graph
+        torch.testing.assert_close(compiled(*inputs)[0], module(*inputs)[0])
+
+
+def test_state_dict_round_trip() -> None:
+    source, target = TwoPartGRU(6), TwoPartGRU(6)
+    target.load_state_dict(source.state_dict())
+    inputs = batch()
+    assert torch.equal(source(*inputs)[0], target(*inputs)[0])
+
+
+def test_error() -> None:
+    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+        TwoPartGRU(0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((torch.zeros(2, 3, 5), torch.zeros(2, 3, 5)), r"first must have shape .* got \(2, 3, 5\)"),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 2, 4)),
+            r"second must have the shape of first \(2, 3, 4\), got \(2, 2, 4\)",
+        ),
+        ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)), "mask must be bool"),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 4).bool()),
+            r"mask must have shape \(2, 3\)",
+        ),
+    ],
+)
+def test_input_error(inputs: tuple[Tensor, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TwoPartGRU(4)(*inputs)
