@@ -64,16 +64,21 @@ def gather_tokens(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor |
 
     Args:
         tokens: ``(n_r, N_r, D)`` on rank r.
-        mask: ``(n_r, N_r)`` bool, True on real tokens; or None, on all ranks alike.
+        mask: ``(n_r, N_r)`` bool, True on real tokens; None if all are real.
 
     Returns:
-        Tokens ``(n, N, D)`` of all ranks and their mask, padded at the end to the longest. Without
-        a mask all ranks must have the same number of tokens.
+        Tokens ``(n, N, D)`` of all ranks, padded at the end to the longest, and their mask; None
+        if no rank has one and all have the same number of tokens.
     """
-    if mask is None or world_size() == 1:
-        return gather(tokens), mask
-    longest = int(gather(torch.tensor([mask.shape[1]], device=mask.device)).max())
-    missing = longest - mask.shape[1]
+    if world_size() == 1:
+        return tokens, mask
+    size = torch.tensor([[tokens.shape[1], mask is not None]], device=tokens.device)
+    sizes, masked = gather(size).T.tolist()
+    if not any(masked) and min(sizes) == max(sizes):
+        return gather(tokens), None
+    missing = max(sizes) - tokens.shape[1]
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return gather(F.pad(tokens, (0, 0, 0, missing))), gather(F.pad(mask, (0, missing)))
 
 

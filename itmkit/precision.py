@@ -1,4 +1,4 @@
-"""In which precision losses and scores are computed: float32 under autocast, float64 for float64 inputs."""
+"""Precision of losses and scores: float32 under autocast, float64 for float64 inputs."""
 
 from __future__ import annotations
 

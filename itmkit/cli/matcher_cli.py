@@ -181,6 +181,7 @@ class MatcherCLI(LightningCLI):
         best = self.checkpoint.best_model_path if self.checkpoint else ""
         with self._nothing_logged():
             rows["trained"] = self._measure("validate", best or None)
+        self._write_skipped()
         self._report(rows, "val")
         rank_zero_only(print)(f"training took {minutes:.1f} minutes")
 
@@ -213,6 +214,7 @@ class MatcherCLI(LightningCLI):
                     rows["untrained"] = self._measure(command)
             label = "untrained" if ckpt_path is None else "trained"
             rows[label] = self._measure(command, ckpt_path)
+        self._write_skipped()
         self._report(rows, STAGES[command])
 
     def _measures_untrained(self, *, default: bool) -> bool:
@@ -235,6 +237,11 @@ class MatcherCLI(LightningCLI):
             for name, value in result.items()
             if name.startswith(front)
         }
+
+    def _write_skipped(self) -> None:
+        write = getattr(self.datamodule, "write_skipped", None)
+        if write is not None and (path := write(self.run_folder)) is not None:
+            print(f"skipped images: {path}")
 
     def _report(self, rows: dict[str, dict[str, float]], stage: str) -> None:
         rows = {name: metrics for name, metrics in rows.items() if metrics}

@@ -21,10 +21,11 @@ def claim(runs: Path, name: str, *, suffix: str = "") -> Path:
         The folder. Another run started in the same second gets a number behind its time.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S") + suffix
+    (runs / name).mkdir(parents=True, exist_ok=True)
     for number in count(1):
         folder = runs / name / (stamp if number == 1 else f"{stamp}-{number}")
         with suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             break
     return folder
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from itmkit.data.batch import Batch, Images, Texts
     from itmkit.data.caption_noise import CaptionNoise
     from itmkit.data.collate import collate_images
-    from itmkit.data.dataset import ImageTextDataset, Regions
+    from itmkit.data.dataset import BadSampleError, ImageTextDataset, Regions
     from itmkit.data.extract import extract_features
     from itmkit.data.karpathy import KarpathyDataset
     from itmkit.data.module import ImageTextData
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from itmkit.data.vocabulary import Vocabulary
 
 _HOME = {
+    "BadSampleError": "dataset",
     "Batch": "batch",
     "Caption": "tokenizer",
     "CaptionNoise": "caption_noise",
@@ -48,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BadSampleError",
     "Batch",
     "Caption",
     "CaptionNoise",

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from itmkit.data.vocabulary import Vocabulary
 
 
+class BadSampleError(ValueError):
+    """One image of a dataset cannot be used; the others can.
+
+    :meth:`ImageTextDataset.image` raises it, and ``ImageTextData(on_error="skip")`` goes on without
+    the image. What makes a whole file of the data unusable is another error.
+    """
+
+
 @dataclass
 class Regions:
     """One image as features of its regions, or of the cells of a grid.
@@ -97,6 +105,9 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
 
         Random augmentation draws from the global generators of ``torch``, ``random`` and
         ``numpy``, which training seeds anew for every item unless :attr:`augments` is False.
+
+        Raises:
+            BadSampleError: if this image cannot be used.
         """
 
     def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:

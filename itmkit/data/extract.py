@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +57,8 @@ def extract_features(
         The path of ``{split}_ims.npy``.
 
     Raises:
+        BadSampleError: if an image cannot be read. With it mended, the same call goes on.
+        OSError: if the folder cannot be written to, or the disk is full.
         ValueError: if the folder holds features of other settings, the images are not pixels of
             one size or change from reading to reading, or a feature is not finite in ``dtype``.
     """
@@ -85,15 +91,19 @@ def extract_features(
             _check_settings(target, notes, _read(notes), settings)
             return target
         folder.mkdir(parents=True, exist_ok=True)
+        header = _header((len(dataset), *tokens.shape[1:]), dtype)
+        row_size = tokens[0].numel() * np.dtype(dtype).itemsize
         done = 0
         if part.exists() and state.exists():
             found = _read(state)
             _check_settings(part, state, found.get("settings", {}), settings)
-            done = found["done"]
-            features = np.lib.format.open_memmap(part, mode="r+")
-        else:
-            shape = (len(dataset), tokens.shape[1], tokens.shape[2])
-            features = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+            done = found.get("done", -1)
+            there = (part.stat().st_size - len(header)) // row_size
+            if not isinstance(done, int) or not 0 <= done <= there:
+                raise ValueError(
+                    f"{part} has {there} images; expected {done}, as in {state.name}: delete both"
+                )
+        _check_room(folder, (len(dataset) - done) * row_size)
         loader = DataLoader(
             Subset(_Pixels(dataset), range(done, len(dataset))),
             batch_size=batch_size,
@@ -107,7 +117,10 @@ def extract_features(
             desc=f"extract {dataset.split}",
             disable=not progress,
         )
-        with bar:
+        # Written, not mapped: on a full disk a write is an error, and a map the end of the process.
+        with bar, part.open("r+b" if done else "wb", buffering=0) as file:
+            _write_all(file, header)
+            file.seek(len(header) + done * row_size)
             for pixels in loader:
                 block = _forward(backbone, pixels.to(device)).cpu().numpy()
                 with np.errstate(over="ignore"):
@@ -118,12 +131,10 @@ def extract_features(
                     raise ValueError(
                         f"the features of image {dataset.names[row]!r} are not finite in {dtype}"
                     )
-                features[done : done + len(block)] = block
-                features.flush()
+                _write_all(file, block.tobytes())
                 done += len(block)
                 _write(state, json.dumps({"done": done, "settings": settings}))
                 bar.update(len(block))
-        del features
     finally:
         backbone.train(training)
 
@@ -213,12 +224,51 @@ def _write_captions(dataset: ImageTextDataset, folder: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _write(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with _naming(part):
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+
+
+def _header(shape: tuple[int, ...], dtype: str) -> bytes:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return header.getvalue()
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(
+            errno.ENOSPC,
+            f"the features need {size:,} bytes, but only {free:,} are free",
+            str(folder),
+        )
+
+
+def _write_all(file: io.FileIO, content: bytes) -> None:
+    rest = memoryview(content)
+    with _naming(Path(file.name)):
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of writing, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

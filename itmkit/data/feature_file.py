@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from itmkit.data.dataset import BadSampleError
 
 
 class FeatureFile:
@@ -25,6 +28,7 @@ class FeatureFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._array: np.ndarray[Any, Any] | None = None
+        self._stamp = _stamp(self.path)
         array = self.array
         if array.ndim != 3:
             raise ValueError(
@@ -47,11 +51,15 @@ class FeatureFile:
         """The features of a row as float32 ``(N, D)``, or only the first ``count`` of them.
 
         Raises:
-            ValueError: if they are not all finite.
+            BadSampleError: if they are not all finite.
+            ValueError: if the file is not the one that was opened.
         """
-        features = torch.from_numpy(np.array(self.array[row, :count], dtype=np.float32))
+        if _stamp(self.path) != self._stamp:  # a map of a file cut short would end the process
+            raise ValueError(f"{self.path} was changed while it was in use; expected one file")
+        with np.errstate(over="ignore"):
+            features = torch.from_numpy(np.array(self.array[row, :count], dtype=np.float32))
         if not features.isfinite().all():
-            raise ValueError(f"{self.path} has a value that is not finite in row {row}")
+            raise BadSampleError(f"{self.path} has a value that is not finite in row {row}")
         return features
 
     def __len__(self) -> int:
@@ -62,6 +70,14 @@ class FeatureFile:
         return {**self.__dict__, "_array": None}
 
 
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def open_array(path: Path) -> np.ndarray[Any, Any]:
     """Memory-map a ``.npy`` file.
 
@@ -70,11 +86,17 @@ def open_array(path: Path) -> np.ndarray[Any, Any]:
         ValueError: if it is no whole ``.npy`` file.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing") from None
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a header that is none raises nearly anything in numpy
         raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{path} is not a whole .npy file of numbers but an archive of them")
+    return array
 
 
 def read_lines(path: Path) -> list[str]:
@@ -106,9 +128,14 @@ def read_grid(path: Path) -> tuple[int, int] | None:
         return None
     try:
         grid = json.loads(path.read_text(encoding="utf-8"))["grid"]
-        return (int(grid[0]), int(grid[1])) if grid else None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if not grid:
+            return None
+        height, width = map(operator.index, grid)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not what itmkit extract writes: {error!r}") from error
+    if height < 1 or width < 1:
+        raise ValueError(f"{path} has the grid {grid}; expected numbers of rows and columns")
+    return height, width
 
 
 def grid_boxes(height: int, width: int) -> Tensor:

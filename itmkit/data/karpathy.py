@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.feature_file import FeatureFile, grid_boxes, read_grid, read_lines
+from itmkit.data.photo import check_inside, check_name, read_photo
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold it, UTF-8 cannot
 
 
 class KarpathyDataset(ImageTextDataset):
@@ -38,10 +41,14 @@ class KarpathyDataset(ImageTextDataset):
         use_restval: whether COCO's ``"restval"`` belongs to ``"train"``.
         max_captions: captions of a photo that are used, the first ones, as usual where COCO has
             six or seven; all where None.
+        max_pixels: most pixels of a photo, before and after scaling; larger ones are not decoded.
+        follow_links: whether a link inside ``images`` may lead out of it.
+        check_images: whether a missing photo is an error at once, and not only when it is read.
 
     Raises:
         FileNotFoundError: if the JSON file, a folder or a photo is missing.
-        ValueError: if a file is of the wrong form, or the split empty.
+        ValueError: if a file is of the wrong form, names a photo twice or one outside ``images``,
+            or the split is empty.
     """
 
     def __init__(
@@ -59,6 +66,9 @@ class KarpathyDataset(ImageTextDataset):
         flip: float = 0.0,
         use_restval: bool = True,
         max_captions: int | None = 5,
+        max_pixels: int = 100_000_000,
+        follow_links: bool = False,
+        check_images: bool = True,
     ) -> None:
         if images is None and features is None:
             raise ValueError("images and features are both None; expected one of them")
@@ -66,6 +76,11 @@ class KarpathyDataset(ImageTextDataset):
             raise ValueError(f"image_size is {image_size}; expected 1 or more")
         if max_captions is not None and max_captions < 1:
             raise ValueError(f"max_captions is {max_captions}; expected 1 or more, or None")
+        if max_pixels < image_size**2:
+            raise ValueError(
+                f"max_pixels is {max_pixels}; expected {image_size**2} or more, the square of "
+                "image_size"
+            )
         splits = {split, "restval"} if split == "train" and use_restval else {split}
         path = Path(annotations)
         names, captions, caption_images = _read_split(path, splits, max_captions)
@@ -79,28 +94,52 @@ class KarpathyDataset(ImageTextDataset):
             return
         assert images is not None
         self.folder = Path(images)
-        _check_images(self.folder, split, names)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"images={str(self.folder)!r} is not a folder")
+        self.max_pixels = max_pixels
+        self.follow_links = follow_links
+        if check_images:
+            self._check_images()
         self._transform = _transform(image_size, mean, std, crop_scale if augment else None, flip)
 
     def image(self, row: int) -> Tensor | Regions:
         """Pixels ``(3, image_size, image_size)``, or the extracted features.
 
         Raises:
-            ValueError: if the photo is not readable.
+            BadSampleError: if the photo is gone, not readable or has too many pixels, or its
+                features are not finite.
+            ValueError: if the photo has become a link that leads out of the folder, or the file
+                of features another one.
         """
         if self._features is not None:
             return Regions(self._features.read(self._feature_rows[row]), self._boxes)
         path = self.folder / self.names[row]
-        try:
-            with Image.open(path) as photo:
-                # a JPEG is decoded at half, a quarter or an eighth, where that is large enough
-                photo.draft("RGB", (2 * self.image_size, 2 * self.image_size))
-                pixels = ImageOps.exif_transpose(photo).convert("RGB")
-        except FileNotFoundError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable image: {error}") from error
-        return self._transform(pixels)
+        if not self.follow_links:
+            check_inside(path, self.folder)
+        return self._transform(read_photo(path, side=self.image_size, max_pixels=self.max_pixels))
+
+    def _check_images(self) -> None:
+        there: dict[str, dict[str, os.DirEntry[str]]] = {}
+        missing: list[Path] = []
+        for name in self.names:
+            parent, file = os.path.split(name)
+            folder = self.folder / parent
+            if parent not in there:
+                if not self.follow_links:
+                    check_inside(folder, self.folder)
+                entries = os.scandir(folder) if folder.is_dir() else ()
+                there[parent] = {entry.name: entry for entry in entries}
+            path, entry = folder / file, there[parent].get(file)
+            link = entry is not None and entry.is_symlink()
+            if link and not self.follow_links:
+                check_inside(path, self.folder)
+            if entry is None or not (path if link else entry).is_file():
+                missing.append(path)
+        if missing:
+            raise FileNotFoundError(
+                f"{missing[0]} is missing, one of {len(missing)} missing images of the split "
+                f"{self.split!r}"
+            )
 
     def _open_features(self, folder: Path) -> None:
         self._features = FeatureFile(folder / f"{self.split}_ims.npy")
@@ -128,30 +167,37 @@ def _read_split(
 ) -> tuple[list[str], list[str], list[int]]:
     if not path.is_file():
         raise FileNotFoundError(f"annotations={str(path)!r} is not a file")
+    entry: Any = None
+    names: list[str] = []
+    groups: list[list[str]] = []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["images"]
-        found = [entry for entry in entries if entry["split"] in splits]
-        names = [_name(entry) for entry in found]
-        groups = [[_text(sentence) for sentence in entry["sentences"]] for entry in found]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        for entry in entries:
+            if entry["split"] in splits:
+                names.append(_name(entry))
+                groups.append([_text(sentence) for sentence in entry["sentences"]])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        where = "" if entry is None else f" in {repr(entry)[:80]}"
         raise ValueError(
-            f"{path} is not in Karpathy's form ({error!r}); expected images[] with filename, "
-            "split and sentences[]"
+            f"{path} is not in Karpathy's form ({error!r}{where}); expected images[] with "
+            "filename, split and sentences[]"
         ) from error
     wanted = " or ".join(sorted(splits, reverse=True))
-    if not found:
-        there = sorted({entry["split"] for entry in entries})
+    if not names:
+        there = sorted({entry["split"] for entry in entries}, key=str)
         raise ValueError(f"{path} has no image of the split {wanted!r}; it has {there}")
+    if not any(group[:max_captions] for group in groups):
+        raise ValueError(f"{path} has no caption in the split {wanted!r}")
+    for name in names:
+        check_name(name, path)
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{path} names {name!r} {times} times; expected each image once a split")
     captions: list[str] = []
     rows: list[int] = []
     for row, group in enumerate(groups):
         captions += group[:max_captions]
         rows += [row] * len(group[:max_captions])
-    if not captions:
-        raise ValueError(f"{path} has no caption in the split {wanted!r}")
-    for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{path} names {name!r}; expected a file inside the image folder")
     return names, captions, rows
 
 
@@ -160,25 +206,8 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _text(sentence: dict[str, Any]) -> str:
-    return " ".join((sentence.get("raw") or " ".join(sentence["tokens"])).split())
-
-
-def _check_images(folder: Path, split: str, names: Iterable[str]) -> None:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"images={str(folder)!r} is not a folder")
-    there: dict[str, set[str]] = {}
-    missing: list[Path] = []
-    for name in names:
-        parent, file = os.path.split(name)
-        if parent not in there:
-            inner = folder / parent
-            there[parent] = {e.name for e in os.scandir(inner)} if inner.is_dir() else set()
-        if file not in there[parent]:
-            missing.append(folder / name)
-    if missing:
-        raise FileNotFoundError(
-            f"{missing[0]} is missing, one of {len(missing)} missing images of the split {split!r}"
-        )
+    text = sentence.get("raw") or " ".join(sentence["tokens"])
+    return _LONE_SURROGATE.sub("\ufffd", " ".join(text.split()))
 
 
 def _transform(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,10 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 from itmkit.data.batch import Batch
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.collate import collate_images
-from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.dataset import BadSampleError, ImageTextDataset, Regions
 from itmkit.data.order import EpochOrder, ResumableLoader, mixed_seed, seeded
 from itmkit.data.tokenizer import Tokenizer, WordTokenizer, pad_texts
 from itmkit.data.vocabulary import Vocabulary
+from itmkit.distributed import rank, world_size
+
+_MOST_DRAWS = 100  # where half of the images can be used, no run will see so many bad ones
 
 
 class ImageTextData(LightningDataModule):
@@ -49,11 +57,17 @@ class ImageTextData(LightningDataModule):
         train_split: name of the split to train on.
         val_split: name of the split to validate on; no validation where None.
         test_split: name of the split to test and predict on.
+        on_error: what becomes of an image that its dataset cannot use (:class:`BadSampleError`: not
+            readable, gone, too large, not finite). ``"raise"``: the error. ``"skip"``: a training
+            row gets another caption with its image, drawn by the seed, the epoch and the caption;
+            an evaluation leaves out the image with its captions. See :attr:`skipped`. Errors of
+            annotations, captions and feature files are always raised.
 
     Raises:
         ValueError: if a size is less than 1, or ``num_workers`` or ``seed`` less than 0, or
-            ``relation_threshold`` out of its range; with the first batch, if that is given for
-            images without boxes.
+            ``relation_threshold`` or ``on_error`` out of its range; with the first batch, if
+            ``relation_threshold`` is given for images without boxes; with any batch, if more than
+            half of the images of a split were skipped.
     """
 
     def __init__(
@@ -74,6 +88,7 @@ class ImageTextData(LightningDataModule):
         train_split: str = "train",
         val_split: str | None = "val",
         test_split: str = "test",
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__()
         sizes = {
@@ -91,6 +106,8 @@ class ImageTextData(LightningDataModule):
             raise ValueError(
                 f"relation_threshold is {relation_threshold}; expected a number in (0, 1], or None"
             )
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
         self.dataset = dataset
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -105,6 +122,8 @@ class ImageTextData(LightningDataModule):
         self.train_split = train_split
         self.val_split = val_split
         self.test_split = test_split
+        self.on_error = on_error
+        self._skips: Skips = {}
         self._given_tokenizer = tokenizer
         self._tokenizer = tokenizer
         self._splits: dict[str, ImageTextDataset] = {}
@@ -126,6 +145,34 @@ class ImageTextData(LightningDataModule):
     def vocabulary_size(self) -> int:
         """How many ids the tokenizer has: the rows that a word embedding needs."""
         return len(self.tokenizer)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The images that this process has skipped so far, each once, with the reason."""
+        return list(self._skips.values())
+
+    def write_skipped(self, folder: str | Path | None) -> Path | None:
+        """Write what all processes have skipped so far as ``skipped.json``; all must call this.
+
+        Args:
+            folder: folder to write to, of the first process; those of the others do not matter.
+                Nothing is written where None, or where nothing was skipped.
+
+        Returns:
+            The path of the file, where one was written.
+        """
+        everyone = [self._skips] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(everyone, self._skips)
+        skips = {key: skip for found in everyone for key, skip in found.items()}
+        if folder is None or not skips or rank() != 0:
+            return None
+        path = Path(folder) / "skipped.json"
+        part = path.with_name(path.name + ".part")
+        content = [skips[key]._asdict() for key in sorted(skips)]
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+        return path
 
     def split(self, name: str) -> ImageTextDataset:
         """The dataset of a split; made when first asked for.
@@ -153,7 +200,7 @@ class ImageTextData(LightningDataModule):
             if name is not None:
                 self.split(name)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> TrainingLoader:
         """One row a caption, in an order of its own every epoch; the last rows may be left out."""
         pairs = TrainingPairs(
             self.split(self.train_split),
@@ -162,6 +209,8 @@ class ImageTextData(LightningDataModule):
             distinct=self.distinct_captions,
             noise=self.noise,
             seed=self.seed,
+            on_error=self.on_error,
+            skips=self._skips,
         )
         order = EpochOrder(
             len(pairs),
@@ -170,7 +219,7 @@ class ImageTextData(LightningDataModule):
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
         )
-        return ResumableLoader(
+        return TrainingLoader(
             pairs,
             batch_size=self.batch_size,
             sampler=order,
@@ -220,15 +269,17 @@ class ImageTextData(LightningDataModule):
             )
 
     def _evaluation(self, split: str) -> DataLoader[Any]:
-        images = EvaluationImages(self.split(split), self.tokenizer)
-        return DataLoader(
+        images = EvaluationImages(
+            self.split(split), self.tokenizer, on_error=self.on_error, skips=self._skips
+        )
+        return EvaluationLoader(
             images,
             batch_size=self.eval_batch_size,
             collate_fn=self._collate(collate_evaluation),
             **self._reading(),
         )
 
-    def _collate(self, collate: Callable[..., Batch]) -> Callable[[list[Any]], Batch]:
+    def _collate(self, collate: Callable[..., Collated]) -> Callable[[list[Any]], Collated]:
         return partial(
             collate, pad_id=self.tokenizer.pad_id, relation_threshold=self.relation_threshold
         )
@@ -243,13 +294,28 @@ class ImageTextData(LightningDataModule):
         }
 
 
+class Skipped(NamedTuple):
+    """An image that was left out, and why."""
+
+    split: str
+    name: str
+    reason: str
+
+
+Skips = dict[tuple[str, str], Skipped]
+
+
 class Pair(NamedTuple):
-    """One row of a training batch: an image and tokenisations of its captions."""
+    """One row of a training batch: an image and tokenisations of its captions.
+
+    ``skipped`` are the images in whose place it stands.
+    """
 
     image: Tensor | Regions
     texts: list[list[int]]
     image_row: int
     caption_rows: list[int]
+    skipped: tuple[Skipped, ...] = ()
 
 
 class TrainingPairs(Dataset[Pair]):
@@ -264,6 +330,8 @@ class TrainingPairs(Dataset[Pair]):
         distinct: bool,
         noise: CaptionNoise | None,
         seed: int,
+        on_error: Literal["raise", "skip"],
+        skips: Skips,
     ) -> None:
         self.dataset = dataset
         self.tokenizer = tokenizer
@@ -271,9 +339,29 @@ class TrainingPairs(Dataset[Pair]):
         self.distinct = distinct
         self.noise = noise
         self.seed = seed
+        self.on_error = on_error
+        self.skips = skips
 
     def __getitem__(self, key: tuple[int, int] | int) -> Pair:
         epoch, row = (0, key) if isinstance(key, int) else key
+        if self.on_error == "raise":
+            return self._pair(epoch, row)
+        # drawn, and not the next one: the images behind bad ones would be seen more often
+        generator = Generator().manual_seed(mixed_seed(self.seed, epoch, row, 1))
+        skipped: list[Skipped] = []
+        for _ in range(_MOST_DRAWS):
+            try:
+                return self._pair(epoch, row)._replace(skipped=tuple(skipped))
+            except BadSampleError as error:
+                name = self.dataset.names[int(self.dataset.caption_images[row])]
+                skipped.append(Skipped(self.dataset.split, name, str(error)))
+                row = int(torch.randint(len(self), (), generator=generator))
+        raise ValueError(
+            f"{_MOST_DRAWS} images drawn at random cannot be used, the last one: "
+            f"{skipped[-1].reason}"
+        )
+
+    def _pair(self, epoch: int, row: int) -> Pair:
         image_row = int(self.dataset.caption_images[row])
         seed = mixed_seed(self.seed, epoch, row)
         generator = Generator().manual_seed(seed)
@@ -302,17 +390,32 @@ class Group(NamedTuple):
     caption_rows: list[int]
 
 
-class EvaluationImages(Dataset[Group]):
+class EvaluationImages(Dataset["Group | Skipped"]):
     """The images of a dataset, each with all of its captions as they are."""
 
-    def __init__(self, dataset: ImageTextDataset, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        dataset: ImageTextDataset,
+        tokenizer: Tokenizer,
+        *,
+        on_error: Literal["raise", "skip"],
+        skips: Skips,
+    ) -> None:
         self.dataset = dataset
         self.tokenizer = tokenizer
+        self.on_error = on_error
+        self.skips = skips
 
-    def __getitem__(self, row: int) -> Group:
+    def __getitem__(self, row: int) -> Group | Skipped:
+        try:
+            image = self.dataset.image(row)
+        except BadSampleError as error:
+            if self.on_error == "raise":
+                raise
+            return Skipped(self.dataset.split, self.dataset.names[row], str(error))
         captions = self.dataset.captions_of(row)
         texts = [self.tokenizer.encode(self.dataset.captions[caption]).ids for caption in captions]
-        return Group(self.dataset.image(row), texts, row, captions)
+        return Group(image, texts, row, captions)
 
     def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """As :meth:`ImageTextDataset.relevance`."""
@@ -322,11 +425,58 @@ class EvaluationImages(Dataset[Group]):
         return len(self.dataset)
 
 
-def collate_pairs(pairs: list[Pair], pad_id: int, relation_threshold: float | None = None) -> Batch:
+class Collated(NamedTuple):
+    """A batch, if any is left, and what was left out: news for the training process."""
+
+    batch: Batch | None
+    skipped: list[Skipped]
+
+
+class TrainingLoader(ResumableLoader):
+    """Yields the batches of :class:`TrainingPairs`."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return _batches(super().__iter__(), self.dataset)  # type: ignore[arg-type]
+
+
+class EvaluationLoader(DataLoader[Any]):
+    """Yields the batches of :class:`EvaluationImages` that are not empty."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return _batches(super().__iter__(), self.dataset)  # type: ignore[arg-type]
+
+
+def _batches(
+    collated: Iterator[Collated], items: TrainingPairs | EvaluationImages
+) -> Iterator[Batch]:
+    for batch, skipped in collated:
+        for skip in skipped:
+            _note(skip, items)
+        if batch is not None:
+            yield batch
+
+
+def _note(skip: Skipped, items: TrainingPairs | EvaluationImages) -> None:
+    key = (skip.split, skip.name)
+    if key in items.skips:
+        return
+    items.skips[key] = skip
+    count, images = sum(split == skip.split for split, _ in items.skips), len(items.dataset)
+    if 2 * count > images:
+        raise ValueError(
+            f"{count} of the {images} images of the split {skip.split!r} were skipped; expected "
+            f"at most half of them. The last one: {skip.reason}"
+        )
+    warnings.warn(f"skipped: {skip.reason}", stacklevel=2)
+
+
+def collate_pairs(
+    pairs: list[Pair], pad_id: int, relation_threshold: float | None = None
+) -> Collated:
     """A training batch; the texts of a row are adjacent."""
     views = torch.tensor([len(pair.texts) for pair in pairs])
     image_ids = torch.tensor([pair.image_row for pair in pairs])
-    return Batch(
+    batch = Batch(
         images=collate_images(
             [pair.image for pair in pairs], relation_threshold=relation_threshold
         ),
@@ -335,16 +485,21 @@ def collate_pairs(pairs: list[Pair], pad_id: int, relation_threshold: float | No
         text_image_ids=image_ids.repeat_interleave(views),
         text_ids=torch.tensor([row for pair in pairs for row in pair.caption_rows]),
     )
+    return Collated(batch, [skip for pair in pairs for skip in pair.skipped])
 
 
 def collate_evaluation(
-    groups: list[Group], pad_id: int, relation_threshold: float | None = None
-) -> Batch:
+    items: list[Group | Skipped], pad_id: int, relation_threshold: float | None = None
+) -> Collated:
     """An evaluation batch; the captions follow the order of their images."""
+    groups = [item for item in items if isinstance(item, Group)]
+    skipped = [item for item in items if isinstance(item, Skipped)]
+    if not groups:
+        return Collated(None, skipped)
     counts = torch.tensor([len(group.texts) for group in groups])
     image_ids = torch.tensor([group.image_row for group in groups])
     rows = [row for group in groups for row in group.caption_rows]
-    return Batch(
+    batch = Batch(
         images=collate_images(
             [group.image for group in groups], relation_threshold=relation_threshold
         ),
@@ -353,3 +508,4 @@ def collate_evaluation(
         text_image_ids=image_ids.repeat_interleave(counts),
         text_ids=torch.tensor(rows, dtype=torch.int64),
     )
+    return Collated(batch, skipped)

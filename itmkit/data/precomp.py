@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +150,12 @@ def _read_names(path: Path, count: int) -> list[str]:
         return [str(row) for row in range(count)]
     names = read_lines(path)
     if len(names) == 5 * count:
-        return names[::5]
+        names = names[::5]
     if len(names) != count:
         raise ValueError(f"{path} has {len(names)} lines; expected {count}, one for every image")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{path} has {name!r} {times} times; expected each image once")
     return names
 
 
@@ -161,12 +165,14 @@ def _read_rows(path: Path, captions: int) -> Tensor:
         raise ValueError(f"{path} has {len(lines)} lines; expected {captions}, one a caption")
     try:
         return torch.tensor([int(line) for line in lines])
-    except ValueError as error:
+    except (ValueError, OverflowError, RuntimeError) as error:  # the last ones: too large
         raise ValueError(f"{path} has a line that is no row number: {error}") from error
 
 
 def _read_array(path: Path, shape: tuple[int, ...], every: int) -> Tensor:
     array = open_array(path)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{path} holds {array.dtype}; expected numbers")
     if array.shape not in (shape, (shape[0] // every, *shape[1:])):
         raise ValueError(f"{path} has the shape {array.shape}; expected {shape}")
     step = every if array.shape == shape else 1

@@ -39,7 +39,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, caption: str) -> Caption:
-        """The tokens of a caption, between its start and end token."""
+        """The tokens of a caption, between its start and end token; at least one."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -93,8 +93,11 @@ class TransformersTokenizer(Tokenizer):
         name_or_path: name of a model on the hub, or a local folder (which needs no network).
         max_length: most tokens of a caption, special ones included; the rest is cut off.
 
+    Code that comes with a model is never run.
+
     Raises:
-        ValueError: if the tokenizer has no fast form (it tells no words apart) or no pad token.
+        ValueError: if the tokenizer has no fast form (it tells no words apart) or no pad token, or
+            needs code of its own.
     """
 
     def __init__(self, name_or_path: str | Path, *, max_length: int = 64) -> None:
@@ -104,7 +107,7 @@ class TransformersTokenizer(Tokenizer):
             raise ValueError(f"max_length is {max_length}; expected 3 or more")
         self.name_or_path = str(name_or_path)
         self.max_length = max_length
-        tokenizer = AutoTokenizer.from_pretrained(self.name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
         if not tokenizer.is_fast:
             raise ValueError(
                 f"name_or_path={self.name_or_path!r} is a {type(tokenizer).__name__}; expected a "
@@ -124,6 +127,8 @@ class TransformersTokenizer(Tokenizer):
     def encode(self, caption: str) -> Caption:
         encoded = self._tokenizer(caption, truncation=True, max_length=self.max_length)
         words = [-1 if word is None else word for word in encoded.word_ids()]
+        if not words:  # nothing to say, and no special tokens to say it with
+            return Caption([self.pad_id], [-1])
         return Caption(list(encoded["input_ids"]), words)
 
     def __len__(self) -> int:

@@ -91,10 +91,9 @@ class Vocabulary:
         Raises:
             ValueError: if the file is neither.
         """
-        text = Path(path).read_text(encoding="utf-8")
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         try:
             return cls(_words_of(content))
@@ -161,7 +160,7 @@ def _words_of(content: Any) -> list[str]:
         ids: dict[str, int] = content["word2idx"]
         if sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
             raise ValueError(f"the ids of word2idx are not 0 … {len(ids) - 1}, each once")
-        words = sorted(ids, key=lambda word: ids[word])
+        words = sorted(ids, key=lambda word: int(ids[word]))
     else:
         raise ValueError("expected {'words': […]}, or {'word2idx': {…}, …}")
     if not all(isinstance(word, str) for word in words):

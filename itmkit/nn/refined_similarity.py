@@ -38,8 +38,8 @@ class RefinedSimilarity(nn.Module):
     Pairs are computed ``chunk_pairs`` at a time. With gradients, only the similarity vectors of a
     chunk are kept and the rest is computed again in the backward pass.
 
-    Zhu et al., TVRN. Differs from the released code: see :class:`TextRefinement`; chunks in place
-    of a loop over captions.
+    Pang et al., TVRN, IEEE Transactions on Multimedia 26, 2024. Differs from the released code: see
+    :class:`TextRefinement`; chunks in place of a loop over captions.
 
     Args:
         dim: width D of regions and words.
@@ -128,7 +128,7 @@ class RefinedSimilarity(nn.Module):
             self._relevance(images),
         )
         n, m = len(images.vector), len(text)
-        height = max(1, min(n, math.isqrt(self.chunk_pairs)))
+        height = max(1, min(n, max(math.isqrt(self.chunk_pairs), self.chunk_pairs // max(m, 1))))
         width = max(1, self.chunk_pairs // height)
         groups = [_take(captions, slice(left, left + width)) for left in range(0, max(m, 1), width)]
         if lengths is not None:

@@ -11,6 +11,7 @@ from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.guided_pooling import GuidedPooling
 from itmkit.nn.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.two_part_gru import TwoPartGRU
+from itmkit.precision import at_least_float32, autocast_off
 
 
 class RefinedText(NamedTuple):
@@ -55,7 +56,7 @@ class ImagePart(NamedTuple):
     mask: Tensor | None  # (n, N)
     key: Tensor  # (n, N, D)
     gates: Tensor  # (n, N, 3D) what the context puts into the gates of the GRU
-    gram: Tensor  # (n, N, N) of the context
+    gram: Tensor  # (n, N, N) of the context, at least fp32
 
 
 class TextRefinement(nn.Module):
@@ -133,16 +134,20 @@ class TextRefinement(nn.Module):
         check_tokens("context", context, self.dim, mask, "context_mask")
         context = fill_padding(context, mask)
         gates = self.gru.gates(context)
-        return ImagePart(mask, self.attention.key(context), gates, context @ context.mT)
+        with autocast_off(context):
+            wide = at_least_float32(context)
+            gram = wide @ wide.mT
+        return ImagePart(mask, self.attention.key(context), gates, gram)
 
     def pairs(self, captions: CaptionPart, images: ImagePart) -> RefinedText:
         """Every caption refined by every image."""
         weights = self.weights(captions, images)  # (n, m, L, N)
         flat = weights.flatten(1, 2)  # (n, m·L, N): one product an image
-        square = ((flat @ images.gram) * flat).sum(-1)  # |Σ a con|², from the Gram matrix
+        with autocast_off(flat):  # |Σ a con|², from the Gram matrix
+            square = ((flat.to(images.gram.dtype) @ images.gram) * flat).sum(-1)
         real = square > 1e-24
         scale = square.where(real, 1).rsqrt() * real
-        gates = (flat * scale.unsqueeze(-1)) @ images.gates
+        gates = (flat * scale.unsqueeze(-1).to(flat.dtype)) @ images.gates
         n = len(weights)
         mask = None if captions.mask is None else captions.mask.expand(n, -1, -1)
         words = captions.words.expand(n, -1, -1, -1)

@@ -157,7 +157,9 @@ def _build(name_or_path: str | Path | None, config: dict[str, Any] | str | Path 
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
     if name_or_path is not None:
-        model = AutoModel.from_pretrained(str(name_or_path), dtype=torch.float32)
+        model = AutoModel.from_pretrained(
+            str(name_or_path), dtype=torch.float32, trust_remote_code=False
+        )
     else:
         if isinstance(config, (str, Path)):
             config = json.loads(Path(config).read_text(encoding="utf-8"))

@@ -40,7 +40,10 @@ class TwoPartGRU(nn.Module):
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
         self.dim = dim
-        self.gru = nn.GRU(dim, dim, batch_first=True)
+        self.input = nn.Linear(dim, 3 * dim)  # reset, update and new gate, as in nn.GRU
+        self.hidden = nn.Linear(dim, 3 * dim)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
 
     def forward(
         self, first: Tensor, second: Tensor, mask: Tensor | None = None
@@ -60,19 +63,19 @@ class TwoPartGRU(nn.Module):
     def first(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The first part refined ``(B, N, D)``, and the state ``(B, D)`` after its last token."""
         tokens = fill_padding(tokens, mask)
-        out, _ = self.gru(tokens)
-        refined = l2_normalize(out + tokens)
+        states = self._steps(self.gates(tokens), tokens.new_zeros(len(tokens), tokens.shape[-1]))
+        refined = self._refined(states, tokens, mask)
         if mask is None:
-            return refined, out[:, -1]
+            return refined, states[:, -1]
         order = torch.arange(1, mask.shape[1] + 1, device=mask.device)
         length = (mask * order).amax(1)  # up to the last real token
-        last = (length - 1).clamp_min(0)[:, None, None].expand(-1, 1, out.shape[-1])
-        state = out.gather(1, last).squeeze(1) * (length > 0).unsqueeze(1)
-        return fill_padding(refined, mask), state
+        last = (length - 1).clamp_min(0)[:, None, None].expand(-1, 1, states.shape[-1])
+        state = states.gather(1, last).squeeze(1) * (length > 0).unsqueeze(1)
+        return refined, state
 
     def gates(self, tokens: Tensor) -> Tensor:
         """What tokens ``(..., D)`` put into the gates, ``(..., 3D)``: linear, without the bias."""
-        return F.linear(tokens, self.gru.all_weights[0][0])
+        return F.linear(tokens, self.input.weight)
 
     def second(
         self, gates: Tensor, state: Tensor, residual: Tensor, mask: Tensor | None = None
@@ -88,15 +91,20 @@ class TwoPartGRU(nn.Module):
         Returns:
             ``(..., N, D)``, zero on padding.
         """
-        _, weight, input_bias, bias = self.gru.all_weights[0]
-        steps = []
-        for gate in (gates + input_bias).unbind(-2):
-            hidden = F.linear(state, weight, bias)
+        return self._refined(self._steps(gates, state), residual, mask)
+
+    def _steps(self, gates: Tensor, state: Tensor) -> Tensor:
+        """The states after every token, ``(..., N, D)``."""
+        states = []
+        for gate in (gates + self.input.bias).unbind(-2):
             reset, update, new = gate.chunk(3, -1)
-            hidden_reset, hidden_update, hidden_new = hidden.chunk(3, -1)
+            hidden_reset, hidden_update, hidden_new = self.hidden(state).chunk(3, -1)
             reset = (reset + hidden_reset).sigmoid()
             update = (update + hidden_update).sigmoid()
             new = (new + reset * hidden_new).tanh()
             state = new + update * (state - new)
-            steps.append(state)
-        return fill_padding(l2_normalize(torch.stack(steps, dim=-2) + residual), mask)
+            states.append(state)
+        return torch.stack(states, dim=-2)
+
+    def _refined(self, states: Tensor, residual: Tensor, mask: Tensor | None) -> Tensor:
+        return fill_padding(l2_normalize(states + residual), mask)

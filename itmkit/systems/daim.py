@@ -69,17 +69,23 @@ class DAIM(Matcher):
             lr_scheduler_interval=lr_scheduler_interval,
             lr_factors=lr_factors,
         )
-        for name in ("dim", "levels"):
-            image, text = getattr(image_encoder, name, 1), getattr(text_encoder, name, 1)
-            if image != text:
-                raise ValueError(f"text_encoder.{name} is {text}, image_encoder.{name} {image}")
+        if text_encoder.dim != image_encoder.dim:
+            raise ValueError(
+                f"text_encoder.dim is {text_encoder.dim}, image_encoder.dim {image_encoder.dim}"
+            )
+        levels: int = getattr(image_encoder, "levels", 1)
+        if getattr(text_encoder, "levels", 1) != levels:
+            raise ValueError(
+                f"text_encoder.levels is {getattr(text_encoder, 'levels', 1)}, "
+                f"image_encoder.levels {levels}"
+            )
         if warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {warmup}")
         self.warmup = warmup
         self.warmup_unit = warmup_unit
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        self.levels: int = getattr(image_encoder, "levels", 1)
+        self.levels = levels
         self.similarity = similarity or CrossAttentionSimilarity()
         self.triplet = loss or AdaptiveMarginTripletLoss()
 

@@ -16,6 +16,7 @@ from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather, gather_tokens, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss
 from itmkit.nn import ExternalSpatialAttention, FusionEncoder, MatchingHead, l2_normalize
+from itmkit.precision import at_least_float32
 from itmkit.retrieval import Encoding
 from itmkit.systems.matcher import Matcher, cosine_scores
 
@@ -181,7 +182,7 @@ class MATE(Matcher):
         sides = (image.vector, image.tokens, image.mask, text.vector, text.tokens, text.mask)
         if self.matching_head is None:
             return self.fusion.pair_score(*sides)
-        return self.matching_head(*self.fusion(*sides)).float()
+        return at_least_float32(self.matching_head(*self.fusion(*sides)))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != self.views * len(batch.images):

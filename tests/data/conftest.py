@@ -11,15 +11,14 @@ import pytest
 from PIL import Image
 
 
-@pytest.fixture
-def bert_folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved BERT tokenizer whose vocabulary cuts "running" and "cats" into pieces."""
     from transformers import BertTokenizerFast
 
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]"]
     pieces += ["a", "red", "dog", "cat", "##s", "run", "##ning", "on", "grass", "."]
-    folder = tmp_path / "bert"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("bert")
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(folder)
     return folder

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from itmkit.data.dataset import Regions
+from itmkit.data.dataset import BadSampleError, Regions
 from itmkit.data.extract import extract_features
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.precomp import PrecompDataset
@@ -169,13 +173,75 @@ def test_error_of_random_augmentation(photos: Photos, tmp_path: Path) -> None:
     assert not (tmp_path / "features").exists()
 
 
-def test_error_of_an_unreadable_photo_leaves_no_features(photos: Photos, tmp_path: Path) -> None:
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As a full disk: writing beyond so many bytes of any file is an error of the system."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("fault", ["unreadable photo", "full disk"])
+def test_extraction_that_fails_leaves_no_features_and_goes_on_once_mended(
+    photos: Photos, tmp_path: Path, fault: str
+) -> None:
+    annotations, images = photos({"train": 7, "val": 3})
+    data = KarpathyDataset("train", annotations, images, image_size=64, train_augment=False)
+    extract(data, Patches(), tmp_path / "whole")
+    photo, output = images / "train_5.jpg", tmp_path / "features"
+    content = photo.read_bytes()
+    if fault == "unreadable photo":
+        photo.write_bytes(content[: len(content) // 2])
+        with pytest.raises(BadSampleError, match=r"train_5.jpg is not a readable image"):
+            extract(data, Patches(), output)
+        photo.write_bytes(content)
+    else:
+        with (
+            pytest.raises(OSError, match=r"too large: '.*train_ims.npy.part'"),
+            files_of_at_most(128 + 5 * 64 * 6 * 2),
+        ):
+            extract(data, Patches(), output)
+    assert sorted(p.name for p in output.iterdir()) == ["train_ims.npy.part", "train_progress.json"]
+    assert json.loads((output / "train_progress.json").read_text())["done"] == 4
+    backbone = Patches()
+    extract(data, backbone, output)
+    assert backbone.calls == 1 + 2
+    for path in (tmp_path / "whole").iterdir():
+        assert (output / path.name).read_bytes() == path.read_bytes()
+
+
+def test_error_of_a_disk_without_room(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=335))
+    message = "the features need 336 bytes, but only 335 are free: '.*features'"
+    with pytest.raises(OSError, match=message):
+        extract(dataset(photos), Patches(), tmp_path / "features")
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_error_of_an_output_that_cannot_be_written_to(photos: Photos, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"'.*file(/features)?'"):
+        extract(dataset(photos), Patches(), tmp_path / "file" / "features")
+    output = tmp_path / "read-only"
+    output.mkdir(mode=0o500)
+    if os.access(output, os.W_OK):
+        pytest.skip("this user may write anywhere")
+    with pytest.raises(PermissionError, match=r"'.*read-only/train_ims.npy.part'"):
+        extract(dataset(photos), Patches(), output)
+
+
+def test_error_of_a_part_that_is_shorter_than_noted(photos: Photos, tmp_path: Path) -> None:
     data, output = dataset(photos), tmp_path / "features"
-    (data.folder / "train_5.jpg").write_bytes(b"not a photo")
-    with pytest.raises(ValueError, match=r"train_5.jpg is not a readable image"):
+    with pytest.raises(KeyboardInterrupt):
+        extract(data, Patches(stop_at=4), output)
+    os.truncate(output / "train_ims.npy.part", 128 + 3 * 4 * 6 * 2)
+    with pytest.raises(ValueError, match=r"train_ims.npy.part has 3 images; expected 4, as in"):
         extract(data, Patches(), output)
-    assert not (output / "train_ims.npy").exists()
-    assert not (output / "train_caps.txt").exists()
 
 
 def test_error_of_features_of_other_photos(photos: Photos, tmp_path: Path) -> None:

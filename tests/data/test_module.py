@@ -414,9 +414,11 @@ def test_configuration_names_a_dataset_without_its_split(tmp_path: Path) -> None
         },
         "noise": {"class_path": "itmkit.data.CaptionNoise", "init_args": {"p": 0.3}},
         "batch_size": 3,
+        "on_error": "skip",
     }
     data = parser.instantiate(parser.parse_object({"data": config})).data
     assert (data.noise.p, data.noise.mask, data.batch_size) == (0.3, 0.5, 3)
+    assert data.on_error == "skip"
     with pytest.raises(FileNotFoundError, match=r"val_ims\.npy is missing"):
         data.split("val")
 

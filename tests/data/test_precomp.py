@@ -140,13 +140,13 @@ def test_grid_that_extract_noted_gives_boxes(write: Write, tmp_path: Path) -> No
 
 
 def test_features_are_mapped_and_not_sent_to_worker_processes(write: Write, tmp_path: Path) -> None:
-    features = write()
+    write()
+    features = np.random.default_rng(0).random((3, 40, 60), dtype="float32")
+    np.save(tmp_path / "dev_ims.npy", features)
     data = PrecompDataset("dev", tmp_path)
     assert isinstance(data._features.array, np.memmap)
-    np.save(tmp_path / "dev_ims.npy", np.zeros((3, 400, 600), dtype="float32"))
     sent = pickle.dumps(data)
     assert len(sent) < 10_000
-    np.save(tmp_path / "dev_ims.npy", features)
     again = pickle.loads(sent)
     assert np.array_equal(again.image(2).features.numpy(), features[2])
 
@@ -182,52 +182,6 @@ def test_error_of_files_that_do_not_fit(
 ) -> None:
     write(**change)
     with pytest.raises(ValueError, match=re.escape(message)):
-        PrecompDataset("dev", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [
-        (np.zeros((3, 6), dtype="float32"), "dev_ims.npy has the shape (3, 6); expected rank 3"),
-        (np.zeros((3, 2, 2, 6), dtype="float32"), "expected rank 3, (images, regions, dim)"),
-        (np.zeros((3, 4, 6), dtype="int64"), "dev_ims.npy holds int64"),
-        (np.zeros((3, 0, 6), dtype="float32"), "expected no empty rows"),
-        (np.array([{}] * 3, dtype=object), "dev_ims.npy is not a whole .npy file"),
-    ],
-)
-def test_error_of_wrong_features(
-    write: Write, tmp_path: Path, features: np.ndarray, message: str
-) -> None:
-    write()
-    np.save(tmp_path / "dev_ims.npy", features, allow_pickle=True)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        PrecompDataset("dev", tmp_path)
-
-
-def test_error_of_a_file_cut_short(write: Write, tmp_path: Path) -> None:
-    write()
-    path = tmp_path / "dev_ims.npy"
-    whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"no features"):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"dev_ims.npy is not a whole .npy file"):
-            PrecompDataset("dev", tmp_path)
-
-
-def test_error_of_a_number_that_is_not_finite(write: Write, tmp_path: Path) -> None:
-    features = write()
-    features[1, 2, 3] = np.nan
-    np.save(tmp_path / "dev_ims.npy", features)
-    data = PrecompDataset("dev", tmp_path)
-    data.image(0)
-    with pytest.raises(ValueError, match=r"dev_ims.npy has a value that is not finite in row 1"):
-        data.image(1)
-
-
-def test_error_of_captions_that_are_not_utf8(write: Write, tmp_path: Path) -> None:
-    write()
-    (tmp_path / "dev_caps.txt").write_bytes(("caf\xe9\n" * 15).encode("latin-1"))
-    with pytest.raises(ValueError, match=r"dev_caps.txt is not UTF-8"):
         PrecompDataset("dev", tmp_path)
 
 

@@ -61,6 +61,16 @@ def test_transformers_tokenizer_goes_to_worker_processes(bert_folder: Path) -> N
     assert again.encode("a dog") == tokenizer.encode("a dog")
 
 
+def test_a_caption_of_nothing_is_one_token(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    model = Tokenizer(models.WordLevel({"a": 0, "?": 1, "<pad>": 2}, unk_token="?"))
+    bare = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="?", pad_token="<pad>")
+    bare.save_pretrained(tmp_path)
+    assert TransformersTokenizer(tmp_path).encode("") == ([2], [-1])
+
+
 def test_error_of_a_tokenizer_without_padding(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

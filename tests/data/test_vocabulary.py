@@ -61,10 +61,18 @@ def test_load_reads_the_form_of_scan(tmp_path: Path) -> None:
     assert vocabulary.special_ids == {0, 1, 2, 3}
 
 
+def test_load_reads_ids_that_are_strings(tmp_path: Path) -> None:
+    words = ["<pad>", "<start>", "<end>", "<unk>", *"abcdefgh"]
+    path = tmp_path / "scan.json"
+    path.write_text(json.dumps({"word2idx": {word: str(i) for i, word in enumerate(words)}}))
+    assert Vocabulary.load(path).words == tuple(words)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[1]", "is not a vocabulary"),
         ('{"words": ["<pad>", "<start>", "<end>"]}', "lacks the reserved <unk>"),
         ('{"words": ["<start>", "<pad>", "<end>", "<unk>"]}', "words[0] is '<start>'"),

@@ -13,6 +13,14 @@ def lengths_mask(lengths: list[int], size: int) -> Tensor:
     return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
+def biased(module: GraphReasoning) -> GraphReasoning:
+    """With biases that are not the zeros of the start."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return module
+
+
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return torch.randn(3, 5, 4, dtype=dtype), lengths_mask([5, 1, 3], 5)
 
@@ -34,7 +42,7 @@ def naive(module: GraphReasoning, nodes: list[Tensor]) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [1, 3])
 def test_naive_loop_reference(steps: int) -> None:
-    module = GraphReasoning(4, steps=steps).double()
+    module = biased(GraphReasoning(4, steps=steps).double())
     nodes, mask = batch(torch.float64)
     out = module(nodes, mask)
     for i, length in enumerate(mask.sum(1).tolist()):
@@ -42,7 +50,7 @@ def test_naive_loop_reference(steps: int) -> None:
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
-    module = GraphReasoning(4)
+    module = biased(GraphReasoning(4))
     nodes, mask = batch()
     out = module(nodes, mask)
     for i, length in enumerate(mask.sum(1).tolist()):
@@ -59,7 +67,7 @@ def gradients(module: GraphReasoning, nodes: Tensor, mask: Tensor) -> list[Tenso
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(value: float) -> None:
-    module = GraphReasoning(4)
+    module = biased(GraphReasoning(4))
     nodes, mask = batch()
     clean = gradients(module, nodes, mask)
     filled = gradients(module, nodes.masked_fill(~mask[..., None], value), mask)
@@ -69,7 +77,7 @@ def test_padding_may_hold_anything(value: float) -> None:
 
 
 def test_pair_without_a_node_is_zero_with_zero_gradient() -> None:
-    module = GraphReasoning(4)
+    module = biased(GraphReasoning(4))
     nodes, mask = batch()
     mask[1] = False
     out, grad, *rest = gradients(module, nodes, mask)
@@ -83,7 +91,7 @@ def test_no_pairs() -> None:
 
 
 def test_gradcheck() -> None:
-    module = GraphReasoning(3).double()
+    module = biased(GraphReasoning(3).double())
     nodes = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     mask = lengths_mask([4, 2], 4)
     assert torch.autograd.gradcheck(lambda nodes: module(nodes, mask), (nodes,))
@@ -91,7 +99,7 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    module = GraphReasoning(4)
+    module = biased(GraphReasoning(4))
     nodes, mask = batch()
     exact = module(nodes, mask)
     with torch.autocast("cpu", torch.bfloat16):
@@ -104,7 +112,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_compile_fullgraph(masked: bool) -> None:
     torch.compiler.reset()
-    module = GraphReasoning(4)
+    module = biased(GraphReasoning(4))
     nodes, mask = batch()
     inputs = (nodes, mask if masked else None)
     compiled = torch.compile(module, backend="eager", fullgraph=True)

@@ -16,6 +16,14 @@ def lengths_mask(lengths: list[int], size: int) -> Tensor:
     return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
+def biased(module: GuidedPooling) -> GuidedPooling:
+    """With biases that are not the zeros of the start."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return module
+
+
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return torch.randn(3, 5, 4, dtype=dtype), lengths_mask([5, 1, 3], 5)
 
@@ -38,7 +46,7 @@ def naive(module: GuidedPooling, tokens: list[Tensor]) -> Tensor:
 @torch.no_grad()
 @each_norm
 def test_naive_loop_reference(norm: Any) -> None:
-    module = GuidedPooling(4, norm=norm).double()
+    module = biased(GuidedPooling(4, norm=norm).double())
     tokens, mask = batch(torch.float64)
     out = module(tokens, mask)
     for i, length in enumerate(mask.sum(1).tolist()):
@@ -47,7 +55,7 @@ def test_naive_loop_reference(norm: Any) -> None:
 
 def test_batch_norm_is_that_of_torch() -> None:
     """BatchNorm1d with the positions as channels, as in SGRAF, in training and evaluation."""
-    module = GuidedPooling(4, norm="batch", num_tokens=5)
+    module = biased(GuidedPooling(4, norm="batch", num_tokens=5))
     norms = nn.BatchNorm1d(5), nn.BatchNorm1d(4)
     for ours, theirs in zip((module.local_norm, module.guide_norm), norms, strict=True):
         nn.init.normal_(theirs.weight)
@@ -72,7 +80,7 @@ def test_batch_norm_is_that_of_torch() -> None:
 
 @each_norm
 def test_gate_and_pool_are_the_whole(norm: Any) -> None:
-    module = GuidedPooling(4, norm=norm)
+    module = biased(GuidedPooling(4, norm=norm))
     tokens, mask = batch()
     tokens = tokens * mask[..., None]
     gate = module.gate(tokens)
@@ -83,7 +91,7 @@ def test_gate_and_pool_are_the_whole(norm: Any) -> None:
 
 @each_norm
 def test_padding_and_neighbours_change_nothing(norm: Any) -> None:
-    module = GuidedPooling(4, norm=norm)
+    module = biased(GuidedPooling(4, norm=norm))
     tokens, mask = batch()
     out = module(tokens, mask)
     for i, length in enumerate(mask.sum(1).tolist()):
@@ -101,7 +109,7 @@ def gradients(module: GuidedPooling, tokens: Tensor, mask: Tensor) -> list[Tenso
 @each_norm
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(norm: Any, value: float) -> None:
-    module = GuidedPooling(4, norm=norm)
+    module = biased(GuidedPooling(4, norm=norm))
     tokens, mask = batch()
     clean = gradients(module, tokens, mask)
     filled = gradients(module, tokens.masked_fill(~mask[..., None], value), mask)
@@ -112,7 +120,7 @@ def test_padding_may_hold_anything(norm: Any, value: float) -> None:
 
 @each_norm
 def test_item_without_a_token_is_zero_with_zero_gradient(norm: Any) -> None:
-    module = GuidedPooling(4, norm=norm)
+    module = biased(GuidedPooling(4, norm=norm))
     tokens, mask = batch()
     mask[1] = False
     out, grad, *rest = gradients(module, tokens, mask)
@@ -122,7 +130,7 @@ def test_item_without_a_token_is_zero_with_zero_gradient(norm: Any) -> None:
 
 
 def test_dropout_in_training_alone() -> None:
-    module = GuidedPooling(4, dropout=0.5)
+    module = biased(GuidedPooling(4, dropout=0.5))
     tokens, mask = batch()
     assert not torch.equal(module(tokens, mask), module(tokens, mask))
     module.eval()
@@ -132,7 +140,7 @@ def test_dropout_in_training_alone() -> None:
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_gradcheck(norm: Any) -> None:
     batch_norm = norm == "batch"
-    module = GuidedPooling(3, norm=norm, num_tokens=4 if batch_norm else None).double()
+    module = biased(GuidedPooling(3, norm=norm, num_tokens=4 if batch_norm else None).double())
     tokens = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     mask = None if batch_norm else lengths_mask([4, 2], 4)
     assert torch.autograd.gradcheck(lambda tokens: module(tokens, mask), (tokens,))
@@ -142,7 +150,7 @@ def test_gradcheck(norm: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(norm: Any, dtype: torch.dtype) -> None:
     batch_norm = norm == "batch"
-    module = GuidedPooling(4, norm=norm, num_tokens=5 if batch_norm else None)
+    module = biased(GuidedPooling(4, norm=norm, num_tokens=5 if batch_norm else None))
     tokens, padding = batch()
     mask = None if batch_norm else padding
     exact = module(tokens, mask)
@@ -158,7 +166,7 @@ def test_half_precision(norm: Any, dtype: torch.dtype) -> None:
 def test_compile_fullgraph(norm: Any) -> None:
     torch.compiler.reset()
     batch_norm = norm == "batch"
-    module = GuidedPooling(4, norm=norm, num_tokens=5 if batch_norm else None)
+    module = biased(GuidedPooling(4, norm=norm, num_tokens=5 if batch_norm else None))
     tokens, mask = batch()
     inputs = (tokens, None if batch_norm else mask)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
@@ -167,7 +175,7 @@ def test_compile_fullgraph(norm: Any) -> None:
 
 @pytest.mark.parametrize(("norm", "num_tokens"), [("none", None), ("layer", None), ("batch", 5)])
 def test_state_dict_round_trip(norm: Any, num_tokens: int | None) -> None:
-    source = GuidedPooling(4, norm=norm, num_tokens=num_tokens)
+    source = biased(GuidedPooling(4, norm=norm, num_tokens=num_tokens))
     tokens, _ = batch()
     source(tokens)  # moves the running statistics
     target = GuidedPooling(4, norm=norm, num_tokens=num_tokens)
@@ -200,9 +208,9 @@ def test_input_error() -> None:
         GuidedPooling(8)(tokens)
     with pytest.raises(ValueError, match="mask must be bool"):
         GuidedPooling(4)(tokens, mask.float())
-    module = GuidedPooling(4, norm="batch", num_tokens=6)
-    with pytest.raises(ValueError, match='norm="batch" wants 6 tokens an item .* got 5;'):
+    module = biased(GuidedPooling(4, norm="batch", num_tokens=6))
+    with pytest.raises(ValueError, match=r'norm="batch" wants 6 tokens an item .* got 5;'):
         module(tokens)
-    module = GuidedPooling(4, norm="batch", num_tokens=5)
-    with pytest.raises(ValueError, match="wants 5 tokens .* none padded, got 5 and a mask"):
+    module = biased(GuidedPooling(4, norm="batch", num_tokens=5))
+    with pytest.raises(ValueError, match=r"wants 5 tokens .* none padded, got 5 and a mask"):
         module(tokens, mask)

@@ -14,6 +14,14 @@ def lengths_mask(lengths: list[int], size: int) -> Tensor:
     return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
+def biased(module: ScanAttention) -> ScanAttention:
+    """With biases that are not the zeros of the start."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return module
+
+
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Three items: queries, context, and their masks."""
     query, context = torch.randn(3, 4, 6, dtype=dtype), torch.randn(3, 5, 6, dtype=dtype)
@@ -46,7 +54,7 @@ def test_naive_loop_reference_of_weights(smooth: float) -> None:
 
 @torch.no_grad()
 def test_naive_loop_reference() -> None:
-    module = ScanAttention(6, smooth=4.0).double()
+    module = biased(ScanAttention(6, smooth=4.0).double())
     query, context, query_mask, context_mask = batch(torch.float64)
     out = module(query, context, query_mask, context_mask)
     for i in range(3):
@@ -73,7 +81,7 @@ def test_masks_broadcast() -> None:
 
 
 def test_no_mask_is_a_mask_of_ones() -> None:
-    module = ScanAttention(6)
+    module = biased(ScanAttention(6))
     query, context, query_mask, context_mask = batch()
     masked = module(query, context, torch.ones_like(query_mask), torch.ones_like(context_mask))
     torch.testing.assert_close(module(query, context), masked)
@@ -85,7 +93,7 @@ def test_query_without_similarity_attends_alike_to_all() -> None:
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
-    module = ScanAttention(6)
+    module = biased(ScanAttention(6))
     query, context, query_mask, context_mask = batch()
     out = module(query, context, query_mask, context_mask)
     for i, (q, c) in enumerate(zip(query_mask.sum(1), context_mask.sum(1), strict=True)):
@@ -104,7 +112,7 @@ def gradients(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(value: float) -> None:
-    module = ScanAttention(6)
+    module = biased(ScanAttention(6))
     query, context, query_mask, context_mask = batch()
     clean = gradients(module, query, context, query_mask, context_mask)
     query = query.masked_fill(~query_mask[..., None], value)
@@ -117,7 +125,7 @@ def test_padding_may_hold_anything(value: float) -> None:
 
 
 def test_item_without_a_token_is_zero_with_zero_gradient() -> None:
-    module = ScanAttention(6)
+    module = biased(ScanAttention(6))
     query, context, query_mask, context_mask = batch()
     query_mask[0] = context_mask[1] = False
     out, query_grad, context_grad, *rest = gradients(
@@ -130,7 +138,7 @@ def test_item_without_a_token_is_zero_with_zero_gradient() -> None:
 
 
 def test_gradcheck() -> None:
-    module = ScanAttention(3).double()
+    module = biased(ScanAttention(3).double())
     query = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
     context = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     masks = lengths_mask([3, 2], 3), lengths_mask([1, 4], 4)
@@ -139,7 +147,7 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    module = ScanAttention(6, smooth=2.0)
+    module = biased(ScanAttention(6, smooth=2.0))
     query, context, *masks = batch()
     masks[1][0] = False
     exact = module(query, context, *masks)
@@ -155,7 +163,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_compile_fullgraph(masked: bool) -> None:
     torch.compiler.reset()
-    module = ScanAttention(6)
+    module = biased(ScanAttention(6))
     query, context, *masks = batch()
     masks = masks if masked else []
     compiled = torch.compile(module, backend="eager", fullgraph=True)

@@ -23,8 +23,10 @@ SUPPORT = Path(__file__).parent
 TIMEOUT = 90.0  # seconds
 
 
-def run_ranks(script: str | Path, *arguments: object, timeout: float = TIMEOUT) -> None:
-    """Run a script as two processes that know their ``RANK`` and may meet, see :func:`join`."""
+def run_ranks(
+    script: str | Path, *arguments: object, size: int = 2, timeout: float = TIMEOUT
+) -> None:
+    """Run a script as some processes that know their ``RANK`` and may meet, see :func:`join`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -32,12 +34,12 @@ def run_ranks(script: str | Path, *arguments: object, timeout: float = TIMEOUT) 
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",  # to Lightning: the processes are started already
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
         "GROUP_RANK": "0",
     }
     command = [sys.executable, str(script), *map(str, arguments)]
-    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
     run_all([(command, environment) for environment in ranks], timeout=timeout)
 
 
@@ -92,7 +94,7 @@ def join(folder: str | Path) -> int:
     """Called in a script of :func:`run_ranks`: enter the process group; returns the rank.
 
     Args:
-        folder: where the processes find each other, the same for both and new for every run.
+        folder: where the processes find each other, the same for all and new for every run.
     """
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

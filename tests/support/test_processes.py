@@ -21,15 +21,16 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_ranks_know_who_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_know_who_they_are(tmp_path: Path, size: int) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\n"
         "folder, rank = sys.argv[1], os.environ['RANK']\n"
         "open(f'{folder}/{rank}', 'w').write(os.environ['WORLD_SIZE'])\n"
     )
-    run_ranks(script, tmp_path)
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]
+    run_ranks(script, tmp_path, size=size)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(size)] == [str(size)] * size
 
 
 def test_error_of_a_process_that_hangs(tmp_path: Path) -> None:

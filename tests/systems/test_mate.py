@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from quiet_trainer import quiet_trainer
 
-from itmkit.data import Images, ImageTextData, ShapesDataset, Texts
+from itmkit.data import ImageTextData, ShapesDataset
 from itmkit.losses import GroupTripletLoss
-from itmkit.nn import BiGRU, FusionEncoder, MatchingHead, RegionProjection, TimmGrid
+from itmkit.nn import BiGRU, FusionEncoder, RegionProjection, TimmGrid
 from itmkit.retrieval import encode, evaluate, evaluating
 from itmkit.systems import MATE
 
@@ -33,25 +33,11 @@ def make_mate(*, regions=False, **options):
     return MATE(image_encoder, BiGRU(64, DIM, DIM), **options)
 
 
-def trainer(folder, **options):
-    options = {"max_steps": 3, "limit_val_batches": 2} | options
-    return Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
-
-
 @pytest.mark.parametrize("regions", [False, True])
 def test_smoke_training_moves_every_part_and_logs_recall(tmp_path, regions):
     mate = make_mate(regions=regions, rerank_top_k=3, queue_size=20)
     before = {name: p.detach().clone() for name, p in mate.named_parameters() if p.requires_grad}
-    fit = trainer(tmp_path, val_check_interval=3)
+    fit = quiet_trainer(tmp_path, val_check_interval=3)
     fit.fit(mate, make_data(regions=regions))
     still = [
         name for name, p in mate.named_parameters() if name in before and p.equal(before[name])
@@ -116,25 +102,6 @@ def test_fusion_term_naive_loop_reference():
     torch.testing.assert_close(term, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [None, MatchingHead(DIM)])
-def test_a_score_depends_on_its_pair_alone(head):
-    mate = make_mate(matching_head=head)
-    data = make_data()
-    whole = encode(mate, data.val_dataloader())
-    with evaluating(mate):
-        scores = mate.score(whole.images, whole.texts)
-        pairs = torch.tensor([[0, 0], [3, 17], [9, 2]])
-        fused = mate.rerank(whole.images, whole.texts, pairs)
-        dataset = data.split("val")
-        for n, (i, j) in enumerate(pairs.tolist()):
-            image = mate.encode_image(Images(dataset.image(i)[None]))
-            ids = torch.tensor([data.tokenizer.encode(dataset.captions[j]).ids + [0] * 9])
-            text = mate.encode_text(Texts(ids, ids > 0))
-            torch.testing.assert_close(mate.score(image, text)[0, 0], scores[i, j])
-            alone = mate.rerank(image, text, torch.tensor([[0, 0]]))[0]
-            torch.testing.assert_close(alone, fused[n], atol=1e-5, rtol=1e-5)
-
-
 def test_an_untrained_model_ranks_by_chance_with_reranking():
     data = ImageTextData(partial(ShapesDataset, length=100, image_size=32), eval_batch_size=50)
     mate = make_mate(rerank_top_k=10, rerank_weight=1.0)
@@ -156,13 +123,13 @@ def test_hinge_counts_all_negatives_while_warming_up_only(tmp_path):
             return super().forward(scores, image_ids)
 
     mate = make_mate(triplet=Watch(group_size=2), warmup=2, warmup_unit="step", fusion=None)
-    trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(mate, make_data())
+    quiet_trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(mate, make_data())
     assert seen == ["all", "all", "hardest", "hardest"]
 
 
 def test_queue_holds_the_latest_teacher_vectors_first(tmp_path):
     mate = make_mate(queue_size=30, fusion=None)
-    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(mate, make_data())
+    quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(mate, make_data())
     assert (mate.queue_ids >= 0).sum() == 24  # two batches of 6 pairs in 2 views
     torch.testing.assert_close(mate.queue_image[:24].norm(dim=1), torch.ones(24))
     assert not mate.queue_image[24:].any()

@@ -1,0 +1,534 @@
+"""The fault matrix: what is wrong with the data, and what a user then gets."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from itmkit.data.dataset import BadSampleError
+from itmkit.data.extract import extract_features
+from itmkit.data.karpathy import KarpathyDataset
+from itmkit.data.precomp import PrecompDataset
+from itmkit.data.tokenizer import TransformersTokenizer, WordTokenizer, pad_texts
+from itmkit.data.vocabulary import Vocabulary
+from itmkit.nn import BiGRU
+
+Make = Callable[[Path], object]  # writes the fault, into a path that it is given
+Check = Callable[[Any], bool]  # what is right about that which is read all the same
+
+
+class Fault(NamedTuple):
+    """A row: what is read, what is wrong with it, and the check or the ValueError's message."""
+
+    read: Callable[[Path, Make], Any]
+    name: str
+    make: Make
+    expected: Check | str
+
+
+# --------------------------------------------------------------------------------- photos
+
+RED, GREY, WHITE = (254, 0, 0), (128, 128, 128), (255, 255, 255)
+
+
+def photo(folder: Path, make: Make, **options: Any) -> Tensor:
+    """The pixels 0 … 255 of a photo ``p.jpg``, which extraction sees alike."""
+    (folder / "images").mkdir()
+    entry = {"filename": "p.jpg", "split": "val", "sentences": [{"raw": "A dog."}]}
+    (folder / "dataset.json").write_text(json.dumps({"images": [entry]}))
+    make(folder / "images" / "p.jpg")
+    data = KarpathyDataset(
+        "val",
+        folder / "dataset.json",
+        folder / "images",
+        image_size=16,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        check_images=False,
+        **options,
+    )
+    try:
+        image = data.image(0)
+    except BadSampleError as error:
+        with pytest.raises(BadSampleError, match=re.escape(str(error))):
+            extract_features(data, Colours(), folder / "features", progress=False)
+        assert not (folder / "features").exists()
+        raise
+    assert isinstance(image, Tensor)
+    assert image.shape == (3, 16, 16)
+    return image * 255
+
+
+def following_links(folder: Path, make: Make) -> Tensor:
+    return photo(folder, make, follow_links=True)
+
+
+class Colours(nn.Module):
+    """A backbone: the mean colour of a photo as its one token."""
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, None]:
+        return pixels.mean((2, 3))[:, None], None
+
+
+def saved(mode: str, colour: Any, *, form: str = "PNG", size: tuple[int, int] = (40, 32)) -> Make:
+    return lambda path: Image.new(mode, size, colour).save(path, format=form)
+
+
+def numbers(array: np.ndarray, form: str = "PNG") -> Make:
+    return lambda path: Image.fromarray(array).save(path, format=form)
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, format="JPEG")
+    return file.getvalue()
+
+
+def damaged(change: Callable[[bytes], bytes]) -> Make:
+    return lambda path: path.write_bytes(change(jpeg()))
+
+
+def png_of(width: int, height: int) -> Make:
+    """A PNG of a few bytes that says it is of some size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+
+
+def turned(orientation: int) -> Make:
+    """A photo, dark above and bright below, stored as EXIF says."""
+    upright = np.zeros((64, 64), dtype=np.uint8)
+    upright[32:] = 255
+    stored = {3: np.rot90(upright, 2), 6: np.rot90(upright), 8: np.rot90(upright, 3)}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return lambda path: Image.fromarray(stored[orientation].copy()).save(
+        path, format="JPEG", exif=exif
+    )
+
+
+def with_exif(exif: bytes) -> Make:
+    return lambda path: Image.new("RGB", (40, 32), (255, 0, 0)).save(
+        path, format="JPEG", exif=exif, quality=100
+    )
+
+
+def animated(path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:])
+
+
+def link_out(path: Path) -> None:
+    outside = path.parents[1] / "secret.jpg"
+    saved("RGB", (255, 0, 0))(outside)
+    path.symlink_to(outside)
+
+
+def link_inside(path: Path) -> None:
+    saved("RGB", (255, 0, 0))(path.with_name("other.png"))
+    path.symlink_to("other.png")
+
+
+def folder_is_a_link(path: Path) -> None:
+    path.parent.rename(path.parents[1] / "elsewhere")
+    path.parent.symlink_to(path.parents[1] / "elsewhere")
+    saved("RGB", (255, 0, 0))(path)
+
+
+def is_colour(*colour: int) -> Check:
+    return lambda image: bool((image.mean((1, 2)) - torch.tensor(colour)).abs().max() < 3)
+
+
+def is_upright(image: Tensor) -> bool:
+    return bool(image[:, :6].max() < 20 and image[:, -6:].min() > 235)
+
+
+def is_finite(image: Tensor) -> bool:
+    return bool(image.isfinite().all())
+
+
+def ramp(top: int, dtype: str) -> np.ndarray:
+    return np.linspace(0, top, 32 * 32).reshape(32, 32).astype(dtype)
+
+
+UNREADABLE = "p.jpg is not a readable image"
+
+PHOTOS = [
+    Fault(photo, "jpeg cut short", damaged(lambda jpeg: jpeg[: len(jpeg) // 2]), UNREADABLE),
+    Fault(photo, "jpeg of a header alone", damaged(lambda jpeg: jpeg[:300]), UNREADABLE),
+    Fault(photo, "jpeg without its start", damaged(lambda jpeg: b"\0" * 9 + jpeg[9:]), UNREADABLE),
+    # a JPEG whose middle is overwritten is still a JPEG: no decoder tells
+    Fault(photo, "jpeg overwritten", damaged(lambda j: j[:2000] + bytes(50) + j[2050:]), is_finite),
+    Fault(photo, "empty file", lambda path: path.write_bytes(b""), UNREADABLE),
+    Fault(photo, "text", lambda path: path.write_text("not a photo"), UNREADABLE),
+    Fault(photo, "web page", lambda path: path.write_text("<html>404</html>"), UNREADABLE),
+    Fault(
+        photo, "eps, a program", saved("RGB", "red", form="EPS"), f"{UNREADABLE}: cannot identify"
+    ),
+    Fault(photo, "pcx, of which few know", saved("RGB", "red", form="PCX"), UNREADABLE),
+    Fault(photo, "missing", lambda path: None, "p.jpg is missing, or not a file"),
+    Fault(photo, "folder", lambda path: path.mkdir(), "p.jpg is missing, or not a file"),
+    Fault(photo, "pipe", lambda path: os.mkfifo(path), "p.jpg is missing, or not a file"),
+    Fault(photo, "link to nowhere", lambda p: p.symlink_to("no.jpg"), "p.jpg is missing, or not"),
+    Fault(photo, "link out", link_out, "p.jpg is a link to "),
+    Fault(photo, "link to the root", lambda path: path.symlink_to("/"), "p.jpg is a link to /;"),
+    Fault(following_links, "link out, as wanted", link_out, is_colour(255, 0, 0)),
+    Fault(photo, "link inside", link_inside, is_colour(255, 0, 0)),
+    Fault(photo, "folder that is a link", folder_is_a_link, is_colour(255, 0, 0)),
+    Fault(photo, "png named jpg", saved("RGB", (10, 20, 30)), is_colour(10, 20, 30)),
+    Fault(photo, "cmyk jpeg", saved("CMYK", (0, 255, 255, 0), form="JPEG"), is_colour(*RED)),
+    Fault(photo, "grey jpeg", saved("L", 128, form="JPEG"), is_colour(*GREY)),
+    Fault(photo, "black and white", saved("1", 1), is_colour(*WHITE)),
+    Fault(photo, "palette", saved("P", 0, form="GIF"), is_colour(0, 0, 0)),
+    Fault(photo, "animated", animated, is_colour(*RED)),
+    Fault(photo, "transparent", saved("RGBA", (255, 0, 0, 0)), is_colour(*WHITE)),
+    Fault(photo, "half transparent", saved("RGBA", (0, 0, 0, 127)), is_colour(*GREY)),
+    Fault(photo, "grey with alpha", saved("LA", (0, 0)), is_colour(*WHITE)),
+    Fault(photo, "16 bits", numbers(np.full((32, 40), 0x8000, "uint16")), is_colour(*GREY)),
+    Fault(photo, "16 bits, a ramp", numbers(ramp(65535, "uint16")), lambda p: 120 < p.mean() < 135),
+    Fault(photo, "16 bits tiff", saved("I;16B", 0x8000, form="TIFF"), is_colour(*GREY)),
+    Fault(
+        photo, "32 bits", numbers(ramp(2**30, "int32"), "TIFF"), "p.jpg is not a readable image: it"
+    ),
+    Fault(photo, "floats", numbers(ramp(1, "float32"), "TIFF"), "it has floating-point pixels"),
+    Fault(photo, "1 x 1", saved("RGB", (9, 99, 199), size=(1, 1)), is_colour(9, 99, 199)),
+    Fault(
+        photo, "20 megapixels", saved("L", 128, form="JPEG", size=(5000, 4000)), is_colour(*GREY)
+    ),
+    Fault(
+        photo,
+        "101 megapixels",
+        png_of(10_100, 10_000),
+        "p.jpg has 10100 x 10000 pixels; expected at most max_pixels=100000000",
+    ),
+    Fault(photo, "a gigapixel", png_of(32_000, 32_000), "p.jpg has more than max_pixels=100000000"),
+    Fault(
+        photo,
+        "a line, huge once scaled",
+        png_of(500_000, 1),
+        "p.jpg has 500000 x 1 pixels, which with 16 on the shorter side are more than max_pixels",
+    ),
+    *(Fault(photo, f"exif {number}", turned(number), is_upright) for number in (3, 6, 8)),
+    Fault(photo, "exif of zeros", with_exif(b"Exif\0\0" + bytes(60)), is_colour(255, 0, 0)),
+    Fault(photo, "exif cut", with_exif(b"Exif\0\0MM\0*\0\0\0\x08\0\x09"), is_colour(255, 0, 0)),
+    Fault(
+        photo,
+        "exif orientation 99",
+        with_exif(b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0"),
+        is_colour(255, 0, 0),
+    ),
+]
+
+# --------------------------------------------------------------------------------- annotations
+
+
+def annotations(folder: Path, make: Make) -> KarpathyDataset:
+    make(folder / "dataset.json")
+    return KarpathyDataset("val", folder / "dataset.json", folder, check_images=False)
+
+
+def written(text: str) -> Make:
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def entries(*changes: dict[str, Any], **change: Any) -> Make:
+    """Annotations of one image for every change of its fields; None leaves a field out."""
+    images = []
+    for number, one in enumerate(changes or (change,)):
+        sentences = [{"raw": "A.", "tokens": ["a"]}]
+        entry = {"filename": f"{number}.jpg", "split": "val", "sentences": sentences, **one}
+        images.append({key: value for key, value in entry.items() if value is not None})
+    return written(json.dumps({"images": images}))
+
+
+FORM = "dataset.json is not in Karpathy's form"
+OUTSIDE = "; expected a file inside the image folder"
+
+ANNOTATIONS = [
+    Fault(annotations, "no json", written("{"), FORM),
+    Fault(annotations, "json cut short", written('{"images": [{"split": "val", "filen'), FORM),
+    Fault(annotations, "not utf-8", lambda path: path.write_bytes(b'{"images": "\xe9"}'), FORM),
+    Fault(annotations, "nested without end", written("[" * 100_000), FORM),
+    Fault(annotations, "a number of 5000 digits", written(f'{{"images": {"9" * 5000}}}'), FORM),
+    Fault(annotations, "a list", written("[]"), FORM),
+    Fault(annotations, "images is a mapping", written('{"images": {"a": 1}}'), FORM),
+    Fault(annotations, "an image is a string", written('{"images": ["a.jpg"]}'), FORM),
+    Fault(annotations, "no filename", entries(filename=None), "KeyError('filename') in {'split'"),
+    Fault(
+        annotations, "no split", entries(split=None), "KeyError('split') in {'filename': '0.jpg'"
+    ),
+    Fault(annotations, "no sentences", entries(sentences=None), "KeyError('sentences') in {"),
+    Fault(annotations, "no words", entries(sentences=[{"sentid": 1}]), "KeyError('tokens') in {"),
+    Fault(annotations, "filename is a number", entries(filename=7), FORM),
+    Fault(annotations, "split is a list", entries(split=["val"]), FORM),
+    Fault(annotations, "raw is a number", entries(sentences=[{"raw": 7}]), FORM),
+    Fault(annotations, "a word is a number", entries(sentences=[{"tokens": [7]}]), FORM),
+    Fault(
+        annotations, "no image", written('{"images": []}'), "no image of the split 'val'; it has []"
+    ),
+    Fault(
+        annotations,
+        "other splits",
+        entries({"split": "train"}, {"split": 1}),
+        "no image of the split 'val'; it has [1, 'train']",
+    ),
+    Fault(annotations, "no caption", entries(sentences=[]), "has no caption in the split 'val'"),
+    Fault(
+        annotations,
+        "an image twice",
+        entries({"filename": "a.jpg"}, {}, {"filename": "a.jpg"}),
+        "dataset.json names 'a.jpg' 2 times; expected each image once a split",
+    ),
+    *(
+        Fault(annotations, f"filename {name!r}", entries(filename=name), f"names {name!r}{OUTSIDE}")
+        for name in r"../a.jpg /etc/passwd a/../../b.jpg ..\a.jpg C:\a.jpg .".split()
+    ),
+    *(
+        Fault(annotations, f"filename {name!r}", entries(filename=name), f"names {name!r}{OUTSIDE}")
+        for name in ("a\nb.jpg", "a\0.jpg", "\udcff.jpg")
+    ),
+    Fault(annotations, "filepath ..", entries(filepath=".."), f"names '../0.jpg'{OUTSIDE}"),
+    Fault(annotations, "filepath /", entries(filepath="/etc"), f"names '/etc/0.jpg'{OUTSIDE}"),
+    Fault(
+        annotations,
+        "words without raw",
+        entries(sentences=[{"tokens": ["a", "dog"]}]),
+        lambda data: data.captions == ["a dog"],
+    ),
+]
+
+# --------------------------------------------------------------------------------- features
+
+
+def features(folder: Path, make: Make) -> PrecompDataset:
+    """Open and read a split of three images, one file of which ``make`` has changed."""
+    np.save(folder / "dev_ims.npy", np.ones((3, 4, 6), "float32"))
+    (folder / "dev_caps.txt").write_text("a dog\n" * 15)
+    make(folder)
+    data = PrecompDataset("dev", folder)
+    for row in range(3):
+        data.image(row)
+    return data
+
+
+def changed_under_way(folder: Path, make: Make) -> None:
+    np.save(folder / "dev_ims.npy", np.ones((3, 400, 6), "float32"))
+    (folder / "dev_caps.txt").write_text("a dog\n" * 15)
+    data = PrecompDataset("dev", folder)
+    data.image(0)
+    make(folder / "dev_ims.npy")
+    data.image(1)
+
+
+def array(name: str, content: Any) -> Make:
+    return lambda folder: np.save(folder / name, content, allow_pickle=True)
+
+
+def content(name: str, content: bytes) -> Make:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(share: float) -> Make:
+    def make(path: Path) -> None:
+        path = path / "dev_ims.npy" if path.is_dir() else path
+        os.truncate(path, int(share * path.stat().st_size))
+
+    return make
+
+
+def not_finite(value: float, dtype: str = "float32") -> np.ndarray:
+    broken = np.ones((3, 4, 6), dtype)
+    broken[1, 2, 3] = value
+    return broken
+
+
+def archive(folder: Path) -> None:
+    with open(folder / "dev_ims.npy", "wb") as file:
+        np.savez(file, np.ones((3, 4, 6)))
+
+
+class Program:
+    """Would write a file if it were unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("unpickled",)
+
+
+NPY = "dev_ims.npy is not a whole .npy file"
+ONES = np.ones((3, 4, 6))
+
+FEATURES = [
+    Fault(features, "cut short", cut(0.5), NPY),
+    Fault(features, "cut in its header", cut(0.05), NPY),
+    Fault(features, "empty", cut(0), NPY),
+    Fault(features, "text", content("dev_ims.npy", b"no features"), NPY),
+    Fault(features, "header", content("dev_ims.npy", b"\x93NUMPY\1\0\5\0(((((" + bytes(50)), NPY),
+    Fault(features, "archive", archive, NPY),
+    Fault(features, "objects", array("dev_ims.npy", np.array([{}] * 3, dtype=object)), NPY),
+    Fault(features, "pickle", array("dev_ims.npy", np.array([Program()])), NPY),
+    Fault(
+        features, "pickled boxes", array("dev_boxes.npy", np.array([Program()])), "dev_boxes.npy"
+    ),
+    Fault(features, "integers", array("dev_ims.npy", ONES.astype(int)), "dev_ims.npy holds int64"),
+    Fault(features, "strings", array("dev_ims.npy", ONES.astype(str)), "dev_ims.npy holds <U"),
+    Fault(features, "big-endian", array("dev_ims.npy", ONES.astype(">f4")), lambda data: True),
+    Fault(features, "float64", array("dev_ims.npy", ONES), lambda data: True),
+    Fault(
+        features, "rank 2", array("dev_ims.npy", ONES[0]), "has the shape (4, 6); expected rank 3"
+    ),
+    Fault(
+        features, "rank 4", array("dev_ims.npy", ONES[None]), "expected rank 3, (images, regions"
+    ),
+    Fault(features, "no regions", array("dev_ims.npy", ONES[:, :0]), "expected no empty rows"),
+    *(
+        Fault(
+            features,
+            f"{value} as {dtype}",
+            array("dev_ims.npy", not_finite(value, dtype)),
+            "dev_ims.npy has a value that is not finite in row 1",
+        )
+        for value, dtype in ((np.nan, "float32"), (np.inf, "float16"), (1e300, "float64"))
+    ),
+    Fault(features, "boxes of strings", array("dev_boxes.npy", ONES.astype(str)), "holds <U"),
+    Fault(
+        features,
+        "boxes not finite",
+        array("dev_boxes.npy", np.full((3, 4, 4), np.nan)),
+        "dev_boxes.npy goes from nan to nan (as they are); expected [0, 1]",
+    ),
+    Fault(
+        features, "captions not utf-8", content("dev_caps.txt", b"caf\xe9\n" * 15), "is not UTF-8"
+    ),
+    Fault(
+        features,
+        "captions cut short",
+        content("dev_caps.txt", b"a dog\n" * 14 + b"a d\n" * 3),
+        "dev_caps.txt has 17 lines; expected 15 (five for each of the 3 rows of dev_ims.npy)",
+    ),
+    Fault(
+        features,
+        "ids missing",
+        content("dev_ids.txt", b"a\nb\n"),
+        "dev_ids.txt has 2 lines; expected 3",
+    ),
+    Fault(
+        features, "ids twice", content("dev_ids.txt", b"a\nb\na\n"), "dev_ids.txt has 'a' 2 times"
+    ),
+    Fault(
+        features,
+        "a row of 30 digits",
+        content("dev_cap_images.txt", b"0\n" * 14 + b"9" * 30),
+        "dev_cap_images.txt has a line that is no row number",
+    ),
+    Fault(
+        features,
+        "grid of words",
+        content("dev_features.json", b'{"grid": "ab"}'),
+        "is not what itmkit",
+    ),
+    Fault(
+        features, "grid nested", content("dev_features.json", b"[" * 100_000), "is not what itmkit"
+    ),
+    Fault(
+        features,
+        "grid below 1",
+        content("dev_features.json", b'{"grid": [-2, -2]}'),
+        "the grid [-2",
+    ),
+    Fault(changed_under_way, "cut short under way", cut(0.1), "dev_ims.npy was changed while it"),
+    Fault(
+        changed_under_way,
+        "another shape under way",
+        lambda path: np.save(path, np.ones((9, 2, 6), "float32")),
+        "dev_ims.npy was changed while it was in use",
+    ),
+]
+
+# --------------------------------------------------------------------------------- captions
+
+
+def caption(folder: Path, make: Make) -> list[tuple[list[str], bool]]:
+    """What both tokenizers make of a caption in JSON, and whether a text encoder stays finite."""
+    data = annotations(folder, make)
+    words = Vocabulary.build(["a dog runs", "собака", "كلب يجري", "犬"], min_count=1)
+    found = []
+    for tokenizer in (WordTokenizer(words), TransformersTokenizer(folder / "bert")):
+        ids = tokenizer.encode(data.captions[0]).ids
+        texts = pad_texts([ids, tokenizer.encode("a dog").ids], tokenizer.pad_id)
+        tokens, _ = BiGRU(len(tokenizer), embed_dim=4, dim=4)(texts.ids, texts.mask)
+        names = [words.words[i] for i in ids] if isinstance(tokenizer, WordTokenizer) else ids
+        found.append((names, bool(tokens.isfinite().all())))
+    return found
+
+
+def said(raw: str) -> Make:
+    return entries(sentences=[{"raw": raw, "tokens": []}])
+
+
+def reads(words: str, pieces: int) -> Check:
+    """The words of the one tokenizer, and how many pieces the other one has between its ends."""
+
+    def check(found: list[tuple[list[str], bool]]) -> bool:
+        (names, finite), (ids, also_finite) = found
+        return finite and also_finite and (names[1:-1], len(ids) - 2) == (words.split(), pieces)
+
+    return check
+
+
+CAPTIONS = [
+    Fault(caption, "empty", said(""), reads("", 0)),
+    Fault(caption, "white space", said(" \t\n\u2028\u00a0"), reads("", 0)),
+    Fault(caption, "punctuation", said("..."), reads("", 3)),
+    Fault(caption, "10,000 words", said("a dog " * 5000), reads("a dog " * 31, 62)),
+    Fault(caption, "a word of 100,000 letters", said("a" * 100_000), reads("<unk>", 1)),
+    Fault(caption, "emoji", said("A dog 🐶👨‍👩‍👧 runs"), reads("a dog runs", 5)),
+    Fault(caption, "emoji alone", said("🐶"), reads("", 1)),
+    Fault(caption, "right to left", said("\u202bكلب يجري\u202c"), reads("كلب يجري", 2)),
+    Fault(caption, "control characters", said("a\0 \x1bdog\x07"), reads("a dog", 2)),
+    Fault(caption, "half a character", said("a \ud83d dog"), reads("a dog", 2)),
+    Fault(caption, "names of special tokens", said("<pad> a <end>"), reads("<unk> a <unk>", 7)),
+]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=f"{fault.read.__name__}: {fault.name}")
+        for fault in (*PHOTOS, *ANNOTATIONS, *FEATURES, *CAPTIONS)
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF")
+def test_fault(
+    fault: Fault, tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert").symlink_to(bert_folder)
+    if isinstance(fault.expected, str):
+        with pytest.raises(ValueError, match=re.escape(fault.expected)):
+            fault.read(tmp_path, fault.make)
+        assert not Path("unpickled").exists()
+    else:
+        assert fault.expected(fault.read(tmp_path, fault.make))
