@@ -20,8 +20,14 @@ def test_claim_never_gives_a_folder_twice(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_error_name_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "mate").touch()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileExistsError, match="mate"):
         claim(tmp_path, "mate")
+
+
+def test_error_runs_is_a_link_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError, match="runs"):
+        claim(tmp_path / "runs", "mate")
 
 
 def test_discard_leaves_other_runs_and_what_is_above(tmp_path: Path) -> None:

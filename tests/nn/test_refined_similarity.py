@@ -544,10 +544,11 @@ def test_half_precision(
     with torch.autocast("cpu", torch.bfloat16):
         mixed = gradients(module, inputs)
     assert mixed[0].dtype == torch.float32
-    for a, b in zip(mixed, exact, strict=True):
-        assert a.dtype == b.dtype
-        # a LeakyReLU may take another side
-        assert float((a - b).norm()) <= 0.4 * float(b.norm()) + 0.05
+    assert [x.dtype for x in mixed] == [x.dtype for x in exact]
+    torch.testing.assert_close(mixed[0], exact[0], atol=0.1, rtol=0)
+    # Where a LeakyReLU takes another side a number is off: the direction as a whole holds.
+    a, b = (torch.cat([x.flatten() for x in found[1:]]) for found in (mixed, exact))
+    assert float(torch.cosine_similarity(a, b, dim=0)) > 0.8
     exact = gradients(module, inputs)  # the running statistics have moved
     halves = {key: x.to(dtype) if x.is_floating_point() else x for key, x in inputs.items()}
     logits, *grads = gradients(module.to(dtype), halves)
