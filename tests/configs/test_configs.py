@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 
 from itmkit.configs import config_names, config_path
+from itmkit.data import ImageTextData
+from itmkit.systems import Matcher
+
+DATASETS = ("shapes", "precomp", "karpathy", "f30k", "coco")
 
 
 def test_every_name_has_its_file() -> None:
@@ -35,3 +41,19 @@ def test_error_lists_all_names() -> None:
     assert message.endswith("Did you mean 'mate/shapes'?")
     with pytest.raises(FileNotFoundError, match=r"\)$"):
         config_path("nothing/like/it")
+
+
+def test_every_system_has_its_datasets() -> None:
+    wanted = {f"{system}/{data}" for system in ("mate", "daim", "tvrn") for data in DATASETS}
+    assert wanted <= set(config_names())
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_value_is_one_that_its_class_takes(name: str, tmp_path: Path) -> None:
+    """Parsing checks class paths, the names of options and their types; nothing is built."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed_everything", type=int)
+    parser.add_subclass_arguments(Matcher, "model")
+    parser.add_subclass_arguments(ImageTextData, "data")
+    parser.add_class_arguments(Trainer, "trainer")
+    assert parser.parse_path(config_path(name)).model.class_path.startswith("itmkit.systems.")
