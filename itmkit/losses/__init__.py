@@ -3,6 +3,7 @@
 from itmkit.losses import functional
 from itmkit.losses.adaptive_margin import AdaptiveMarginTripletLoss
 from itmkit.losses.distillation import MomentumDistillationLoss
+from itmkit.losses.distributed import Distributed
 from itmkit.losses.group_triplet import GroupTripletLoss
 from itmkit.losses.hect import HECTLoss
 from itmkit.losses.hinge_cross_entropy import HingeCrossEntropyLoss
@@ -10,6 +11,7 @@ from itmkit.losses.triplet import TripletLoss
 
 __all__ = [
     "AdaptiveMarginTripletLoss",
+    "Distributed",
     "GroupTripletLoss",
     "HECTLoss",
     "HingeCrossEntropyLoss",

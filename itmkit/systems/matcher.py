@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import world_size
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
+from itmkit.systems.finite_loss import FiniteLoss
 
 
 class Matcher(LightningModule, ABC):
@@ -24,6 +27,10 @@ class Matcher(LightningModule, ABC):
     A system writes :meth:`encode_image`, :meth:`encode_text`, :meth:`score` and :meth:`loss`, and
     :meth:`rerank` if it has a finer second stage. Training, evaluation and search are written once,
     against these verbs.
+
+    A training loss that is not finite ends the run with a ``ValueError`` that names the step, the
+    terms and the images, on a GPU one step later. Nothing is saved after it, nor are weights that
+    are not finite.
 
     Args:
         optimizer: makes the optimizer from parameter groups; None: AdamW, lr 2e-4, weight decay
@@ -61,6 +68,7 @@ class Matcher(LightningModule, ABC):
         self.rerank_top_k = rerank_top_k
         self.rerank_weight = rerank_weight
         self._evaluated: list[Gallery] = []
+        self._finite_loss = FiniteLoss()
 
     @abstractmethod
     def encode_image(self, images: Images) -> Encoding:
@@ -87,12 +95,20 @@ class Matcher(LightningModule, ABC):
 
     # ------------------------------------------------------------------------------- training
 
+    def on_fit_start(self) -> None:
+        self._finite_loss = FiniteLoss()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms = self.loss(batch)
+        step = f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
+        self._finite_loss.watch(terms, batch.image_ids, step=step)
         parts = {f"train/{name}": term.detach() for name, term in terms.items() if name != "loss"}
         self.log_dict(parts, batch_size=len(batch))
         self.log("train/loss", terms["loss"].detach(), prog_bar=True, batch_size=len(batch))
         return terms["loss"]
+
+    def on_train_end(self) -> None:
+        self._finite_loss.look()
 
     def configure_optimizers(self) -> Any:
         """Parameter groups by learning-rate factor; parameters without gradient are left out."""
@@ -127,6 +143,9 @@ class Matcher(LightningModule, ABC):
 
     # ----------------------------------------------------------------------------- evaluation
 
+    def on_validation_start(self) -> None:
+        self._finite_loss.look()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluated.append(encode(self, [batch]))
 
@@ -152,17 +171,24 @@ class Matcher(LightningModule, ABC):
             parts = [part for rank in everyone for part in rank]
         gallery = Gallery.cat(parts)
         relevance = getattr(loader.dataset, "relevance", None)
-        recall = evaluate(
-            self,
-            gallery.to(self.device),
-            relevance=relevance and relevance(gallery.image_ids, gallery.text_ids),
-        )
+        precision = self.trainer.precision_plugin
+        mixed = isinstance(precision, MixedPrecision)
+        with precision.forward_context() if mixed else nullcontext():  # as they were encoded
+            recall = evaluate(
+                self,
+                gallery.to(self.device),
+                relevance=relevance and relevance(gallery.image_ids, gallery.text_ids),
+            )
         for name, value in recall.items():  # the same on every process: nothing to synchronise
             self.log(f"{stage}/{name}", value, prog_bar=name == "rsum")
 
     # ------------------------------------------------------------------------------ checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._finite_loss.look()
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(f"nothing is saved: the weights of {name!r} are not finite")
         checkpoint["system"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -112,14 +112,15 @@ class TVRN(Matcher):
         return Encoding(tokens=l2_normalize(tokens), mask=mask)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        dtype = self.similarity.logit.weight.dtype  # encodings made under autocast may be narrower
         refined = RefinedImage(
-            context=images.context_tokens,
+            context=images.context_tokens.to(dtype),
             context_mask=images.context_mask,
-            tokens=images.tokens,
+            tokens=images.tokens.to(dtype),
             mask=images.mask,
-            vector=images.vector,
+            vector=images.vector.to(dtype),
         )
-        return self.similarity.score(refined, texts.tokens, texts.mask)
+        return self.similarity.score(refined, texts.tokens.to(dtype), texts.mask)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != len(batch.images):

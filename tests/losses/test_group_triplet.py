@@ -124,15 +124,6 @@ def test_no_nan_for_extreme_scores(negatives):
     assert scores.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    scores = torch.randn(6, 6).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = GroupTripletLoss()(scores)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, GroupTripletLoss()(scores.float()))
-
-
 def test_compile():
     loss = GroupTripletLoss()
     compiled = torch.compile(loss, fullgraph=True, backend="eager")

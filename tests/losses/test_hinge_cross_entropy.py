@@ -153,15 +153,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(loss, (scores, positives))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    scores = torch.rand(6, 6).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = HingeCrossEntropyLoss()(scores)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, HingeCrossEntropyLoss()(scores.float()))
-
-
 def test_compile():
     loss = HingeCrossEntropyLoss()
     compiled = torch.compile(loss, fullgraph=True, backend="eager")

@@ -124,15 +124,6 @@ def test_tensor_margin():
     torch.testing.assert_close(triplet_loss(scores, margin=torch.tensor(0.3)), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    scores = torch.randn(6, 6).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = TripletLoss()(scores)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, TripletLoss()(scores.float()))
-
-
 @BOTH
 def test_compile(negatives):
     loss = TripletLoss(negatives=negatives)

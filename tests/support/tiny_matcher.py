@@ -43,6 +43,32 @@ class OtherMatcher(TinyMatcher):
     """The same under another name."""
 
 
+class BreakingMatcher(TinyMatcher):
+    """The same until a batch whose loss is not a number, or has gradients that are none.
+
+    Args:
+        broken: number of that batch in the run, from 0.
+        gradients: break the gradients and not the loss.
+    """
+
+    def __init__(
+        self, dim: int = 4, rate: float = 0.1, broken: int = 3, gradients: bool = False
+    ) -> None:
+        super().__init__(dim, rate)
+        self.broken = broken
+        self.gradients = gradients
+        self.batches = 0
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        contrast = super().loss(batch)["loss"]
+        if self.batches == self.broken and self.gradients:
+            contrast.register_hook(lambda gradient: gradient * torch.inf)
+        elif self.batches == self.broken:
+            contrast = contrast * torch.nan
+        self.batches += 1
+        return {"contrast": contrast, "other": contrast.new_ones(()), "loss": contrast + 1}
+
+
 class TinyDataset(ImageTextDataset):
     """Plain colours and their names.
 

@@ -175,3 +175,12 @@ def test_one_image_in_a_batch_has_a_finite_loss_and_gradient():
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in tvrn.parameters())
+
+
+def test_encodings_made_under_autocast_are_scored_outside_of_it():
+    tvrn, batch = make_tvrn().eval(), first_batch()
+    with torch.no_grad():
+        exact = tvrn.score(tvrn.encode_image(batch.images), tvrn.encode_text(batch.texts))
+        with torch.autocast("cpu", torch.bfloat16):
+            images, texts = tvrn.encode_image(batch.images), tvrn.encode_text(batch.texts)
+        torch.testing.assert_close(tvrn.score(images, texts), exact, atol=0.1, rtol=0)

@@ -1,0 +1,131 @@
+"""A training step of every system, in every precision and on every awkward batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from quiet_trainer import quiet_trainer
+from related_shapes import RelatedShapes
+from torch import Tensor
+
+from itmkit.data import Batch, ImageTextData
+from itmkit.losses import AdaptiveMarginTripletLoss
+from itmkit.nn import BiGRU, FusionEncoder, MatchingHead, RegionProjection, SharedLevels
+from itmkit.systems import DAIM, MATE, TVRN, Matcher
+
+DIM = 16
+
+
+def _image() -> RegionProjection:
+    return RegionProjection(437, DIM, hidden_dim=DIM)
+
+
+def _text() -> BiGRU:
+    return BiGRU(64, DIM, DIM)
+
+
+def _fusion() -> FusionEncoder:
+    return FusionEncoder(DIM, num_layers=1, num_heads=2)
+
+
+SYSTEMS: dict[str, Callable[[], Matcher]] = {
+    "mate": lambda: MATE(_image(), _text(), _fusion(), rerank_top_k=3, queue_size=8),
+    "mate_matching_head": lambda: MATE(
+        _image(), _text(), _fusion(), matching_head=MatchingHead(DIM), rerank_top_k=3, warmup=0
+    ),
+    "daim": lambda: DAIM(
+        SharedLevels(_image(), 2),
+        SharedLevels(_text(), 2),
+        loss=AdaptiveMarginTripletLoss(min_rows=2),
+    ),
+    "tvrn_sgr": lambda: TVRN(_image(), _text(), similarity_dim=8),
+    "tvrn_saf": lambda: TVRN(_image(), _text(), similarity_dim=8, reasoning="saf", focal="prob"),
+}
+PRECISIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "32": lambda: {"precision": "32-true"},
+    "bf16-mixed": lambda: {"precision": "bf16-mixed"},
+    # As on a GPU: on the CPU, Lightning's own 16-mixed would be bf16. With a scale that it finds.
+    "16-mixed": lambda: {
+        "plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256))]
+    },
+}
+
+
+class Captioned(RelatedShapes):
+    """The built-in images with other captions.
+
+    Args:
+        split: ``train`` or ``val``.
+        captions: they come again and again; None for the right ones.
+        images: number of images.
+    """
+
+    def __init__(self, split: str, *, captions: list[str] | None, images: int) -> None:
+        super().__init__(split, length=images)
+        if captions is not None:
+            self.captions = [captions[i % len(captions)] for i in range(len(self.captions))]
+
+
+BATCHES = {
+    "six pairs": (6, None),
+    "one pair": (1, None),
+    "all captions equal": (6, ["a large red circle"]),
+    "captions without a word": (6, ["", "a large red circle", "..."]),
+    "no caption has a word": (6, [""]),
+}
+
+
+class Watch(Callback):
+    """Keeps the terms of the loss and the gradients that the optimizer gets."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        loss = pl_module.loss
+
+        def watched(batch: Batch) -> dict[str, Tensor]:
+            self.terms: dict[str, Tensor] = loss(batch)
+            return self.terms
+
+        pl_module.loss = watched
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any
+    ) -> None:
+        found = {name: p.grad for name, p in pl_module.named_parameters()}
+        self.gradients = {name: grad.clone() for name, grad in found.items() if grad is not None}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_loss_and_gradients_are_finite(
+    tmp_path: Path, system: str, precision: str, batch: str
+) -> None:
+    size, captions = BATCHES[batch]
+    torch.manual_seed(0)
+    matcher, watch = SYSTEMS[system](), Watch()
+    data = ImageTextData(
+        partial(Captioned, captions=captions, images=12),
+        batch_size=size,
+        eval_batch_size=5,
+        caption_views=getattr(matcher, "views", 1),
+        vocabulary_min_count=1,
+    )
+    trainer = quiet_trainer(
+        tmp_path, max_steps=1, val_check_interval=1, callbacks=[watch], **PRECISIONS[precision]()
+    )
+    trainer.fit(matcher, data)
+    for term in watch.terms.values():
+        assert term.dtype == torch.float32
+        assert term.isfinite()
+    assert watch.gradients
+    for name, gradient in watch.gradients.items():
+        assert gradient.isfinite().all(), name
+    assert all(parameter.isfinite().all() for parameter in matcher.parameters())
+    assert 0 <= trainer.callback_metrics["val/rsum"] <= 600
