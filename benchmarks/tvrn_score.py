@@ -15,13 +15,18 @@ import time
 
 import torch
 from baselines import tvrn_pair_loop
+from torch import Tensor
 
 from itmkit.nn import RefinedSimilarity, l2_normalize
+from itmkit.nn.visual_refinement import RefinedImage
 
 DIM, REGIONS = 1024, 36
 
 
-def make(images: int, captions: int, chunk_pairs: int):  # noqa: ANN201
+def make(
+    images: int, captions: int, chunk_pairs: int
+) -> tuple[RefinedSimilarity, RefinedImage, Tensor, Tensor]:
+    """A similarity, refined images, captions of 8 to 20 words and their mask."""
     torch.manual_seed(0)
     similarity = RefinedSimilarity(DIM, num_regions=REGIONS, chunk_pairs=chunk_pairs).eval()
     lengths = torch.randint(8, 21, (captions,))
@@ -37,7 +42,8 @@ def measure(images: int, captions: int, chunk_pairs: int) -> None:
     """Print seconds and the growth of the peak memory of one scoring."""
     similarity, refined, text, mask = make(images, captions, chunk_pairs)
     with torch.no_grad():
-        similarity.score(type(refined)(*(x and x[:2] if x is None else x[:2] for x in refined)), text[:4], mask[:4])
+        few = RefinedImage(*(x if x is None else x[:2] for x in refined))
+        similarity.score(few, text[:4], mask[:4])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         similarity.score(refined, text, mask)

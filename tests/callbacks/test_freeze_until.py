@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +10,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from processes import run_ranks
+from stopped_runs import BATCHES, Batches, Stop, assert_equal, snapshot, trainer_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from itmkit.callbacks.freeze_until import FreezeUntil
-
-BATCHES = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(2))
 
 
 class Model(LightningModule):
@@ -51,28 +49,6 @@ MODES = [True, True, True, True, False]  # of the backbone and its modules
 GRADIENTS = [True, False, True, True]  # of its parameters
 
 
-class Batches:
-    """The batches, from where it was stopped."""
-
-    def __init__(self) -> None:
-        self.start = 0
-
-    def __len__(self) -> int:
-        return len(BATCHES)
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        start, self.start = self.start, 0
-        for at in range(start, len(self)):
-            self.at = at
-            yield [BATCHES[at]]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"at": self.at}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.start = (state["at"] + 1) % len(self)
-
-
 class Record(Callback):
     """What was so in every batch: epoch, step, frozen or not, and the backbone after it."""
 
@@ -99,36 +75,16 @@ class Record(Callback):
         self.optimized.append(([len(group["params"]) for group in groups], len(state)))
 
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def trainer_of(*callbacks: Callback, **options: Any) -> Trainer:
-    options = {"max_epochs": 4, "accelerator": "cpu", "devices": 1} | options
-    return Trainer(
-        **options,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
 def fit(
     model: LightningModule, *callbacks: Callback, ckpt_path: Path | None = None, **options: Any
 ) -> Trainer:
-    trainer = trainer_of(*callbacks, **options)
+    trainer = trainer_of(*callbacks, **{"max_epochs": 4} | options)
     trainer.fit(model, Batches(), [[BATCHES[0]]], ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
 def freeze(until: int = 2, unit: Any = "epoch") -> FreezeUntil:
     return FreezeUntil(["encoder.backbone"], until=until, unit=unit)
-
-
-def assert_equal(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 CASES = [("epoch", 2), ("epoch", 0), ("step", 4), ("step", 7)]
@@ -197,18 +153,6 @@ def test_resume_is_bit_for_bit(tmp_path: Path, unit: str, until: int, accumulate
     assert record.seen[0][0] == 3
     assert_equal(snapshot(model), snapshot(whole))
     assert_equal(again.optimizers[0].state_dict(), trainer.optimizers[0].state_dict())
-
-
-class Stop(Callback):
-    """Save after some batches, in mid-epoch, and stop."""
-
-    def __init__(self, path: Path, batches: int) -> None:
-        self.path, self.batches = path, batches
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.batches:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
 
 
 @pytest.mark.parametrize("stop", [3, 7, 8, 9, 12, 13])
@@ -382,7 +326,8 @@ def fit_plain(case: str, strategy: Any, batch_size: int, devices: int) -> Wrappe
     options = {k: v for k, v in DDP_CASES[case].items() if k == "accumulate_grad_batches"}
     record = Wrappers()
     callback = FreezeUntil(["backbone"], DDP_CASES[case]["until"], DDP_CASES[case]["unit"])
-    trainer = trainer_of(callback, record, strategy=strategy, devices=devices, **options)
+    options |= {"max_epochs": 4, "strategy": strategy, "devices": devices}
+    trainer = trainer_of(callback, record, **options)
     rows = TensorDataset(ROWS)
     sampler = DistributedSampler(
         rows, num_replicas=devices, rank=int(os.environ.get("RANK", 0)), shuffle=False

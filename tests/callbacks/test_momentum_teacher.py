@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from processes import run_ranks
+from stopped_runs import Batches, Stop, assert_equal, snapshot, trainer_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -39,29 +39,6 @@ class Student(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.1)
 
 
-class Batches:
-    """Six different batches of three rows, from where it was stopped."""
-
-    def __init__(self) -> None:
-        self.batches = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(2))
-        self.start = 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        start, self.start = self.start, 0
-        for at in range(start, len(self)):
-            self.at = at
-            yield [self.batches[at]]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"at": self.at}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.start = (state["at"] + 1) % len(self)
-
-
 class Record(Callback):
     """Weights of student and teacher at the end of every batch."""
 
@@ -83,22 +60,6 @@ class Record(Callback):
         self.teachers.append(snapshot(getattr(pl_module.teacher, self.name)))
 
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def trainer_of(*callbacks: Callback, **options: Any) -> Trainer:
-    options = {"max_epochs": 1, "accelerator": "cpu", "devices": 1} | options
-    return Trainer(
-        **options,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
 def fit(
     model: LightningModule,
     *callbacks: Callback,
@@ -108,10 +69,6 @@ def fit(
     trainer = trainer_of(*callbacks, **options)
     trainer.fit(model, Batches(), ckpt_path=ckpt_path, weights_only=True)
     return trainer
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
@@ -165,17 +122,11 @@ def test_named_submodules_only():
     ("accumulate", "stop"), [(1, 2), (1, 3), (1, 6), (1, 8), (2, 2), (2, 8), (4, 10)]
 )
 def test_resume_is_bit_for_bit(tmp_path, accumulate, stop):
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-            if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == stop:
-                trainer.save_checkpoint(path)
-                trainer.should_stop = True
-
     path = tmp_path / "stop.ckpt"
     whole, again = Student(), Student()
     options = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
     fit(whole, MomentumTeacher(0.9), Drop(), **options)
-    fit(Student(), MomentumTeacher(0.9), Drop(), Stop(), **options)
+    fit(Student(), MomentumTeacher(0.9), Drop(), Stop(path, stop), **options)
     record = Record()
     fit(again, MomentumTeacher(0.9), record, Drop(), ckpt_path=path, **options)
     assert 0 < record.steps[0] < record.steps[-1]

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+from masked_tokens import (
+    assert_each_item_is_as_alone,
+    assert_item_without_a_token_is_zero,
+    assert_padding_may_hold_anything,
+    gradients,
+    lengths_mask,
+)
+from module_checks import assert_compiles, assert_half_precision
 from torch import Tensor
 
 from itmkit.nn import AttentionFiltration
 
 each_mode = pytest.mark.parametrize("training", [True, False])
-
-
-def lengths_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -65,43 +70,25 @@ def test_batch_norm_is_that_of_torch() -> None:
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
-    module = filtration()
-    vectors, mask = batch()
-    out = module(vectors, mask)
-    for i, length in enumerate(mask.sum(1).tolist()):
-        alone = module(vectors[i : i + 1, :length])
-        torch.testing.assert_close(out[i : i + 1], alone, atol=1e-5, rtol=0)
-
-
-def gradients(module: AttentionFiltration, vectors: Tensor, mask: Tensor) -> list[Tensor]:
-    vectors = vectors.detach().clone().requires_grad_()
-    out = module(vectors, mask)
-    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
-    return [out.detach(), *torch.autograd.grad(loss, (vectors, *module.parameters()))]
+    assert_each_item_is_as_alone(filtration(), *batch())
 
 
 @each_mode
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(training: bool, value: float) -> None:
-    module, other = filtration(training), filtration(training)
-    other.load_state_dict(module.state_dict())
+    start = filtration(training)
     vectors, mask = batch()
-    clean = gradients(module, vectors, mask)
-    filled = gradients(other, vectors.masked_fill(~mask[..., None], value), mask)
-    for a, b in zip([*filled, *other.buffers()], [*clean, *module.buffers()], strict=True):
-        assert torch.equal(a, b)
-    assert not filled[1][~mask].any()
+
+    def run(vectors: Tensor) -> list[Tensor]:
+        module = copy.deepcopy(start)
+        return [*gradients(module, vectors, mask), *module.buffers()]
+
+    assert_padding_may_hold_anything(run, value, (vectors, mask))
 
 
 @each_mode
 def test_pair_without_a_vector_is_zero_with_zero_gradient(training: bool) -> None:
-    module = filtration(training)
-    vectors, mask = batch()
-    mask[1] = False
-    out, grad, *rest = gradients(module, vectors, mask)
-    assert not out[1].any()
-    assert not grad[1].any()
-    assert all(x.isfinite().all() for x in [out, grad, *rest])
+    assert_item_without_a_token_is_zero(filtration(training), *batch())
 
 
 @each_mode
@@ -129,25 +116,12 @@ def test_gradcheck(training: bool) -> None:
 @each_mode
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(training: bool, dtype: torch.dtype) -> None:
-    module = filtration(training)
-    vectors, mask = batch()
-    exact = module(vectors, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = module(vectors, mask)
-    torch.testing.assert_close(out.float(), exact, atol=3e-2, rtol=3e-2)
-    exact = module(vectors, mask)  # in eval mode, the running statistics have moved
-    out = module.to(dtype)(vectors.to(dtype), mask)
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), exact, atol=3e-2, rtol=3e-2)
+    assert_half_precision(filtration(training), dtype, *batch(), tolerance=3e-2)
 
 
 @each_mode
 def test_compile_fullgraph(training: bool) -> None:
-    torch.compiler.reset()
-    module = filtration(training)
-    inputs = batch()
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*inputs), module(*inputs))
+    assert_compiles(filtration(training), *batch())
 
 
 def test_state_dict_round_trip() -> None:

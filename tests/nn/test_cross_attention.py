@@ -2,24 +2,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from masked_tokens import assert_padding_may_hold_anything, lengths_mask
+from masked_tokens import gradients as gradients_of
+from tensor_memory import LargestTensor, kept_for_backward
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from itmkit.nn.cross_attention import CrossAttentionSimilarity, cross_attention_scores
 
 Direction = Literal["t2i", "i2t", "both"]
 DIRECTIONS: list[Direction] = ["t2i", "i2t", "both"]
 each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
-
-
-def lengths_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
 def batch(dim: int = 8, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -30,11 +28,8 @@ def batch(dim: int = 8, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...
 
 
 def gradients(*inputs: Any, **options: Any) -> list[Tensor]:
-    """Scores of image and text, and the gradients of a sum in which every score counts."""
-    image, text = (x.detach().clone().requires_grad_() for x in inputs[:2])
-    scores = cross_attention_scores(image, text, *inputs[2:], **options)
-    weights = torch.arange(1, scores.numel() + 1).view(scores.shape).sin()
-    return [scores.detach(), *torch.autograd.grad((scores * weights).sum(), (image, text))]
+    """Scores of image and text, and the gradients of both."""
+    return gradients_of(partial(cross_attention_scores, **options), *inputs)
 
 
 def dot(a: list[float], b: list[float]) -> float:
@@ -140,20 +135,6 @@ def test_chunks_change_nothing(direction: Direction, dim: int, chunk_elements: i
         torch.testing.assert_close(part, expected, atol=1e-6, rtol=1e-6)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the elements of the largest tensor that an operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return out
-
-
 @each_direction
 @pytest.mark.parametrize("dim", [4, 16])
 def test_memory_is_bounded_forward_and_backward(direction: Direction, dim: int) -> None:
@@ -161,15 +142,8 @@ def test_memory_is_bounded_forward_and_backward(direction: Direction, dim: int) 
     text = torch.randn(60, 5, dim, requires_grad=True)
     inputs, pairs = image.numel() + text.numel(), 10 * 60
     bound = max(200, image.numel(), text.numel(), pairs)  # all the weights are 18000
-    kept: dict[int, int] = {}  # bytes of the memory kept for the backward pass, by its address
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     with LargestTensor() as largest:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with kept_for_backward() as kept:
             scores = cross_attention_scores(image, text, direction=direction, chunk_elements=200)
         scores.sum().backward()
     assert 0 < largest.elements <= bound
@@ -192,14 +166,12 @@ def test_padding_and_neighbours_change_nothing(direction: Direction) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(direction: Direction, value: float) -> None:
     image, text, image_mask, text_mask = batch()
-    clean = gradients(image, text, image_mask, text_mask, direction=direction)
-    image = image.masked_fill(~image_mask[..., None], value)
-    text = text.masked_fill(~text_mask[..., None], value)
-    filled = gradients(image, text, image_mask, text_mask, direction=direction)
-    for a, b in zip(filled, clean, strict=True):
-        assert torch.equal(a, b)
-    assert not filled[1][~image_mask].any()
-    assert not filled[2][~text_mask].any()
+    assert_padding_may_hold_anything(
+        lambda *inputs: gradients(*inputs, image_mask, text_mask, direction=direction),
+        value,
+        (image, image_mask),
+        (text, text_mask),
+    )
 
 
 @each_direction

@@ -5,13 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from masked_tokens import lengths_mask
 
 from itmkit.nn import ExternalSpatialAttention, l2_normalize
-
-
-def lengths_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
 def spy(size: int, **kwargs: float) -> ExternalSpatialAttention:

@@ -6,13 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from masked_tokens import lengths_mask
 
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
-
-
-def lengths_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
 @pytest.mark.parametrize("name", ["contranorm_0.1", "contranorm_0.5"])

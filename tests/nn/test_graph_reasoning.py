@@ -4,21 +4,17 @@ import math
 
 import pytest
 import torch
+from masked_tokens import (
+    assert_each_item_is_as_alone,
+    assert_item_without_a_token_is_zero,
+    assert_padding_may_hold_anything,
+    gradients,
+    lengths_mask,
+)
+from module_checks import assert_compiles, assert_half_precision, biased
 from torch import Tensor
 
 from itmkit.nn import GraphReasoning
-
-
-def lengths_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
-
-
-def biased(module: GraphReasoning) -> GraphReasoning:
-    """With biases that are not the zeros of the start."""
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    return module
 
 
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -50,40 +46,18 @@ def test_naive_loop_reference(steps: int) -> None:
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
-    module = biased(GraphReasoning(4))
-    nodes, mask = batch()
-    out = module(nodes, mask)
-    for i, length in enumerate(mask.sum(1).tolist()):
-        alone = module(nodes[i : i + 1, :length])
-        torch.testing.assert_close(out[i : i + 1], alone, atol=1e-5, rtol=0)
-
-
-def gradients(module: GraphReasoning, nodes: Tensor, mask: Tensor) -> list[Tensor]:
-    nodes = nodes.detach().clone().requires_grad_()
-    out = module(nodes, mask)
-    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
-    return [out.detach(), *torch.autograd.grad(loss, (nodes, *module.parameters()))]
+    assert_each_item_is_as_alone(biased(GraphReasoning(4)), *batch())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(value: float) -> None:
     module = biased(GraphReasoning(4))
     nodes, mask = batch()
-    clean = gradients(module, nodes, mask)
-    filled = gradients(module, nodes.masked_fill(~mask[..., None], value), mask)
-    for a, b in zip(filled, clean, strict=True):
-        assert torch.equal(a, b)
-    assert not filled[1][~mask].any()
+    assert_padding_may_hold_anything(lambda x: gradients(module, x, mask), value, (nodes, mask))
 
 
 def test_pair_without_a_node_is_zero_with_zero_gradient() -> None:
-    module = biased(GraphReasoning(4))
-    nodes, mask = batch()
-    mask[1] = False
-    out, grad, *rest = gradients(module, nodes, mask)
-    assert not out[1].any()
-    assert not grad[1].any()
-    assert all(x.isfinite().all() for x in [out, grad, *rest])
+    assert_item_without_a_token_is_zero(biased(GraphReasoning(4)), *batch())
 
 
 def test_no_pairs() -> None:
@@ -99,24 +73,13 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    module = biased(GraphReasoning(4))
-    nodes, mask = batch()
-    exact = module(nodes, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(module(nodes, mask).float(), exact, atol=5e-2, rtol=5e-2)
-    out = module.to(dtype)(nodes.to(dtype), mask)
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), exact, atol=5e-2, rtol=5e-2)
+    assert_half_precision(biased(GraphReasoning(4)), dtype, *batch(), tolerance=5e-2)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_compile_fullgraph(masked: bool) -> None:
-    torch.compiler.reset()
-    module = biased(GraphReasoning(4))
     nodes, mask = batch()
-    inputs = (nodes, mask if masked else None)
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*inputs), module(*inputs))
+    assert_compiles(biased(GraphReasoning(4)), nodes, mask if masked else None)
 
 
 def test_state_dict_round_trip() -> None:

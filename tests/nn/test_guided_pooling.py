@@ -5,23 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from masked_tokens import (
+    assert_each_item_is_as_alone,
+    assert_item_without_a_token_is_zero,
+    assert_padding_may_hold_anything,
+    gradients,
+    lengths_mask,
+)
+from module_checks import assert_compiles, assert_half_precision, biased
 from torch import Tensor, nn
 
 from itmkit.nn import GuidedPooling, l2_normalize
 
 each_norm = pytest.mark.parametrize("norm", ["none", "layer"])
-
-
-def lengths_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
-
-
-def biased(module: GuidedPooling) -> GuidedPooling:
-    """With biases that are not the zeros of the start."""
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    return module
 
 
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -91,19 +87,7 @@ def test_gate_and_pool_are_the_whole(norm: Any) -> None:
 
 @each_norm
 def test_padding_and_neighbours_change_nothing(norm: Any) -> None:
-    module = biased(GuidedPooling(4, norm=norm))
-    tokens, mask = batch()
-    out = module(tokens, mask)
-    for i, length in enumerate(mask.sum(1).tolist()):
-        alone = module(tokens[i : i + 1, :length])
-        torch.testing.assert_close(out[i : i + 1], alone, atol=1e-5, rtol=0)
-
-
-def gradients(module: GuidedPooling, tokens: Tensor, mask: Tensor) -> list[Tensor]:
-    tokens = tokens.detach().clone().requires_grad_()
-    out = module(tokens, mask)
-    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
-    return [out.detach(), *torch.autograd.grad(loss, (tokens, *module.parameters()))]
+    assert_each_item_is_as_alone(biased(GuidedPooling(4, norm=norm)), *batch())
 
 
 @each_norm
@@ -111,22 +95,12 @@ def gradients(module: GuidedPooling, tokens: Tensor, mask: Tensor) -> list[Tenso
 def test_padding_may_hold_anything(norm: Any, value: float) -> None:
     module = biased(GuidedPooling(4, norm=norm))
     tokens, mask = batch()
-    clean = gradients(module, tokens, mask)
-    filled = gradients(module, tokens.masked_fill(~mask[..., None], value), mask)
-    for a, b in zip(filled, clean, strict=True):
-        assert torch.equal(a, b)
-    assert not filled[1][~mask].any()
+    assert_padding_may_hold_anything(lambda x: gradients(module, x, mask), value, (tokens, mask))
 
 
 @each_norm
 def test_item_without_a_token_is_zero_with_zero_gradient(norm: Any) -> None:
-    module = biased(GuidedPooling(4, norm=norm))
-    tokens, mask = batch()
-    mask[1] = False
-    out, grad, *rest = gradients(module, tokens, mask)
-    assert not out[1].any()
-    assert not grad[1].any()
-    assert all(x.isfinite().all() for x in [out, grad, *rest])
+    assert_item_without_a_token_is_zero(biased(GuidedPooling(4, norm=norm)), *batch())
 
 
 def test_dropout_in_training_alone() -> None:
@@ -153,24 +127,16 @@ def test_half_precision(norm: Any, dtype: torch.dtype) -> None:
     module = biased(GuidedPooling(4, norm=norm, num_tokens=5 if batch_norm else None))
     tokens, padding = batch()
     mask = None if batch_norm else padding
-    exact = module(tokens, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(module(tokens, mask).float(), exact, atol=5e-2, rtol=5e-2)
-    out = module.to(dtype)(tokens.to(dtype), mask)
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), exact, atol=5e-2, rtol=5e-2)
+    assert_half_precision(module, dtype, tokens, mask, tolerance=5e-2)
     assert module.eval()(tokens.to(dtype), mask).dtype == dtype
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_compile_fullgraph(norm: Any) -> None:
-    torch.compiler.reset()
     batch_norm = norm == "batch"
     module = biased(GuidedPooling(4, norm=norm, num_tokens=5 if batch_norm else None))
     tokens, mask = batch()
-    inputs = (tokens, None if batch_norm else mask)
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*inputs), module(*inputs))
+    assert_compiles(module, tokens, None if batch_norm else mask)
 
 
 @pytest.mark.parametrize(("norm", "num_tokens"), [("none", None), ("layer", None), ("batch", 5)])

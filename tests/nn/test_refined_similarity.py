@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from masked_tokens import lengths_mask
+from tensor_memory import LargestTensor, kept_for_backward
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from itmkit.nn import RefinedSimilarity, l2_normalize
 from itmkit.nn import refined_similarity as source
@@ -81,10 +82,6 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
-def words_mask(lengths: Tensor, size: int) -> Tensor:
-    return torch.arange(size) < lengths[:, None]
-
-
 @GOLDEN
 @pytest.mark.parametrize(
     ("focal", "expected"),
@@ -94,7 +91,7 @@ def words_mask(lengths: Tensor, size: int) -> Tensor:
 def test_golden_tvrn_similarity(golden, name: str, focal: str, expected: str) -> None:
     values = tensors(golden(f"tvrn_{name}"))
     module = golden_module(values, name, focal)
-    mask = words_mask(values["lengths"], values["text"].shape[1])
+    mask = lengths_mask(values["lengths"], values["text"].shape[1])
     logits = module(values["image"], values["text"], values["iou"], None, mask)
     torch.testing.assert_close(logits.sigmoid(), values[expected], atol=1e-5, rtol=0)
 
@@ -146,8 +143,8 @@ def batch(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         "image": l2_normalize(torch.randn(3, 4, 8, dtype=dtype)),
         "text": l2_normalize(torch.randn(5, 5, 8, dtype=dtype)),
         "relations": (torch.rand(3, 4, 4, dtype=dtype) + torch.eye(4, dtype=dtype)).clamp_max(1),
-        "image_mask": words_mask(torch.tensor(REGIONS), 4),
-        "text_mask": words_mask(torch.tensor(WORDS), 5),
+        "image_mask": lengths_mask(REGIONS, 4),
+        "text_mask": lengths_mask(WORDS, 5),
     }
 
 
@@ -458,26 +455,12 @@ def test_one_attention_is_shared() -> None:
     assert not any(name.startswith("textual.attention") for name, _ in module.named_parameters())
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the elements of the largest tensor that an operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return out
-
-
 @each_choice
 @each_mode
 def test_memory_is_bounded_forward_and_backward(reasoning: str, focal: str, training: bool) -> None:
     n, m, regions, words, dim, width = 8, 18, 4, 5, 16, 6
     text = torch.randn(m, words, dim, requires_grad=True)
-    mask = words_mask(torch.arange(m) % words + 1, words)
+    mask = lengths_mask(torch.arange(m) % words + 1, words)
     # What every image, every caption and every pair has.
     bound = max(n * 2 * regions * 3 * dim, m * words * 3 * dim, n * m)
     if reasoning == "saf" and training:
@@ -490,15 +473,8 @@ def test_memory_is_bounded_forward_and_backward(reasoning: str, focal: str, trai
             dim, width, reasoning=reasoning, focal=focal, chunk_pairs=chunk_pairs
         ).train(training)
         images = module.visual(torch.randn(n, regions, dim), torch.rand(n, regions, regions))
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
         with LargestTensor() as largest:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with kept_for_backward() as kept:
                 logits = module.score(images, text, mask)
             logits.sum().backward()
         return largest.elements, sum(kept.values())
@@ -519,10 +495,7 @@ def test_gradcheck(reasoning: str, focal: str, training: bool) -> None:
     image = l2_normalize(torch.randn(2, 3, 3, dtype=torch.float64)).requires_grad_()
     text = l2_normalize(torch.randn(3, 3, 3, dtype=torch.float64)).requires_grad_()
     relations = torch.rand(2, 3, 3, dtype=torch.float64, requires_grad=True)
-    image_mask, text_mask = (
-        words_mask(torch.tensor([3, 2]), 3),
-        words_mask(torch.tensor([2, 3, 1]), 3),
-    )
+    image_mask, text_mask = lengths_mask([3, 2], 3), lengths_mask([2, 3, 1], 3)
     assert torch.autograd.gradcheck(
         lambda image, text, relations: module(image, text, relations, image_mask, text_mask),
         (image, text, relations),

@@ -4,22 +4,12 @@ import math
 
 import pytest
 import torch
+from masked_tokens import assert_padding_may_hold_anything, gradients, lengths_mask
+from module_checks import assert_compiles, assert_half_precision, biased
 from torch import Tensor
 
 from itmkit.nn import ScanAttention
 from itmkit.nn.scan_attention import attention_weights
-
-
-def lengths_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
-
-
-def biased(module: ScanAttention) -> ScanAttention:
-    """With biases that are not the zeros of the start."""
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    return module
 
 
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -101,27 +91,16 @@ def test_padding_and_neighbours_change_nothing() -> None:
         torch.testing.assert_close(out[i : i + 1, :q], alone, atol=1e-5, rtol=0)
 
 
-def gradients(
-    module: ScanAttention, query: Tensor, context: Tensor, *masks: Tensor
-) -> list[Tensor]:
-    query, context = (x.detach().clone().requires_grad_() for x in (query, context))
-    out = module(query, context, *masks)
-    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
-    return [out.detach(), *torch.autograd.grad(loss, (query, context, *module.parameters()))]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(value: float) -> None:
     module = biased(ScanAttention(6))
     query, context, query_mask, context_mask = batch()
-    clean = gradients(module, query, context, query_mask, context_mask)
-    query = query.masked_fill(~query_mask[..., None], value)
-    context = context.masked_fill(~context_mask[..., None], value)
-    filled = gradients(module, query, context, query_mask, context_mask)
-    for a, b in zip(filled, clean, strict=True):
-        assert torch.equal(a, b)
-    assert not filled[1][~query_mask].any()
-    assert not filled[2][~context_mask].any()
+    assert_padding_may_hold_anything(
+        lambda *inputs: gradients(module, *inputs, query_mask, context_mask),
+        value,
+        (query, query_mask),
+        (context, context_mask),
+    )
 
 
 def test_item_without_a_token_is_zero_with_zero_gradient() -> None:
@@ -150,24 +129,13 @@ def test_half_precision(dtype: torch.dtype) -> None:
     module = biased(ScanAttention(6, smooth=2.0))
     query, context, *masks = batch()
     masks[1][0] = False
-    exact = module(query, context, *masks)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(
-            module(query, context, *masks).float(), exact, atol=5e-2, rtol=5e-2
-        )
-    out = module.to(dtype)(query.to(dtype), context.to(dtype), *masks)
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), exact, atol=5e-2, rtol=5e-2)
+    assert_half_precision(module, dtype, query, context, *masks, tolerance=5e-2)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_compile_fullgraph(masked: bool) -> None:
-    torch.compiler.reset()
-    module = biased(ScanAttention(6))
     query, context, *masks = batch()
-    masks = masks if masked else []
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(query, context, *masks), module(query, context, *masks))
+    assert_compiles(biased(ScanAttention(6)), query, context, *(masks if masked else []))
 
 
 def test_state_dict_round_trip() -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from masked_tokens import assert_padding_may_hold_anything, gradients, lengths_mask
+from module_checks import assert_compiles, assert_half_precision, biased
 from torch import Tensor
 from torch_gru import torch_gru
 
@@ -15,20 +17,11 @@ LENGTHS = [4, 1, 3, 2]  # words of the captions
 REGIONS = [5, 2]
 
 
-def biased(module: TextRefinement) -> TextRefinement:
-    """With biases that are not the zeros of the start."""
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    return module
-
-
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four captions and the context of two images, and their masks."""
     text = l2_normalize(torch.randn(4, 4, 6, dtype=dtype))
     context = l2_normalize(torch.randn(2, 5, 6, dtype=dtype))
-    text_mask = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
-    return text, context, text_mask, torch.arange(5) < torch.tensor(REGIONS)[:, None]
+    return text, context, lengths_mask(LENGTHS, 4), lengths_mask(REGIONS, 5)
 
 
 def attend(attention: ScanAttention, queries: list[Tensor], context: list[Tensor]) -> list[Tensor]:
@@ -114,15 +107,6 @@ def outputs(refined: RefinedText) -> Tensor:
     return torch.cat([refined.tokens, refined.vector.unsqueeze(2)], dim=2)  # (n, m, 2L + 1, D)
 
 
-def gradients(
-    module: TextRefinement, text: Tensor, context: Tensor, *masks: Tensor
-) -> list[Tensor]:
-    text, context = (x.detach().clone().requires_grad_() for x in (text, context))
-    out = outputs(module(text, context, *masks))
-    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
-    return [out.detach(), *torch.autograd.grad(loss, (text, context, *module.parameters()))]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("hole", [False, True])
 def test_padding_may_hold_anything(hole: bool, value: float) -> None:
@@ -130,21 +114,21 @@ def test_padding_may_hold_anything(hole: bool, value: float) -> None:
     text, context, text_mask, context_mask = batch()
     if hole:
         text_mask[0, 1] = context_mask[0, 2] = False
-    clean = gradients(module, text, context, text_mask, context_mask)
-    text = text.masked_fill(~text_mask[..., None], value)
-    context = context.masked_fill(~context_mask[..., None], value)
-    filled = gradients(module, text, context, text_mask, context_mask)
-    for a, b in zip(filled, clean, strict=True):
-        assert torch.equal(a, b)
-    assert not filled[1][~text_mask].any()
-    assert not filled[2][~context_mask].any()
+    assert_padding_may_hold_anything(
+        lambda *inputs: gradients(module, *inputs, text_mask, context_mask, read=outputs),
+        value,
+        (text, text_mask),
+        (context, context_mask),
+    )
 
 
 def test_item_without_a_token_is_finite() -> None:
     module = biased(TextRefinement(6))
     text, context, text_mask, context_mask = batch()
     text_mask[2] = context_mask[1] = False
-    out, text_grad, context_grad, *rest = gradients(module, text, context, text_mask, context_mask)
+    out, text_grad, context_grad, *rest = gradients(
+        module, text, context, text_mask, context_mask, read=outputs
+    )
     assert not out[:, 2].any()
     assert not text_grad[2].any()
     assert not context_grad[1].any()
@@ -155,7 +139,7 @@ def test_contexts_that_cancel_are_finite() -> None:
     """The length of what a word finds comes from the Gram matrix, which may round below zero."""
     module = biased(TextRefinement(6, attention=ScanAttention(6, smooth=1e-6)))
     text, context, *_ = batch()
-    out, *grads = gradients(module, text, torch.cat([context, -context], dim=1))
+    out, *grads = gradients(module, text, torch.cat([context, -context], dim=1), read=outputs)
     assert all(x.isfinite().all() for x in [out, *grads])
 
 
@@ -181,24 +165,13 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     module = biased(TextRefinement(6, attention=ScanAttention(6, smooth=2.0)))
-    text, context, *masks = batch()
-    exact = outputs(module(text, context, *masks))
-    with torch.autocast("cpu", torch.bfloat16):
-        out = outputs(module(text, context, *masks))
-    torch.testing.assert_close(out.float(), exact, atol=5e-2, rtol=5e-2)
-    out = outputs(module.to(dtype)(text.to(dtype), context.to(dtype), *masks))
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), exact, atol=5e-2, rtol=5e-2)
+    assert_half_precision(module, dtype, *batch(), tolerance=5e-2, read=outputs)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_compile_fullgraph(masked: bool) -> None:
-    torch.compiler.reset()
-    module = biased(TextRefinement(6))
     text, context, *masks = batch()
-    inputs = (text, context, *(masks if masked else []))
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(outputs(compiled(*inputs)), outputs(module(*inputs)))
+    assert_compiles(biased(TextRefinement(6)), text, context, *(masks if masked else []))
 
 
 def test_state_dict_round_trip() -> None:

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
+from operator import itemgetter
+
 import pytest
 import torch
+from masked_tokens import assert_padding_may_hold_anything, gradients, lengths_mask
+from module_checks import assert_compiles, assert_half_precision
 from torch import Tensor
 from torch_gru import torch_gru
 
 from itmkit.nn import TwoPartGRU
-
-
-def lengths_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,35 +72,23 @@ def test_padding_and_neighbours_change_nothing() -> None:
         torch.testing.assert_close(tokens[i][both[i]], alone[0], atol=1e-5, rtol=0)
 
 
-def gradients(module: TwoPartGRU, first: Tensor, second: Tensor, mask: Tensor) -> list[Tensor]:
-    first, second = (x.detach().clone().requires_grad_() for x in (first, second))
-    out, _ = module(first, second, mask)
-    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
-    return [out.detach(), *torch.autograd.grad(loss, (first, second, *module.parameters()))]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(value: float) -> None:
     module = TwoPartGRU(6)
     first, second, mask = batch()
-    clean = gradients(module, first, second, mask)
-    filled = gradients(
-        module,
-        first.masked_fill(~mask[..., None], value),
-        second.masked_fill(~mask[..., None], value),
-        mask,
+    assert_padding_may_hold_anything(
+        lambda *inputs: gradients(module, *inputs, mask, read=itemgetter(0)),
+        value,
+        (first, mask),
+        (second, mask),
     )
-    for a, b in zip(filled, clean, strict=True):
-        assert torch.equal(a, b)
-    assert not filled[1][~mask].any()
-    assert not filled[2][~mask].any()
 
 
 def test_item_without_a_token_is_zero_with_zero_gradient() -> None:
     module = TwoPartGRU(6)
     first, second, mask = batch()
     mask[1] = False
-    out, first_grad, second_grad, *rest = gradients(module, first, second, mask)
+    out, first_grad, second_grad, *rest = gradients(module, first, second, mask, read=itemgetter(0))
     for x in (out, first_grad, second_grad):
         assert not x[1].any()
         assert x[[0, 2]].isfinite().all()
@@ -120,25 +108,13 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    module = TwoPartGRU(6)
-    first, second, mask = batch()
-    exact, _ = module(first, second, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        out, _ = module(first, second, mask)
-    torch.testing.assert_close(out.float(), exact, atol=3e-2, rtol=3e-2)
-    out, _ = module.to(dtype)(first.to(dtype), second.to(dtype), mask)
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), exact, atol=3e-2, rtol=3e-2)
+    assert_half_precision(TwoPartGRU(6), dtype, *batch(), tolerance=3e-2, read=itemgetter(0))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_compile_fullgraph(masked: bool) -> None:
-    torch.compiler.reset()
-    module = TwoPartGRU(6)
     first, second, mask = batch()
-    inputs = (first, second, mask if masked else None)
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*inputs)[0], module(*inputs)[0])
+    assert_compiles(TwoPartGRU(6), first, second, mask if masked else None)
 
 
 def test_state_dict_round_trip() -> None:

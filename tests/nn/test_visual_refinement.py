@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from masked_tokens import assert_padding_may_hold_anything, gradients, lengths_mask
+from module_checks import assert_compiles, biased
 from torch import Tensor
 from torch_gru import torch_gru
 
@@ -14,19 +16,11 @@ from itmkit.nn.visual_refinement import RefinedImage
 LENGTHS = [5, 1, 3]
 
 
-def biased(module: VisualRefinement) -> VisualRefinement:
-    """With biases that are not the zeros of the start."""
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    return module
-
-
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """Three images of five, one and three regions, their relations, and the mask."""
     image = l2_normalize(torch.randn(3, 5, 6, dtype=dtype))
     relations = (torch.rand(3, 5, 5, dtype=dtype) + torch.eye(5, dtype=dtype)).clamp_max(1)
-    return image, relations, torch.arange(5) < torch.tensor(LENGTHS)[:, None]
+    return image, relations, lengths_mask(LENGTHS, 5)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -125,34 +119,23 @@ def outputs(refined: RefinedImage) -> Tensor:
     return torch.cat(parts, dim=1)  # (B, 3N + 1, D)
 
 
-def gradients(
-    module: VisualRefinement, image: Tensor, relations: Tensor, mask: Tensor
-) -> list[Tensor]:
-    image, relations = (x.detach().clone().requires_grad_() for x in (image, relations))
-    out = outputs(module(image, relations, mask))
-    loss = (out * torch.arange(out.numel()).view(out.shape).sin()).sum()
-    return [out.detach(), *torch.autograd.grad(loss, (image, relations, *module.parameters()))]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_padding_may_hold_anything(value: float) -> None:
     module = biased(VisualRefinement(6))
     image, relations, mask = batch()
-    clean = gradients(module, image, relations, mask)
-    both = mask.unsqueeze(1) & mask.unsqueeze(2)
-    image = image.masked_fill(~mask[..., None], value)
-    filled = gradients(module, image, relations.masked_fill(~both, value), mask)
-    for a, b in zip(filled, clean, strict=True):
-        assert torch.equal(a, b)
-    assert not filled[1][~mask].any()
-    assert not filled[2][~both].any()
+    assert_padding_may_hold_anything(
+        lambda *inputs: gradients(module, *inputs, mask, read=outputs),
+        value,
+        (image, mask),
+        (relations, mask.unsqueeze(1) & mask.unsqueeze(2)),
+    )
 
 
 def test_image_without_a_region_is_zero_with_zero_gradient() -> None:
     module = biased(VisualRefinement(6))
     image, relations, mask = batch()
     mask[1] = False
-    out, *grads = gradients(module, image, relations, mask)
+    out, *grads = gradients(module, image, relations, mask, read=outputs)
     for x in (out, *grads[:2]):
         assert not x[1].any()
         assert x[0].any()
@@ -162,7 +145,8 @@ def test_image_without_a_region_is_zero_with_zero_gradient() -> None:
 def test_images_without_relations_are_finite() -> None:
     module = biased(VisualRefinement(6))
     image, relations, mask = batch()
-    assert all(x.isfinite().all() for x in gradients(module, image, 0 * relations, mask))
+    found = gradients(module, image, 0 * relations, mask, read=outputs)
+    assert all(x.isfinite().all() for x in found)
 
 
 @pytest.mark.parametrize("num_regions", [None, 5])
@@ -210,12 +194,8 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_compile_fullgraph(masked: bool) -> None:
-    torch.compiler.reset()
-    module = biased(VisualRefinement(6))
     image, relations, mask = batch()
-    inputs = (image, relations, mask if masked else None)
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(outputs(compiled(*inputs)), outputs(module(*inputs)))
+    assert_compiles(biased(VisualRefinement(6)), image, relations, mask if masked else None)
 
 
 @pytest.mark.parametrize("num_regions", [None, 5])

@@ -1,0 +1,190 @@
+"""Commands of the command line as real processes, which can be killed at a moment that is told."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_context = multiprocessing.get_context("forkserver")  # everything is imported once
+_context.set_forkserver_preload(
+    ["itmkit.cli.matcher_cli", "itmkit.data", "itmkit.systems", "timm", "tensorboard.summary"]
+)
+TIMEOUT = 90.0  # seconds
+
+
+class Kill(NamedTuple):
+    """SIGKILL of a process by itself at the n-th time that it comes to a place.
+
+    Places: ``step`` (the start of a training batch), ``validate`` (of a validation batch),
+    ``write`` (half of a checkpoint is written), ``rename`` (before it gets its name), ``renamed``
+    (after that), ``log`` (before a row of metrics.csv is written), ``table`` (half of metrics.csv
+    is written anew, with more columns).
+    """
+
+    place: str
+    count: int
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+class Command:
+    """A running command.
+
+    Args:
+        folder: working directory; what it writes to stdout and stderr is kept beside it.
+        arguments: words behind ``itmkit``.
+        kill: moment at which it sends itself a signal.
+        with_signal: that signal.
+        environment: further environment variables.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        kill: Kill | None = None,
+        with_signal: int = signal.SIGKILL,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.start = time.monotonic()
+        self.files = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
+        for path in self.files:
+            path.write_text("")
+        self.process = _context.Process(
+            target=_child,
+            args=(folder, self.files, arguments, kill, with_signal, environment or {}),
+        )
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
+    def end(self, timeout: float = TIMEOUT) -> Ended:
+        """Wait for its end; it is killed where it takes too long."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise TimeoutError(f"a command took more than {timeout:.0f} s: {self._told()[1]}")
+        return Ended(self.process.exitcode, *self._told(), time.monotonic() - self.start)
+
+    def _told(self) -> tuple[str, str]:
+        out, err = (path.read_text(errors="replace") for path in self.files)
+        return out, err
+
+
+def run_command(folder: Path, *arguments: str, **options: Any) -> Ended:
+    """Run a command to its end, see :class:`Command`."""
+    return Command(folder, *arguments, **options).end()
+
+
+def _child(
+    folder: Path,
+    files: list[Path],
+    arguments: tuple[str, ...],
+    kill: Kill | None,
+    with_signal: int,
+    environment: dict[str, str],
+) -> None:
+    for path, number in zip(files, (1, 2), strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path.insert(0, str(Path(__file__).parent))
+    sys.argv = ["itmkit", *arguments]
+    import torch
+
+    from itmkit.cli import main
+
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the data's processes, as ever
+    if kill is not None:
+        _arm(kill, with_signal)
+    main(list(arguments))
+
+
+def _arm(kill: Kill, with_signal: int) -> None:
+    from itmkit.cli import checkpoints, metrics_table
+    from itmkit.systems import Matcher
+
+    left = kill.count
+
+    def reached() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), with_signal)
+
+    def before(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        @wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            reached()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    class Half:
+        """A file that has half of what is written when the moment is reached."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, content: Any) -> None:
+            middle = len(content) // 2
+            self.file.write(content[:middle])
+            self.file.flush()
+            reached()
+            self.file.write(content[middle:])
+
+    def half(owner: Any) -> None:
+        original = owner.written_whole
+
+        @contextmanager
+        def written(target: Path) -> Iterator[Half]:
+            with original(target) as file:
+                yield Half(file)
+
+        owner.written_whole = written
+
+    def around_rename(*, after: bool) -> None:
+        original = os.replace
+
+        def replace(source: Any, target: Any) -> None:
+            matters = str(target).endswith(".ckpt")
+            if matters and not after:
+                reached()
+            original(source, target)
+            if matters and after:
+                reached()
+
+        os.replace = replace
+
+    places: dict[str, Callable[[], None]] = {
+        "step": lambda: before(Matcher, "training_step"),
+        "validate": lambda: before(Matcher, "validation_step"),
+        "write": lambda: half(checkpoints),
+        "table": lambda: half(metrics_table),
+        "rename": lambda: around_rename(after=False),
+        "renamed": lambda: around_rename(after=True),
+        "log": lambda: before(metrics_table.MetricsTable, "save"),
+    }
+    places[kill.place]()
