@@ -1,4 +1,5 @@
-# itmkit: `make demo` trains a small model and shows its recall, `make test` runs the tests.
+# itmkit: `make demo` trains a small model and shows its recall, `make test` runs the tests,
+# `make test-long` those that take minutes.
 # Both make their own environment in .venv, once; VENV= and PYTHON= choose others.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.itmkit-installed
 
-.PHONY: env demo test lint types build clean
+.PHONY: env demo test test-long lint types build clean
 
 env: $(INSTALLED)
 
@@ -26,6 +27,10 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What takes minutes: 2,000 steps of each system (ITMKIT_LONG_STEPS), many kills and resumes.
+test-long: env
+	$(BIN)/python -m pytest -m long -rA -p no:warnings $(PYTEST_ARGS) tests
 
 lint: env
 	$(BIN)/ruff check .

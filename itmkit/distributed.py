@@ -92,6 +92,15 @@ def rank() -> int:
     return dist.get_rank() if _initialised() else 0
 
 
+def leave() -> None:
+    """Leave the process group, if there is one, at the end of a process that has done its work.
+
+    A process that ends as a member may abort: threads of gloo run while Python takes itself down.
+    """
+    if _initialised():
+        dist.destroy_process_group()
+
+
 def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 

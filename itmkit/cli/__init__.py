@@ -60,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         with told_in_one_line():
             from itmkit.cli.matcher_cli import MatcherCLI
             from itmkit.data import ImageTextData
+            from itmkit.distributed import leave
             from itmkit.systems import Matcher
 
             MatcherCLI(Matcher, ImageTextData, arguments)
+            leave()
     else:
         commands = ", ".join((*MATCHER_COMMANDS, "extract"))
         fail(f"unknown command '{command}'; expected one of {commands}")

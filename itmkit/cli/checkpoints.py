@@ -1,29 +1,115 @@
-"""The two checkpoints of a run: the best of all of it, and the last."""
+"""The two checkpoints of a run, the best of all of it and the last, and how they reach the disk."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint so that under its name there is always a whole one, the old or the new.
+
+    Lightning's own goes through a temporary file in the folder for these, which it copies where
+    that is on another file system: a process killed meanwhile leaves half a file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with written_whole(Path(path)) as file:
+            file.write(content.getbuffer())
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """The end of the last epoch, as ``last.ckpt``, to resume from.
+    """Where to resume from, as ``last.ckpt``: the end of the last epoch, or a later step.
 
-    Lightning's own ``save_last`` is written only when the best improves, too.
+    Also saves when the process is told to end (SIGTERM). Lightning's own ``save_last`` is written
+    only when the best improves, too.
+
+    Args:
+        every_n_train_steps: after how many optimizer steps it is written within an epoch, at least
+            1; where null, only at the end of epochs.
+
+    Raises:
+        ValueError: if ``every_n_train_steps`` is less than 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_train_steps: int | None = None) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(
+                f"every_n_train_steps is {every_n_train_steps}; expected 1 or more, or null"
+            )
         super().__init__(
             filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
+        self._period = every_n_train_steps
+        self._saved = (0, 0)  # steps and batches at the last save
+        self._waits = False  # for the end of a validation
+
+    @property
+    def path(self) -> Path:
+        """Of the checkpoint, whether it is there or not."""
+        return Path(self.dirpath or ".") / "last.ckpt"
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # A resumed run that ends before its first checkpoint can be resumed, too.
+        if trainer.state.fn == "fit" and trainer.is_global_zero:
+            copy_whole(Path(trainer.ckpt_path or ""), self.path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A resumed run's last checkpoint is its own."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        batches = trainer.fit_loop.epoch_loop
+        if (
+            self._period is None
+            or batches._should_accumulate()
+            or trainer.global_step % self._period
+            or batches._num_ready_batches_reached()  # the end of the epoch is near
+        ):
+            return
+        fetcher = trainer.fit_loop._data_fetcher
+        # Lightning would not validate at this step any more after a resume.
+        self._waits = fetcher is not None and batches._should_check_val_fx(fetcher)
+        if not self._waits:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._waits:
+            self._waits = False
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        terminated = trainer.state.fn == "fit" and isinstance(exception, SIGTERMException)
+        if terminated and self._saved != (trainer.global_step, trainer.fit_loop.total_batch_idx):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._save_checkpoint(trainer, str(self.path))
+        self._saved = (trainer.global_step, trainer.fit_loop.total_batch_idx)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -39,6 +125,10 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         self._stage = stage
         self._copies = trainer.is_global_zero
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._resumed_from = Path(trainer.ckpt_path or "").parent
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +148,7 @@ class BestCheckpoint(ModelCheckpoint):
         best = str(Path(self.dirpath) / Path(state_dict["best_model_path"]).name)
         if best not in kept:  # gone from disk: what comes is judged afresh
             return
-        self.best_k_models = kept
+        self.best_k_models, self.current_score = kept, state_dict["current_score"]
         self.best_model_path, self.best_model_score = best, kept[best]
         worst = (min if self.mode == "max" else max)(kept, key=lambda path: float(kept[path]))
         self.kth_best_model_path, self.kth_value = worst, kept[worst]
@@ -66,8 +156,36 @@ class BestCheckpoint(ModelCheckpoint):
     def _adopt(self, source: Path) -> str:
         target = Path(self.dirpath or ".") / source.name
         if self._copies and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.part")
-            shutil.copyfile(source, part)
-            os.replace(part, target)
+            copy_whole(source, target)
         return str(target)
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes its name at the end, when it is on disk; else never."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(target)
+        raise
+    with suppress(OSError):  # not every file system lets a folder be synchronised
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that under the new name there is all of it, or nothing."""
+    with open(source, "rb") as content, written_whole(target) as file:
+        shutil.copyfileobj(content, file)

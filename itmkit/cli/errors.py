@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import NoReturn
 
 _PACKAGE = Path(__file__).parents[1]
+_WORKER_GONE = re.compile(r"DataLoader worker \(pid")
+_PROCESS_GONE = re.compile(
+    r"Connection (closed|reset) by peer|Connection was likely closed|Broken pipe"
+    r"|remote process exited"
+)
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\s")
 
 
@@ -43,8 +48,9 @@ def one_line(error: Exception) -> str | None:
     """What to tell a user of an error, or None if the error is not theirs.
 
     Theirs are: files and network (``OSError``), values that itmkit itself refuses (a ``ValueError``
-    raised in this package), a Trainer that cannot be had as configured, and weights that do not
-    fit the model.
+    raised in this package), a Trainer that cannot be had as configured, a killed process of the
+    data, weights that do not fit the model, and what the other processes see when one of a run
+    ends.
 
     Args:
         error: the error as caught, with its traceback.
@@ -53,6 +59,8 @@ def one_line(error: Exception) -> str | None:
         One line of text, or None.
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from itmkit.data.dataset import BadSampleError
 
     text, files = (
         str(error),
@@ -67,6 +75,13 @@ def one_line(error: Exception) -> str | None:
         return _line(text)
     if isinstance(error, ValueError) and files and Path(files[-1]).is_relative_to(_PACKAGE):
         return _line(text)
+    if isinstance(error, BadSampleError):  # of a dataset that is not ours, too
+        return _line(text)
+    if isinstance(error, RuntimeError) and _PROCESS_GONE.search(text):
+        return "another process of this run has ended; its own error says why"
+    if isinstance(error, RuntimeError) and _WORKER_GONE.match(text):
+        told = "a process that reads the data was killed; where memory is short, fewer may do"
+        return _line(f"{told} (data.num_workers): {text}")
     if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict for "):
         head, *details = (line.strip() for line in text.splitlines())
         return _line(f"{head} {' '.join(details)}", limit=400)

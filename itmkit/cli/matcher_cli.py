@@ -8,7 +8,10 @@ always wins over what a checkpoint remembers.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,16 +20,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint
+from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from itmkit.cli.layer_sync import BatchNormSync
+from itmkit.cli.metrics_table import MetricsTable
 from itmkit.cli.parser import MatcherParser
-from itmkit.cli.run_folder import claim, discard, point_latest_to
+from itmkit.cli.resume import ExactResume
+from itmkit.cli.run_folder import claim, discard, note_job, point_latest_to, requeued_from
 from itmkit.configs import config_path
 from itmkit.retrieval import Gallery, recall_table, write_metrics
 
@@ -97,6 +105,7 @@ class MatcherCLI(LightningCLI):
             "loaded (validate, test), too. Where null, fit does unless it resumes.",
         )
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
+        parser.add_class_arguments(LastCheckpoint, "last")
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -112,6 +121,9 @@ class MatcherCLI(LightningCLI):
         # Lightning would let the checkpoint's hyper-parameters override the command line here.
         options = self.config[self.config.subcommand]
         if options.ckpt_path is not None:
+            # Without links: `latest` will lead to the new run.
+            given, path = Path(options.ckpt_path), Path(options.ckpt_path).resolve()
+            options.ckpt_path = str(path) if given.is_absolute() else os.path.relpath(path)
             _check_checkpoint(Path(options.ckpt_path), options.model.class_path)
 
     def before_instantiate_classes(self) -> None:
@@ -120,11 +132,17 @@ class MatcherCLI(LightningCLI):
         if options.name is None:
             system = options.model.class_path.rpartition(".")[2].lower()
             options.name = "-".join([system, *self.config_stems])
+        self.runs = Path(options.trainer.default_root_dir or "runs")
+        if self.subcommand == "fit" and options.ckpt_path is None:
+            last = requeued_from(self.runs, options.name)
+            if last is not None:
+                _check_checkpoint(last, options.model.class_path)
+                options.ckpt_path = str(last)
+                rank_zero_only(print)(f"requeued: going on from {last}")
         self._config_text = self._parser(self.subcommand).dump(options, skip_unset=False)
-        if options.trainer.fast_dev_run or getattr(rank_zero_only, "rank", 0) != 0:
+        if options.trainer.fast_dev_run or not _is_first_process(options.trainer.num_nodes):
             return
         suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
-        self.runs = Path(options.trainer.default_root_dir or "runs")
         self.run_folder = claim(self.runs, options.name, suffix=suffix)
         for logger in _as_list(options.trainer.logger):
             arguments = getattr(logger, "init_args", {})
@@ -136,17 +154,24 @@ class MatcherCLI(LightningCLI):
             super().instantiate_classes()
             if self.run_folder is not None:
                 (self.run_folder / "config.yaml").write_text(self._config_text, encoding="utf-8")
+                note_job(self.run_folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self._get(self.config_init, "trainer")
         callbacks = _as_list(options.callbacks)
         self.checkpoint: BestCheckpoint | None = None
+        self.last: LastCheckpoint | None = None
+        if self.subcommand == "fit":
+            callbacks.append(ExactResume())
+        if options.sync_batchnorm:
+            kwargs["plugins"] = [*_as_list(options.plugins), BatchNormSync()]
         if options.fast_dev_run:
             kwargs["enable_checkpointing"] = False
             callbacks = [one for one in callbacks if not isinstance(one, ModelCheckpoint)]
         elif options.enable_checkpointing is not False:
             self.checkpoint = self._get(self.config_init, "checkpoint")
-            callbacks += [self.checkpoint, LastCheckpoint()]
+            self.last = self._get(self.config_init, "last")
+            callbacks += [self.checkpoint, self.last]
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if options.enable_progress_bar is not False and not bars:
             callbacks.append(TQDMProgressBar())
@@ -157,11 +182,14 @@ class MatcherCLI(LightningCLI):
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(folder / "checkpoints")
             if options.logger in (None, True):
-                table = CSVLogger(folder, name="", version="")
+                table = MetricsTable(folder, name="", version="")
                 _ = table.experiment  # opened now: it warns of a folder that is not empty
                 curves = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
                 kwargs["logger"] = [table, curves]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
     def fit(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Train, and show the recall of the untrained model above that of the best checkpoint."""
@@ -169,7 +197,7 @@ class MatcherCLI(LightningCLI):
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             return
         rows = {}
-        with self._discarding_in_vain():
+        with self._told_where_to_resume(), self._discarding_in_vain():
             datamodule.setup("fit")  # training data at fault is found before anything is measured
             if self._measures_untrained(default=ckpt_path is None):
                 with isolate_rng():  # training is the same with and without
@@ -179,7 +207,7 @@ class MatcherCLI(LightningCLI):
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             minutes = (time.monotonic() - start) / 60
         best = self.checkpoint.best_model_path if self.checkpoint else ""
-        with self._nothing_logged():
+        with self._told_where_to_resume(), self._nothing_logged():
             rows["trained"] = self._measure("validate", best or None)
         self._write_skipped()
         self._report(rows, "val")
@@ -208,7 +236,7 @@ class MatcherCLI(LightningCLI):
 
     def _evaluate(self, command: str, ckpt_path: str | None) -> None:
         rows = {}
-        with self._discarding_in_vain():
+        with self._told_where_to_resume(), self._discarding_in_vain():
             if self._measures_untrained(default=False) and ckpt_path is not None:
                 with self._nothing_logged():
                     rows["untrained"] = self._measure(command)
@@ -230,6 +258,8 @@ class MatcherCLI(LightningCLI):
             verbose=False,
             weights_only=True,
         )
+        if self.trainer.received_sigterm:
+            raise SIGTERMException  # Lightning only notes it while it evaluates
         front = f"{STAGES[command]}/"
         return {
             name.removeprefix(front): value
@@ -266,6 +296,24 @@ class MatcherCLI(LightningCLI):
             self.trainer.loggers = loggers
 
     @contextmanager
+    def _told_where_to_resume(self) -> Iterator[None]:
+        """End as processes do that a signal ended, with a line that says how to go on."""
+        try:
+            yield
+        except SystemExit as stop:  # Lightning's answer to SIGTERM and Ctrl-C
+            if isinstance(stop, SIGTERMException):
+                ended_by = signal.SIGTERM
+            elif isinstance(stop.__context__, KeyboardInterrupt):
+                ended_by = signal.SIGINT
+            else:
+                raise
+            if self.trainer.is_global_zero:
+                last = self.last.path if self.last is not None else None
+                told = f"; to go on: --ckpt_path {last}" if last and last.is_file() else ""
+                print(f"itmkit: ended by {ended_by.name}{told}", file=sys.stderr)
+            sys.exit(128 + ended_by)
+
+    @contextmanager
     def _discarding_in_vain(self) -> Iterator[None]:
         """Take the run's folder back if an error comes before the first training step."""
         try:
@@ -275,6 +323,13 @@ class MatcherCLI(LightningCLI):
             if self.run_folder is not None and (trainer is None or trainer.global_step == 0):
                 discard(self.run_folder, upto=self.runs)
             raise
+
+
+def _is_first_process(num_nodes: int) -> bool:
+    """Whether this process is the one that writes, before a Trainer can tell."""
+    # Lightning's own launcher names the node, and the rank only to the processes that it starts.
+    node = os.environ.get("NODE_RANK", "0") if num_nodes > 1 else "0"
+    return getattr(rank_zero_only, "rank", 0) == 0 and int(node) == 0
 
 
 def _with_config_paths(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -28,6 +29,24 @@ def claim(runs: Path, name: str, *, suffix: str = "") -> Path:
             folder.mkdir()
             break
     return folder
+
+
+def note_job(folder: Path) -> None:
+    """Write into a run's folder which SLURM job it is of, if any; see :func:`requeued_from`."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        (folder / "slurm_job").write_text(job, encoding="utf-8")
+
+
+def requeued_from(runs: Path, name: str) -> Path | None:
+    """The last checkpoint of this SLURM job, where the job was requeued and has one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return None
+    for note in sorted((runs / name).glob("2*/slurm_job"), reverse=True):
+        last = note.parent / "checkpoints/last.ckpt"
+        if last.is_file() and note.read_text(encoding="utf-8") == job:
+            return last
+    return None
 
 
 def discard(folder: Path, *, upto: Path) -> None:

@@ -79,11 +79,7 @@ class MaskedBatchNorm(nn.Module):
         count = real.sum()
         mean = (rows * real).sum(0) / count.clamp_min(1)
         square = ((rows - mean).square() * real).sum(0)  # around the mean of this process
-        parts = gather(torch.cat([count.expand(1), mean, square]).unsqueeze(0))
-        counts, means, squares = parts.split([1, self.dim, self.dim], dim=1)
-        total = counts.sum()
-        mean = (counts * means).sum(0) / total.clamp_min(1)
-        square = (squares + counts * (means - mean).square()).sum(0)
+        total, mean, square = global_moments(count, mean, square)
         with torch.no_grad():
             step = self.momentum * (total > 0)  # a batch without a real token teaches nothing
             unbiased = square / (total - 1).clamp_min(1)
@@ -91,3 +87,21 @@ class MaskedBatchNorm(nn.Module):
             self.running_var += step * (unbiased - self.running_var)
             self.num_batches_tracked += 1
         return mean, square / total.clamp_min(1)
+
+
+def global_moments(count: Tensor, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments over all processes from those of each, with gradients.
+
+    Args:
+        count: number of rows of this process, a scalar.
+        mean: ``(D,)`` their mean.
+        square: ``(D,)`` their sum of squares around that mean.
+
+    Returns:
+        The same three of all rows of all processes.
+    """
+    parts = gather(torch.cat([count.expand(1), mean, square]).unsqueeze(0))
+    counts, means, squares = parts.split([1, len(mean), len(mean)], dim=1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total.clamp_min(1)
+    return total, mean, (squares + counts * (means - mean).square()).sum(0)

@@ -352,13 +352,16 @@ def test_error_checkpoint_of_another_size(capsys: pytest.CaptureFixture[str]) ->
     assert "size mismatch for image.weight" in line
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "empty", "weights", "pickle"])
+@pytest.mark.parametrize("kind", ["missing", "text", "empty", "truncated", "weights", "pickle"])
 def test_error_no_checkpoint(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path("some.ckpt")
     if kind == "text":
         path.write_text("not a checkpoint")
     elif kind == "empty":
         path.touch()
+    elif kind == "truncated":
+        checkpoint_of_the_tiny_system("some.ckpt")
+        path.write_bytes(path.read_bytes()[:-1000])
     elif kind == "weights":
         torch.save({"weight": torch.zeros(2)}, path)
     elif kind == "pickle":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from itmkit.cli.run_folder import claim, discard, point_latest_to
+from itmkit.cli.run_folder import claim, discard, note_job, point_latest_to, requeued_from
 
 
 def test_claim_never_gives_a_folder_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +52,34 @@ def test_latest_follows(tmp_path: Path) -> None:
         second.name,
         "latest",
     }
+
+
+def test_requeued_job_finds_its_own_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(time: str, job: str, *, saved: bool) -> Path:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        folder = tmp_path / "a" / time
+        (folder / "checkpoints").mkdir(parents=True)
+        note_job(folder)
+        last = folder / "checkpoints/last.ckpt"
+        if saved:
+            last.touch()
+        return last
+
+    assert requeued_from(tmp_path, "a") is None
+    make("20200101-000000", "7", saved=True)
+    expected = make("20200102-000000", "7", saved=True)
+    make("20200103-000000", "7", saved=False)
+    make("20200104-000000", "8", saved=True)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert requeued_from(tmp_path, "a") is None  # not requeued: a new run
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert requeued_from(tmp_path, "a") is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert requeued_from(tmp_path, "a") == expected
+    assert requeued_from(tmp_path, "b") is None
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert requeued_from(tmp_path, "a") is None
+    note_job(tmp_path)
+    assert not (tmp_path / "slurm_job").exists()

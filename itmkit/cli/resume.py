@@ -1,0 +1,144 @@
+"""What a resumed run needs to be the run that was not stopped, and Lightning does not save."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage
+
+from itmkit.distributed import rank, world_size
+
+KEY = "resume"
+
+
+class ExactResume(Callback):
+    """Adds to every checkpoint of a run what makes it resume bit for bit.
+
+    That is the state of the random numbers and the gradients of a batch that is still accumulated,
+    both of every process, and what was about to be logged. And it corrects two errors of Lightning
+    in runs with ``max_steps``: where that ended training inside an epoch, the checkpoint says that
+    the epoch is over, and a longer run that resumes would leave out the rest of it; and a run that
+    resumes from the end of an epoch would leave out the next one.
+    """
+
+    def __init__(self) -> None:
+        self._resumed: dict[str, Any] | None = None
+        self._validates = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._resumed, self._validates = None, False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validates = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validates = False
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        mine = {"random": _random_state(), "gradients": _gradients(trainer, pl_module)}
+        everyone = [mine] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(everyone, mine)
+        checkpoint[KEY] = {
+            "processes": everyone,
+            "row": _row_to_come(trainer),
+            "validates": self._validates,
+        }
+        loop = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+        inside = 0 < batches["current"]["ready"] < trainer.num_training_batches
+        if inside and not batches["is_last_batch"]:
+            for count in epochs.values():
+                count["processed"] = count["started"] - 1
+                count["completed"] = min(count["completed"], count["processed"])
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._resumed = checkpoint.get(KEY)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._resumed is None:
+            if rank():  # or every process would draw the same dropout; the first as one alone
+                torch.manual_seed(torch.initial_seed() + rank())
+            return
+        _begin_next_epoch(trainer)
+        if self._resumed["validates"]:  # all of it, not the rest that Lightning would do
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting = False
+            validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+        processes, row = self._resumed["processes"], self._resumed["row"]
+        if len(processes) == world_size():
+            mine = processes[rank()]
+            _set_random_state(mine["random"])
+            parameters = dict(pl_module.named_parameters())
+            for name, gradient in mine["gradients"].items():
+                parameters[name].grad = gradient.to(parameters[name].device)
+        for logger in trainer.loggers if row else ():
+            logger.log_metrics(dict(row["metrics"]), step=row["step"])
+            logger.save()
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._resumed is not None:
+            # The step that is logged: Lightning is one off where the checkpoint was saved after a
+            # validation or at the end of an epoch.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            self._resumed = None
+
+
+def _begin_next_epoch(trainer: Trainer) -> None:
+    """Where the checkpoint is the end of an epoch, nothing of that epoch is left to restart."""
+    fit = trainer.fit_loop
+    counts: list[Any] = [fit.epoch_progress.total, fit.epoch_progress.current]
+    if fit.restarting and all(one.ready == one.started == one.processed for one in counts):
+        for one in counts:
+            one.completed = one.processed
+        fit._restarting = fit.epoch_loop.restarting = False
+        fit.reset_restart_stage()
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _gradients(trainer: Trainer, pl_module: LightningModule) -> dict[str, torch.Tensor]:
+    if not trainer.fit_loop._should_accumulate():
+        return {}
+    parameters = pl_module.named_parameters()
+    return {name: one.grad for name, one in parameters if one.grad is not None}
+
+
+def _row_to_come(trainer: Trainer) -> dict[str, Any] | None:
+    """What Lightning logs of this step right after callbacks have saved it."""
+    loop, logs = trainer.fit_loop.epoch_loop, trainer._logger_connector
+    count: Any = loop.batch_progress.current
+    if not trainer.training or count.processed == count.completed or loop._should_accumulate():
+        return None
+    if not trainer.loggers or not logs.should_update_logs:
+        return None
+    metrics = {"epoch": trainer.current_epoch, **convert_tensors_to_scalars(logs.metrics["log"])}
+    return {"metrics": metrics, "step": loop._batches_that_stepped}
