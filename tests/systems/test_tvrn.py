@@ -108,8 +108,9 @@ def test_relations_of_an_image_matter_to_its_own_scores():
     before = tvrn.score(tvrn.encode_image(batch.images), texts)
     batch.images.relations[2] = 1 - batch.images.relations[2]
     change = (tvrn.score(tvrn.encode_image(batch.images), texts) - before).abs()
-    assert (change[2] > 1e-4).all()
-    assert change[[0, 1, 3, 4, 5]].max() < 1e-6
+    others = change[[0, 1, 3, 4, 5]].max()
+    assert others < 1e-6
+    assert (change[2] > 10 * others).all() and change[2].max() > 1e-5
 
 
 def test_pixels_are_regions_each_related_to_itself_alone():
