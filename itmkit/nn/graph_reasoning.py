@@ -46,9 +46,11 @@ class GraphReasoning(nn.Module):
     def forward(self, similarities: Tensor, mask: Tensor | None = None) -> Tensor:
         check_tokens("similarities", similarities, self.dim, mask, "mask")
         nodes = fill_padding(similarities, mask)
-        for step in self.steps:
-            nodes = step(nodes, mask)
-        return nodes[:, 0]
+        *steps, last = self.steps
+        for step in steps:
+            nodes = fill_padding(step(nodes, nodes, mask), mask)
+        first = last(nodes[:, :1], nodes, mask)  # no other node is read
+        return fill_padding(first, None if mask is None else mask[:, :1]).squeeze(1)
 
 
 class _Step(nn.Module):
@@ -58,8 +60,10 @@ class _Step(nn.Module):
         self.key = xavier_linear(dim, dim)
         self.out = xavier_linear(dim, dim)
 
-    def forward(self, nodes: Tensor, mask: Tensor | None) -> Tensor:
-        edges = self.query(nodes) @ self.key(nodes).mT
+    def forward(self, to: Tensor, nodes: Tensor, mask: Tensor | None) -> Tensor:
+        """What ``nodes`` say to some of them."""
+        query = self.query(to)
+        edges = query @ self.key.weight @ nodes.mT + (query @ self.key.bias).unsqueeze(-1)
         if mask is not None:
             edges = edges.masked_fill(~mask.unsqueeze(1), torch.finfo(edges.dtype).min)
-        return fill_padding(self.out(edges.softmax(-1) @ nodes).relu(), mask)
+        return self.out(edges.softmax(-1) @ nodes).relu()

@@ -259,6 +259,30 @@ def test_half_precision(dtype: torch.dtype, chunk_elements: int) -> None:
 
 
 @each_direction
+@pytest.mark.parametrize("dim", [2, 64])
+def test_bf16_products_are_close_and_only_without_gradients(direction: Direction, dim: int) -> None:
+    inputs = batch(dim)
+    expected = gradients(*inputs, direction=direction)
+    for result, exact in zip(
+        gradients(*inputs, direction=direction, bf16_products=True), expected, strict=True
+    ):
+        assert torch.equal(result, exact)
+    scores = cross_attention_scores(*inputs, direction=direction, bf16_products=True)
+    assert scores.dtype == torch.float32 and not torch.equal(scores, expected[0])
+    torch.testing.assert_close(scores, expected[0].detach(), atol=2e-2, rtol=0)
+
+
+@each_direction
+def test_real_words_may_stand_anywhere(direction: Direction) -> None:
+    image, text, image_mask, text_mask = batch()
+    turned = gradients(image, text.flip(1), image_mask, text_mask.flip(1), direction=direction)
+    expected = gradients(image, text, image_mask, text_mask, direction=direction)
+    expected[2] = expected[2].flip(1)
+    for result, exact in zip(turned, expected, strict=True):
+        torch.testing.assert_close(result, exact, atol=1e-5, rtol=1e-5)
+
+
+@each_direction
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("chunk_elements", [2**24, 200])
 def test_compile_fullgraph(direction: Direction, masked: bool, chunk_elements: int) -> None:
@@ -280,7 +304,8 @@ def test_smoke_module() -> None:
     assert not list(module.parameters())
     assert not module.state_dict()
     assert repr(module) == (
-        "CrossAttentionSimilarity(direction='both', smooth=4.0, chunk_elements=100)"
+        "CrossAttentionSimilarity(direction='both', smooth=4.0, chunk_elements=100, "
+        "bf16_products=False)"
     )
     inputs = batch()
     expected = cross_attention_scores(*inputs, direction="both", smooth=4.0)
