@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from itmkit.nn.functional import check_tokens, fill_padding
+from itmkit.nn.linear import linear
 
 Direction = Literal["t2i", "i2t", "both"]
 _CACHED_ELEMENTS = 2**21  # a block of this size stays in the caches of a CPU
@@ -183,7 +184,7 @@ def _score_block(
     images: _Images, captions: _Captions, *, direction: Direction, smooth: float
 ) -> Tensor:
     """Scores ``(r, c)`` of all pairs of a block."""
-    dots = captions.tokens @ images.tokens.flatten(0, 1).T
+    dots = linear(captions.tokens, images.tokens.flatten(0, 1))
     dots = dots.to(images.scale.dtype).unflatten(1, images.scale.shape)
     t2i, i2t = [], []
     for group, part, tokens, scale, gram in zip(

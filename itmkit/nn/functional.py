@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from itmkit.nn.linear import Linear
+
 
 def l2_normalize(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
     r"""Scale vectors to length one; zero stays zero, with a zero gradient.
@@ -37,7 +39,7 @@ def fill_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 def xavier_linear(in_dim: int, out_dim: int) -> nn.Linear:
     """A Linear layer that starts Xavier-uniform, with zero bias."""
-    layer = nn.Linear(in_dim, out_dim)
+    layer = Linear(in_dim, out_dim)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

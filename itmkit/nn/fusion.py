@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from itmkit.nn.functional import check_tokens, l2_normalize
+from itmkit.nn.linear import Linear
 
 
 class FusionEncoder(nn.Module):
@@ -152,12 +153,12 @@ class _Layer(nn.Module):
         self.attention_dropout = attention_dropout
         self.dropout = nn.Dropout(dropout)
         self.norm_attention = nn.LayerNorm(dim)
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key_value = Linear(dim, 2 * dim)
+        self.out = Linear(dim, dim)
         self.norm_mlp = nn.LayerNorm(dim)
-        self.hidden = nn.Linear(dim, hidden_dim)
-        self.mlp_out = nn.Linear(hidden_dim, dim)
+        self.hidden = Linear(dim, hidden_dim)
+        self.mlp_out = Linear(hidden_dim, dim)
         for linear in (self.query, self.key_value, self.out, self.hidden, self.mlp_out):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

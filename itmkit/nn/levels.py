@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from itmkit.nn.functional import fill_padding
+from itmkit.nn.linear import Linear
 
 
 class SharedLevels(nn.Module):
@@ -48,7 +49,7 @@ class SharedLevels(nn.Module):
         self.encoder = encoder
         self.levels = levels
         self.dim = width if dim is None else dim
-        self.projections = nn.ModuleList(nn.Linear(width, self.dim) for _ in range(levels))
+        self.projections = nn.ModuleList(Linear(width, self.dim) for _ in range(levels))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> list[tuple[Tensor, Tensor | None]]:
         tokens, mask = self.encoder(x, mask)

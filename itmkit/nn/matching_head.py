@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from itmkit.nn.linear import Linear
+
 
 class MatchingHead(nn.Module):
     """Binary logit of a pair: do this image and this text belong together?
@@ -33,8 +35,8 @@ class MatchingHead(nn.Module):
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
         self.dim = dim
-        self.hidden = nn.Linear(3 * dim, dim)
-        self.logit = nn.Linear(dim, 1)
+        self.hidden = Linear(3 * dim, dim)
+        self.logit = Linear(dim, 1)
 
     def forward(self, image_out: Tensor, text_out: Tensor) -> Tensor:
         for name, x in (("image_out", image_out), ("text_out", text_out)):

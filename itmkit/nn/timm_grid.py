@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from itmkit.nn.linear import Linear
 from itmkit.nn.timm_backbone import TimmBackbone
 
 
@@ -87,7 +88,7 @@ class TimmGrid(TimmBackbone):
         if projection is not None:
             self.dim = _width(projection)
         elif dim is not None:
-            self.projection = nn.Sequential(nn.Linear(self.channels[0], dim), nn.LayerNorm(dim))
+            self.projection = nn.Sequential(Linear(self.channels[0], dim), nn.LayerNorm(dim))
             self.dim = dim
         else:
             self.dim = self.channels[0]

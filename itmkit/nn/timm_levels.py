@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
+from itmkit.nn.linear import Linear
 from itmkit.nn.region_projection import RegionProjection
 from itmkit.nn.timm_backbone import TimmBackbone
 
@@ -99,7 +100,7 @@ class TimmLevels(TimmBackbone):
         self.level_discriminability = level_discriminability
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
         self.projections = nn.ModuleList(
-            nn.Linear(width, dim)
+            Linear(width, dim)
             if hidden_dim is None
             else RegionProjection(width, dim, hidden_dim=hidden_dim)
             for width in self.channels

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.functional import fill_padding
+from itmkit.nn.linear import Linear
 from itmkit.nn.transformer_backbone import TransformerBackbone
 
 
@@ -87,7 +88,7 @@ class TransformerLevels(TransformerBackbone):
         self.levels = len(layers)
         self.level_discriminability = level_discriminability
         self.dropout = nn.Dropout(dropout)
-        self.projections = nn.ModuleList(nn.Linear(self.width, dim) for _ in layers)
+        self.projections = nn.ModuleList(Linear(self.width, dim) for _ in layers)
         self.train()
 
     def forward(self, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize
+from itmkit.nn.linear import Linear, linear
 
 
 class TwoPartGRU(nn.Module):
@@ -40,8 +40,8 @@ class TwoPartGRU(nn.Module):
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
         self.dim = dim
-        self.input = nn.Linear(dim, 3 * dim)  # reset, update and new gate, as in nn.GRU
-        self.hidden = nn.Linear(dim, 3 * dim)
+        self.input = Linear(dim, 3 * dim)  # reset, update and new gate, as in nn.GRU
+        self.hidden = Linear(dim, 3 * dim)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
 
@@ -75,7 +75,7 @@ class TwoPartGRU(nn.Module):
 
     def gates(self, tokens: Tensor) -> Tensor:
         """What tokens ``(..., D)`` put into the gates, ``(..., 3D)``: linear, without the bias."""
-        return F.linear(tokens, self.input.weight)
+        return linear(tokens, self.input.weight)
 
     def second(
         self, gates: Tensor, state: Tensor, residual: Tensor, mask: Tensor | None = None

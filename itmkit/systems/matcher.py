@@ -16,6 +16,7 @@ from torch import Tensor
 
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import world_size
+from itmkit.nn.linear import linear
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
 from itmkit.systems.finite_loss import FiniteLoss
@@ -204,4 +205,4 @@ def _adamw(params: Any) -> torch.optim.Optimizer:
 def cosine_scores(image: Tensor, text: Tensor) -> Tensor:
     """Products ``(n, m)`` of unit vectors ``(n, D)`` and ``(m, D)``, at least fp32."""
     with autocast_off(image):
-        return at_least_float32(image) @ at_least_float32(text).T
+        return linear(at_least_float32(image), at_least_float32(text))

@@ -268,7 +268,8 @@ def test_bf16_products_are_close_and_only_without_gradients(direction: Direction
     ):
         assert torch.equal(result, exact)
     scores = cross_attention_scores(*inputs, direction=direction, bf16_products=True)
-    assert scores.dtype == torch.float32 and not torch.equal(scores, expected[0])
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, expected[0])
     torch.testing.assert_close(scores, expected[0].detach(), atol=2e-2, rtol=0)
 
 

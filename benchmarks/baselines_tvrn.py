@@ -1,4 +1,4 @@
-"""What the published loops compute, written plainly after their formulas: one pair at a time."""
+"""TVRN's scores one pair at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from itmkit.nn import RefinedSimilarity, l2_normalize
 from itmkit.nn.visual_refinement import RefinedImage
 
 
-@torch.no_grad()
-def tvrn_pair_loop(
+def pair_loop(
     similarity: RefinedSimilarity, images: RefinedImage, captions: list[Tensor]
 ) -> Tensor:
     """Logits ``(n, m)`` of TVRN, each pair computed from the start, as its released code does.
@@ -23,20 +22,18 @@ def tvrn_pair_loop(
     """
     textual, attention = similarity.textual, similarity.textual.attention
     gru = nn.GRU(textual.dim, textual.dim, batch_first=True)
-    parts = {"ih": textual.gru.input, "hh": textual.gru.hidden}
-    gru.load_state_dict(
-        {f"weight_{name}_l0": part.weight for name, part in parts.items()}
-        | {f"bias_{name}_l0": part.bias for name, part in parts.items()}
-    )
+    for name, part in {"ih": textual.gru.input, "hh": textual.gru.hidden}.items():
+        setattr(gru, f"weight_{name}_l0", part.weight)
+        setattr(gru, f"bias_{name}_l0", part.bias)
 
     def attend(query: Tensor, context: Tensor) -> Tensor:
         scores = F.leaky_relu(attention.key(context) @ attention.query(query).T, 0.1)
         weights = (attention.smooth * F.normalize(scores, dim=1).T).softmax(1)
         return F.normalize(weights @ context, dim=1)
 
-    logits = torch.empty(len(images.vector), len(captions))
-    for j, caption in enumerate(captions):
-        for i in range(len(images.vector)):
+    rows = []
+    for i in range(len(images.vector)):
+        for caption in captions:
             regions, context = images.tokens[i], images.context[i]
             visual = attend(attend(caption, caption), context)
             out, _ = gru(torch.cat([caption, visual])[None])
@@ -48,5 +45,5 @@ def tvrn_pair_loop(
             local = similarity.local_similarity((words - found).square())
             whole = similarity.global_similarity((images.vector[i] - vector).square())
             nodes = l2_normalize(torch.cat([whole[None], local]))
-            logits[i, j] = similarity.logit(similarity.reasoning(nodes[None])[0])
-    return logits
+            rows.append(similarity.logit(similarity.reasoning(nodes[None])[0]))
+    return torch.cat(rows).view(len(images.vector), len(captions))

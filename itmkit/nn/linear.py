@@ -1,0 +1,72 @@
+"""Linear layers, and inner products, at the speed that the processor has."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_LEAST_PRODUCTS = 2**22  # below, the call costs more than it saves
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    r"""As :func:`torch.nn.functional.linear`, :math:`x W^\top + b`: every inner product of rows.
+
+    PyTorch multiplies fp32 matrices on a CPU by MKL, which runs at half speed on processors that
+    are not Intel's. Large products hence go through oneDNN, wherever PyTorch has it.
+
+    Shape:
+        x: ``(..., D)``; weight: ``(O, D)``; bias: ``(O,)`` or None; result: ``(..., O)``.
+
+    Example:
+        >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+        tensor([[11., 17.]])
+    """
+    if (
+        x.ndim < 2
+        or x.numel() * weight.shape[0] < _LEAST_PRODUCTS
+        or not x.device.type == weight.device.type == "cpu"
+        or not x.dtype == weight.dtype == torch.float32
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or not _has_onednn()
+    ):
+        return F.linear(x, weight, bias)
+    rows: Tensor = _OneDNNLinear.apply(x.flatten(0, -2), weight, bias)
+    return rows.unflatten(0, x.shape[:-1])
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` by :func:`linear`; the same parameters and state."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+@cache
+def _has_onednn() -> bool:
+    """Whether this PyTorch has the product that its own compiler takes for Linear layers."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return rows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Any], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (grad,) = ctx.saved_tensors, grads
+        return (
+            linear(grad, weight.T) if ctx.needs_input_grad[0] else None,
+            linear(grad.T, x.T) if ctx.needs_input_grad[1] else None,
+            grad.sum(0) if ctx.needs_input_grad[2] else None,
+        )
