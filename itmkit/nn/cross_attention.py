@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from itmkit.nn.functional import check_tokens, fill_padding
+from itmkit.nn.functional import check_tokens, fill_padding, inverse_root
 from itmkit.nn.linear import linear
 
 Direction = Literal["t2i", "i2t", "both"]
@@ -150,7 +150,7 @@ def _pack_images(
     tokens: Tensor, mask: Tensor | None, product_dtype: torch.dtype, direction: Direction
 ) -> _Images:
     gram = None if direction == "i2t" else _gram(tokens)
-    scale = _inverse_root(tokens.square().sum(dim=2))
+    scale = inverse_root(tokens.square().sum(dim=2))
     share = _share(mask, tokens.new_full(tokens.shape[:1], tokens.shape[1]))
     return _Images(tokens.to(product_dtype), gram, scale, share)
 
@@ -175,7 +175,7 @@ def _pack_captions(
         None if direction == "t2i" else _gram(part.unflatten(0, group).transpose(0, 1))
         for part, group in zip(_split(tokens, groups), groups, strict=True)
     ]
-    scale = _inverse_root(tokens.square().sum(dim=1))
+    scale = inverse_root(tokens.square().sum(dim=1))
     share = _share(mask, tokens.new_tensor(lengths))
     return _Captions(tokens.to(product_dtype), groups, grams, scale, share)
 
@@ -218,7 +218,7 @@ def _find_regions(dots: Tensor, images: _Images, smooth: float) -> Tensor:
         squares = (by_image.to(images.tokens.dtype) @ images.tokens).to(dots.dtype).square().sum(2)
     else:
         squares = (by_image @ images.gram * by_image).sum(2)
-    return (weights * dots).sum(3) * _inverse_root(squares.T.unflatten(0, dots.shape[:2]))
+    return (weights * dots).sum(3) * inverse_root(squares.T.unflatten(0, dots.shape[:2]))
 
 
 def _find_words(
@@ -232,7 +232,7 @@ def _find_words(
         squares = (tokens @ by_caption.to(tokens.dtype)).to(dots.dtype).square().sum(1)
     else:
         squares = (gram @ by_caption * by_caption).sum(1)
-    return (weights * dots).sum(0) * _inverse_root(squares.unflatten(1, dots.shape[2:]))
+    return (weights * dots).sum(0) * inverse_root(squares.unflatten(1, dots.shape[2:]))
 
 
 def _weights(dots: Tensor, queries: int, context: int, scale: Tensor, smooth: float) -> Tensor:
@@ -241,7 +241,7 @@ def _weights(dots: Tensor, queries: int, context: int, scale: Tensor, smooth: fl
     ``queries`` and ``context`` are dimensions; ``scale`` is zero where the context is.
     """
     positive = F.leaky_relu(dots, 0.1)
-    logits = positive * (smooth * _inverse_root(positive.square().sum(queries, keepdim=True)))
+    logits = positive * (smooth * inverse_root(positive.square().sum(queries, keepdim=True)))
     if smooth > _SAFE_SMOOTH:
         logits = logits.masked_fill(scale == 0, -smooth)
         logits = logits - logits.detach().amax(context, keepdim=True)
@@ -251,12 +251,6 @@ def _weights(dots: Tensor, queries: int, context: int, scale: Tensor, smooth: fl
 def _gram(tokens: Tensor) -> Tensor | None:
     """Inner products of the tokens of an item, unless there are more of them than channels."""
     return tokens @ tokens.mT if tokens.shape[1] <= tokens.shape[2] else None
-
-
-def _inverse_root(square: Tensor) -> Tensor:
-    """1/√x, but zero with a zero gradient where x is not above 1e-24."""
-    real = square > 1e-24
-    return square.where(real, 1).rsqrt().where(real, 0)
 
 
 def _share(mask: Tensor | None, counts: Tensor) -> Tensor:

@@ -32,6 +32,12 @@ def l2_normalize(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
     return (wide / norm.where(real, torch.ones_like(norm)) * real).to(x.dtype)
 
 
+def inverse_root(square: Tensor) -> Tensor:
+    """One over the norm of vectors of a squared norm; zero, with a zero gradient, up to 1e-24."""
+    real = square > 1e-24
+    return square.where(real, 1).rsqrt().where(real, 0)
+
+
 def fill_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Tokens ``(..., N, D)`` with zeros where ``mask`` ``(..., N)`` is False."""
     return tokens if mask is None else tokens.masked_fill(~mask.unsqueeze(-1), 0)

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize, xavier_linear
+from itmkit.nn.functional import (
+    check_tokens,
+    fill_padding,
+    inverse_root,
+    l2_normalize,
+    xavier_linear,
+)
+from itmkit.precision import at_least_float32
 
 
 def attention_weights(
@@ -50,7 +57,9 @@ def attention_weights(
     shares = F.leaky_relu(similarity, 0.1)
     if query_mask is not None:
         shares = shares.masked_fill(~query_mask.unsqueeze(-1), 0)
-    logits = smooth * l2_normalize(shares, dim=-2)
+    # torch's norm is slow over this dimension
+    squares = at_least_float32(shares).square().sum(-2, keepdim=True)
+    logits = shares * (smooth * inverse_root(squares)).to(shares.dtype)
     if context_mask is None:
         return logits.softmax(dim=-1)
     real = context_mask.unsqueeze(-2)

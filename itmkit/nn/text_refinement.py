@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itmkit.nn.functional import check_tokens, fill_padding
+from itmkit.nn.functional import check_tokens, fill_padding, inverse_root
 from itmkit.nn.guided_pooling import GuidedPooling
 from itmkit.nn.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.two_part_gru import TwoPartGRU
@@ -145,8 +145,7 @@ class TextRefinement(nn.Module):
         flat = weights.flatten(1, 2)  # (n, m·L, N): one product an image
         with autocast_off(flat):  # |Σ a con|², from the Gram matrix
             square = ((flat.to(images.gram.dtype) @ images.gram) * flat).sum(-1)
-        real = square > 1e-24
-        scale = square.where(real, 1).rsqrt() * real
+        scale = inverse_root(square)
         gates = (flat * scale.unsqueeze(-1).to(flat.dtype)) @ images.gates
         n = len(weights)
         mask = None if captions.mask is None else captions.mask.expand(n, -1, -1)
