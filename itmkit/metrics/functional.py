@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 1 << 22
+from itmkit.metrics.ranks import check_finite, matching_pairs, ranks_by_tile
+
+_TILE_ELEMENTS = 1 << 21
 _LEVELS = (1, 5, 10)
 
 
@@ -40,27 +42,14 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
     """
     if dim not in (0, 1):
         raise ValueError(f"dim must be 0 or 1, got {dim!r}")
-    _check_matrix(scores, relevant, "relevant")
-    queries = scores.shape[1 - dim]
-    step = max(1, _CHUNK_ELEMENTS // max(1, scores.shape[dim]))
-    ranks = torch.empty(queries, dtype=torch.int64, device=scores.device)
-    for start in range(0, queries, step):
-        size = min(step, queries - start)
-        part = scores.narrow(1 - dim, start, size)
-        match = relevant.narrow(1 - dim, start, size).to(scores.device)
-        if not torch.stack(part.aminmax()).isfinite().all():  # NaN is passed on by both
-            place = (~part.isfinite()).nonzero()[0]
-            value = part[tuple(place)].item()
-            place[1 - dim] += start
-            row, column = place.tolist()
-            raise ValueError(f"scores must be finite, got {value} at scores[{row}, {column}]")
-        alone = ~match.any(dim)
-        if alone.any():
-            side = "column" if dim == 0 else "row"
-            raise ValueError(f"{side} {start + int(alone.nonzero()[0])} of relevant has no match")
-        best = part.masked_fill(~match, -torch.inf).amax(dim, keepdim=True)
-        ranks[start : start + size] = ((part >= best) & ~match).sum(dim)
-    return ranks
+    _check_scores(scores)
+    _check_bool(relevant, scores.shape, "relevant")
+    pairs = relevant.nonzero()
+    alone = _without_match(pairs[:, 1 - dim], scores.shape[1 - dim])
+    if alone is not None:
+        side = "column" if dim == 0 else "row"
+        raise ValueError(f"{side} {alone} of relevant has no match")
+    return _matrix_ranks(scores, pairs)[1 - dim]
 
 
 def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
@@ -134,10 +123,9 @@ def cross_modal_recall(
         >>> recall["i2t_r1"], recall["t2i_r1"]
         (100.0, 100.0)
     """
-    relevant = _relevant(scores, image_ids, text_image_ids, relevance)
-    return recall_from_ranks(
-        retrieval_ranks(scores, relevant, dim=1), retrieval_ranks(scores, relevant, dim=0)
-    )
+    _check_scores(scores)
+    pairs = relevant_pairs(image_ids, text_image_ids, relevance, tuple(scores.shape))
+    return recall_from_ranks(*_matrix_ranks(scores, pairs))
 
 
 def five_fold_recall(
@@ -166,58 +154,94 @@ def five_fold_recall(
         >>> five_fold_recall(scores, torch.arange(4), torch.arange(4), folds=2)["rsum"]
         600.0
     """
-    relevant = _relevant(scores, image_ids, text_image_ids, None)
+    _check_scores(scores)
+    relevant_pairs(image_ids, text_image_ids, None, tuple(scores.shape))
     count = len(image_ids)
     if folds < 1 or count % folds:
         raise ValueError(f"folds must divide the {count} images, got {folds}")
     if len(image_ids.unique()) < count:
         raise ValueError("image_ids must hold each image once, or a fold could share one")
-    size = count // folds
+    size, owners = count // folds, text_image_ids.to(image_ids.device)
     results = []
     for start in range(0, count, size):
         rows = slice(start, start + size)
-        columns = relevant[rows].any(0)
-        part, match = scores[rows][:, columns], relevant[rows][:, columns]
-        results.append(
-            recall_from_ranks(
-                retrieval_ranks(part, match, dim=1), retrieval_ranks(part, match, dim=0)
-            )
-        )
+        columns = torch.isin(owners, image_ids[rows])
+        part = scores[rows][:, columns.to(scores.device)]
+        results.append(cross_modal_recall(part, image_ids[rows], owners[columns]))
     return {key: sum(result[key] for result in results) / folds for key in results[0]}
 
 
-def _check_matrix(scores: Tensor, relevant: Tensor, name: str) -> None:
-    if scores.ndim != 2 or 0 in scores.shape:
-        raise ValueError(f"scores must be (n, m) with n, m > 0, got {tuple(scores.shape)}")
-    if not scores.is_floating_point():
-        raise ValueError(f"scores must be floating point, got {scores.dtype}")
-    if relevant.shape != scores.shape or relevant.dtype != torch.bool:
-        raise ValueError(
-            f"{name} must be bool of shape {tuple(scores.shape)}, "
-            f"got {relevant.dtype} of shape {tuple(relevant.shape)}"
-        )
-
-
-def _relevant(
-    scores: Tensor, image_ids: Tensor, text_image_ids: Tensor, relevance: Tensor | None
+def relevant_pairs(
+    image_ids: Tensor, text_image_ids: Tensor, relevance: Tensor | None, shape: tuple[int, ...]
 ) -> Tensor:
-    """Which pairs match, every image and caption having at least one."""
-    if scores.ndim != 2:
-        raise ValueError(f"scores must be (n, m), got {tuple(scores.shape)}")
-    for name, ids, size in (
-        ("image_ids", image_ids, scores.shape[0]),
-        ("text_image_ids", text_image_ids, scores.shape[1]),
-    ):
+    """All pairs of an image row and a caption row that match.
+
+    Args:
+        image_ids: ``(n,)`` integers.
+        text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
+        relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
+        shape: ``(n, m)``.
+
+    Returns:
+        ``(p, 2)`` int64.
+
+    Raises:
+        ValueError: a wrong shape or dtype, or an image or caption without a match.
+    """
+    sides = (("image_ids", image_ids), ("text_image_ids", text_image_ids))
+    for (name, ids), size in zip(sides, shape, strict=True):
         if ids.shape != (size,):
             raise ValueError(f"{name} must be ({size},) as scores, got {tuple(ids.shape)}")
         if ids.is_floating_point():
             raise ValueError(f"{name} must be integers, got {ids.dtype}")
     if relevance is None:
-        relevance = image_ids.to(scores.device)[:, None] == text_image_ids.to(scores.device)[None]
-    _check_matrix(scores, relevance, "relevance")
-    for side, ids, dim in (("image", image_ids, 1), ("caption", text_image_ids, 0)):
-        alone = (~relevance.any(dim)).nonzero()
-        if len(alone):
-            row = int(alone[0])
+        pairs = matching_pairs(image_ids, text_image_ids)
+    else:
+        _check_bool(relevance, shape, "relevance")
+        pairs = relevance.nonzero()
+    for side, (_, ids), rows in zip(("image", "caption"), sides, pairs.unbind(1), strict=True):
+        row = _without_match(rows, len(ids))
+        if row is not None:
             raise ValueError(f"{side} {row} (image id {int(ids[row])}) has no match in scores")
-    return relevance
+    return pairs
+
+
+def _matrix_ranks(scores: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks in both directions, read along the rows as they lie in memory."""
+    turned = scores.stride(0) < scores.stride(1)
+    if turned:
+        scores, pairs = scores.T, pairs.flip(1)
+
+    def part(rows: slice, columns: slice) -> Tensor:
+        block = scores[rows, columns]
+        if turned:
+            check_finite(block.T, columns, rows)
+        else:
+            check_finite(block, rows, columns)
+        return block
+
+    n, m = scores.shape
+    tile = max(1, _TILE_ELEMENTS // m), min(m, _TILE_ELEMENTS)
+    ranks = ranks_by_tile(part, (n, m), pairs, tile)
+    return ranks[::-1] if turned else ranks
+
+
+def _without_match(rows: Tensor, count: int) -> int | None:
+    """The first of ``count`` rows that is not there."""
+    alone = (rows.bincount(minlength=count) == 0).nonzero()
+    return int(alone[0]) if len(alone) else None
+
+
+def _check_scores(scores: Tensor) -> None:
+    if scores.ndim != 2 or 0 in scores.shape:
+        raise ValueError(f"scores must be (n, m) with n, m > 0, got {tuple(scores.shape)}")
+    if not scores.is_floating_point():
+        raise ValueError(f"scores must be floating point, got {scores.dtype}")
+
+
+def _check_bool(relevant: Tensor, shape: tuple[int, ...], name: str) -> None:
+    if relevant.shape != shape or relevant.dtype != torch.bool:
+        raise ValueError(
+            f"{name} must be bool of shape {tuple(shape)}, "
+            f"got {relevant.dtype} of shape {tuple(relevant.shape)}"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from itmkit.metrics.functional import recall_from_ranks, retrieval_ranks
+from itmkit.metrics.functional import recall_from_ranks
+from itmkit.metrics.ranks import matching_pairs, near_diagonal, ranks_by_tile
 
-_CHUNK_ELEMENTS = 1 << 22
+_TILE = 512
 
 
 class CrossModalRecall(Metric):
@@ -123,12 +125,22 @@ class CrossModalRecall(Metric):
         )  # fmt: skip
         image_ids, text_image_ids = image_ids[rows], text_image_ids[columns]
         _check_matches(image_ids, text_image_ids)
-        image = _normalised(dim_zero_cat(self.image).view(-1, width)[rows], "image", image_ids)
-        text = _normalised(dim_zero_cat(self.text).view(-1, width)[columns], "text", text_image_ids)
-        result = recall_from_ranks(
-            _ranks(image, text, image_ids, text_image_ids),
-            _ranks(text, image, text_image_ids, image_ids),
-        )
+        order, pairs = near_diagonal(matching_pairs(image_ids, text_image_ids), len(columns))
+        columns, text_image_ids = columns[order], text_image_ids[order]
+        image = dim_zero_cat(self.image).view(-1, width)
+        text = dim_zero_cat(self.text).view(-1, width)
+        image = _normalised(image[rows], "image", image_ids)
+
+        @lru_cache(maxsize=1)  # the tiles of a column follow each other
+        def captions(start: int, stop: int) -> Tensor:
+            part = slice(start, stop)
+            return _normalised(text[columns[part]], "text", text_image_ids[part])
+
+        def cosine(r: slice, c: slice) -> Tensor:
+            return (image[r] @ captions(c.start, c.stop).T).float()
+
+        shape = len(rows), len(columns)
+        result = recall_from_ranks(*ranks_by_tile(cosine, shape, pairs, (_TILE, _TILE)))
         return {
             key: torch.tensor(value, dtype=torch.float32, device=self.device)
             for key, value in result.items()
@@ -280,18 +292,3 @@ def _normalised(embedding: Tensor, name: str, ids: Tensor) -> Tensor:
     if embedding.device.type == "mps":
         embedding = embedding.cpu()
     return F.normalize(embedding.double(), dim=1)
-
-
-def _ranks(query: Tensor, item: Tensor, query_ids: Tensor, item_ids: Tensor) -> Tensor:
-    """Ranks of the queries' best matches, a bounded number of scores at a time."""
-    query_ids, item_ids = query_ids.to(query.device), item_ids.to(query.device)
-    step = max(1, _CHUNK_ELEMENTS // len(item))
-    return torch.cat(
-        [
-            retrieval_ranks(
-                (query[i : i + step] @ item.T).float(),
-                query_ids[i : i + step, None] == item_ids[None],
-            )
-            for i in range(0, len(query), step)
-        ]
-    )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from itmkit.metrics.functional import cross_modal_recall, recall_from_ranks, retrieval_ranks
+from itmkit.metrics.functional import recall_from_ranks, relevant_pairs
+from itmkit.metrics.ranks import check_finite, near_diagonal, ranks_by_tile
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.protocol import RetrievalModel
 
-_SEARCH_ELEMENTS = 1 << 24
+_LAST = 0x7FFFFFFF  # the largest int32
 
 
 def score_matrix(
@@ -39,13 +41,7 @@ def score_matrix(
             rows = images[i : i + chunk_size].to(matcher.device)
             for j in range(0, len(texts), chunk_size):
                 columns = texts[j : j + chunk_size].to(matcher.device)
-                block = matcher.score(rows, columns)
-                if block.shape != (len(rows), len(columns)):
-                    raise ValueError(
-                        f"matcher.score must be ({len(rows)}, {len(columns)}), "
-                        f"got {tuple(block.shape)}"
-                    )
-                scores[i : i + chunk_size, j : j + chunk_size] = block
+                scores[i : i + chunk_size, j : j + chunk_size] = _block(matcher, rows, columns)
     return scores
 
 
@@ -114,8 +110,12 @@ def evaluate(
     candidates and scores never depend on which pairs match.
 
     A rank is the number of non-matching items in front of or level with the best match. A match
-    whose global score is level with that of an item left out of the candidates is among them by
-    luck only, and keeps its global rank.
+    whose global score is level with that of an item left out of the candidates is among them for
+    its place in the gallery only (of level items the first are taken), and keeps its global rank.
+
+    The scores are never stored whole: blocks are counted and dropped, but for those that hold a
+    match. With ids, about ``(n + m) · chunk_size`` scores are kept at most. Scores are compared and
+    counted where the matcher is.
 
     Args:
         matcher: the model to evaluate.
@@ -133,29 +133,51 @@ def evaluate(
             without a match.
     """
     top_k, weight = _second_stage(matcher, top_k, weight)
-    scores = score_matrix(matcher, gallery.images, gallery.texts, chunk_size=chunk_size)
-    result = cross_modal_recall(
-        scores, gallery.image_ids, gallery.text_image_ids, relevance=relevance
-    )
+    _check_at_least("chunk_size", chunk_size, 1)
+    images, texts = gallery.images, gallery.texts
+    n, m = len(images), len(texts)
+    matches = relevant_pairs(gallery.image_ids, gallery.text_image_ids, relevance, (n, m))
+    matches = matches.to(images.device)
+    order, ordered_matches = near_diagonal(matches, m)
+    in_order = bool((order[1:] > order[:-1]).all())  # then blocks are views, not copies
+    for_images = _Best(n, m, top_k, matcher.device)
+    for_texts = _Best(m, n, top_k, matcher.device)
+
+    @lru_cache(maxsize=1)  # the blocks of a column follow each other
+    def column(start: int, stop: int) -> tuple[Tensor, Encoding]:
+        numbers = order[start:stop]
+        part = texts[start:stop] if in_order else texts[numbers]
+        return numbers.to(matcher.device), part.to(matcher.device)
+
+    def score(r: slice, c: slice) -> Tensor:
+        numbers, part = column(c.start, c.stop)
+        block = _block(matcher, images[r].to(matcher.device), part).float()
+        check_finite(block, r, numbers)
+        if top_k:
+            for_images.see(block, r, numbers)
+            for_texts.see(block.T, numbers, torch.arange(r.start, r.stop, device=block.device))
+        return block
+
+    with evaluating(matcher):
+        i2t, ordered_t2i = ranks_by_tile(score, (n, m), ordered_matches, (chunk_size, chunk_size))
+    t2i = torch.empty_like(ordered_t2i).index_copy_(0, order.to(i2t.device), ordered_t2i)
     if top_k == 0:
-        return result
-    if relevance is None:
-        relevance = gallery.image_ids[:, None] == gallery.text_image_ids[None]
-    relevance = relevance.to(scores.device)
-    captions, photos = _candidates(scores, top_k), _candidates(scores.T, top_k)
-    m = len(gallery.texts)
+        return recall_from_ranks(i2t, t2i)
+
+    captions, photos = for_images.found(images.device), for_texts.found(images.device)
     keys, places = torch.cat(
         [
-            (torch.arange(len(scores), device=scores.device)[:, None] * m + captions.rows).ravel(),
-            (photos.rows * m + torch.arange(m, device=scores.device)[:, None]).ravel(),
+            (torch.arange(n, device=images.device)[:, None] * m + captions.rows).ravel(),
+            (photos.rows * m + torch.arange(m, device=images.device)[:, None]).ravel(),
         ]
     ).unique(return_inverse=True)
     pairs = torch.stack([keys // m, keys % m], 1)
-    second = pair_scores(matcher, gallery.images, gallery.texts, pairs, chunk_size=chunk_size)
-    for_images, for_texts = second[places].split([captions.rows.numel(), photos.rows.numel()])
+    second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
+    match = torch.isin(keys, matches[:, 0] * m + matches[:, 1])
+    for_captions, for_photos = places.split([captions.rows.numel(), photos.rows.numel()])
     return recall_from_ranks(
-        _reranked(scores, relevance, captions, for_images.view_as(captions.rows), weight),
-        _reranked(scores.T, relevance.T, photos, for_texts.view_as(photos.rows), weight),
+        _reranked(captions, second[for_captions], match[for_captions], weight, i2t),
+        _reranked(photos, second[for_photos], match[for_photos], weight, t2i),
     )
 
 
@@ -230,28 +252,69 @@ class _Candidates:
     left_out: Tensor
 
 
-def _candidates(scores: Tensor, k: int) -> _Candidates:
-    """The k best columns of each row, found for a bounded number of rows at a time."""
-    queries, items = scores.shape
-    k = min(k, items)
-    step = max(1, _SEARCH_ELEMENTS // items)
-    parts = [scores[i : i + step].topk(min(k + 1, items), dim=1) for i in range(0, queries, step)]
-    values = torch.cat([part.values for part in parts])
-    rows = torch.cat([part.indices for part in parts])
-    left_out = values[:, k] if k < items else values.new_full((queries,), -torch.inf)
-    return _Candidates(rows[:, :k], values[:, :k], left_out)
+class _Best:
+    """Finds the k best items of each query from blocks of scores, of level ones the first.
+
+    A score and the number of its item are kept as one whole number, so that the order in which the
+    blocks come has no say in who is best.
+    """
+
+    def __init__(self, queries: int, items: int, k: int, device: torch.device) -> None:
+        self.k, self.items = min(k, items), items
+        least = torch.iinfo(torch.int64).min
+        self.keys = torch.full((queries, self.k + 1), least, device=device)
+
+    def see(self, block: Tensor, queries: slice | Tensor, items: Tensor) -> None:
+        """Take the finite fp32 scores of some queries with some items."""
+        bits = (block + 0.0).view(torch.int32)  # adding makes -0 level with 0
+        keys = (_in_order(bits).long() << 32) | (_LAST - items)
+        keys = torch.cat([self.keys[queries], keys], 1)
+        self.keys[queries] = keys.topk(self.k + 1, dim=1).values
+
+    def found(self, device: torch.device) -> _Candidates:
+        """The best of all that was seen, best first."""
+        keys = self.keys.to(device)
+        rows = _LAST - (keys & 0xFFFFFFFF)
+        scores = _in_order((keys >> 32).int()).view(torch.float32)
+        left_out = scores[:, self.k]
+        if self.k == self.items:
+            left_out = torch.full_like(left_out, -torch.inf)
+        return _Candidates(rows[:, : self.k], scores[:, : self.k], left_out)
+
+
+def _in_order(bits: Tensor) -> Tensor:
+    """The bits of fp32 numbers as integers of the same order, and back."""
+    return bits ^ ((bits >> 31) & _LAST)
 
 
 def _reranked(
-    scores: Tensor, relevant: Tensor, candidates: _Candidates, second: Tensor, weight: float
+    candidates: _Candidates, second: Tensor, match: Tensor, weight: float, ranks: Tensor
 ) -> Tensor:
-    """Ranks of the rows' best matches after the candidates took the order of the blended score."""
-    blended = (1 - weight) * candidates.scores + weight * second
-    match = relevant.gather(1, candidates.rows)
+    """Ranks of the best matches after the candidates took the order of the blended score.
+
+    Args:
+        candidates: of ``q`` queries.
+        second: ``(q · k,)``, their pair scores.
+        match: ``(q · k,)`` bool, which of them match.
+        weight: share of the pair score.
+        ranks: ``(q,)`` by global scores.
+    """
+    blended = (1 - weight) * candidates.scores + weight * second.view_as(candidates.rows)
+    match = match.view_as(candidates.rows)
     secure = match & (candidates.scores > candidates.left_out[:, None])
     best = blended.masked_fill(~secure, -torch.inf).amax(1, keepdim=True)
     inside = ((blended >= best) & ~match).sum(1)
-    return torch.where(secure.any(1), inside, retrieval_ranks(scores, relevant, dim=1))
+    return torch.where(secure.any(1), inside, ranks.to(inside.device))
+
+
+def _block(matcher: RetrievalModel, images: Encoding, texts: Encoding) -> Tensor:
+    """Scores of a block of images and captions, of the right shape."""
+    block = matcher.score(images, texts)
+    if block.shape != (len(images), len(texts)):
+        raise ValueError(
+            f"matcher.score must be ({len(images)}, {len(texts)}), got {tuple(block.shape)}"
+        )
+    return block
 
 
 def _search(
@@ -265,28 +328,38 @@ def _search(
     *,
     images_are_queries: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The k best items of each query, a bounded number of queries at a time."""
+    """The k best items of each query, a block at a time."""
     _check_at_least("k", k, 1)
+    _check_at_least("chunk_size", chunk_size, 1)
     top_k, weight = _second_stage(matcher, top_k, weight)
-    step = max(1, _SEARCH_ELEMENTS // len(items))
+    device = items.device
     found: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(queries), step):
-        part = queries[start : start + step]
-        images, texts = (part, items) if images_are_queries else (items, part)
-        scores = score_matrix(matcher, images, texts, chunk_size=chunk_size)
-        scores = scores if images_are_queries else scores.T
-        wrong = (~scores.isfinite()).nonzero()
-        if len(wrong):
-            query, item = wrong[0].tolist()
-            raise ValueError(
-                f"matcher.score must be finite, got {scores[query, item].item()} "
-                f"for query {start + query} and item {item}"
-            )
-        best = _candidates(scores, max(k, top_k))
-        values, rows = best.scores, best.rows
+    for start in range(0, len(queries), chunk_size):
+        part = queries[start : start + chunk_size]
+        best = _Best(len(part), len(items), max(k, top_k), matcher.device)
+        with evaluating(matcher):
+            asking = part.to(matcher.device)
+            for first in range(0, len(items), chunk_size):
+                offered = items[first : first + chunk_size].to(matcher.device)
+                if images_are_queries:
+                    block = _block(matcher, asking, offered).float()
+                else:
+                    block = _block(matcher, offered, asking).float().T
+                wrong = (~block.isfinite()).nonzero()
+                if len(wrong):
+                    query, item = wrong[0].tolist()
+                    raise ValueError(
+                        f"matcher.score must be finite, got {block[query, item].item()} "
+                        f"for query {start + query} and item {first + item}"
+                    )
+                numbers = torch.arange(first, first + len(offered), device=block.device)
+                best.see(block, slice(None), numbers)
+        candidates = best.found(device)
+        values, rows = candidates.scores, candidates.rows
         if top_k:
             head = rows[:, :top_k]
-            own = torch.arange(len(part), device=rows.device)[:, None].expand_as(head)
+            own = torch.arange(len(part), device=device)[:, None].expand_as(head)
+            images, texts = (part, items) if images_are_queries else (items, part)
             sides = (own, head) if images_are_queries else (head, own)
             pairs = torch.stack([side.ravel() for side in sides], 1)
             second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)

@@ -129,6 +129,23 @@ def test_several_matches_tie_with_each_other_only():
     assert retrieval_ranks(scores, relevant).tolist() == [0]
 
 
+def test_scores_with_a_graph():
+    ids, owners = captions_of(3, 2)
+    scores = torch.randn(3, 6, requires_grad=True)
+    assert cross_modal_recall(scores, ids, owners) == cross_modal_recall(
+        scores.detach(), ids, owners
+    )
+
+
+def test_repeated_ids_match_each_other():
+    """Rows of the same id share their captions."""
+    scores = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.5], [0.1, 0.7, 0.6]])
+    ids = torch.tensor([4, 9, 9])
+    expected = cross_modal_recall(scores, ids, ids, relevance=ids[:, None] == ids)
+    assert cross_modal_recall(scores, ids, ids) == expected
+    assert expected["rsum"] == 600
+
+
 def test_relevance_replaces_ids():
     scores = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
     ids = torch.arange(2)
@@ -159,13 +176,17 @@ def test_chunks_change_nothing(monkeypatch):
     relevant = torch.rand(13, 29) < 0.2
     relevant[torch.arange(29) % 13, torch.arange(29)] = True
     whole = [retrieval_ranks(scores, relevant, dim=dim) for dim in (0, 1)]
-    monkeypatch.setattr(functional, "_CHUNK_ELEMENTS", 60)
-    for dim in (0, 1):
-        assert torch.equal(retrieval_ranks(scores, relevant, dim=dim), whole[dim])
-    scores[11, 3] = torch.nan
-    for dim in (0, 1):
-        with pytest.raises(ValueError, match=r"nan at scores\[11, 3\]"):
-            retrieval_ranks(scores, relevant, dim=dim)
+    columnwise = scores.T.contiguous().T
+    for elements in (60, 7):
+        monkeypatch.setattr(functional, "_TILE_ELEMENTS", elements)
+        for dim in (0, 1):
+            assert torch.equal(retrieval_ranks(scores, relevant, dim=dim), whole[dim])
+            assert torch.equal(retrieval_ranks(columnwise, relevant, dim=dim), whole[dim])
+    scores[11, 3] = columnwise[11, 3] = torch.nan
+    for own in (scores, columnwise):
+        for dim in (0, 1):
+            with pytest.raises(ValueError, match=r"nan at scores\[11, 3\]"):
+                retrieval_ranks(own, relevant, dim=dim)
     scores[11, 3] = 0.0
     relevant[12] = False
     with pytest.raises(ValueError, match="row 12"):

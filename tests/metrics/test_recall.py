@@ -68,7 +68,7 @@ def test_batches_change_nothing(size, with_text_ids):
 
 def test_chunks_change_nothing(monkeypatch):
     data = split()
-    monkeypatch.setattr(recall, "_CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr(recall, "_TILE", 4)
     metric = CrossModalRecall()
     metric.update(*data)
     assert computed(metric) == pytest.approx(expected(data))

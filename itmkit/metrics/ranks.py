@@ -1,0 +1,132 @@
+"""Ranks in both directions from scores that come tile by tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+Part = slice | Tensor
+"""Rows or columns of the scores: neighbours as a slice, others by their numbers."""
+
+
+@torch.no_grad()
+def ranks_by_tile(
+    score: Callable[[slice, slice], Tensor],
+    shape: tuple[int, int],
+    pairs: Tensor,
+    tile: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    r"""Ranks of each row's and of each column's best match, without all scores at once.
+
+    .. math::
+        r_q = \#\{\, j \text{ not matching } q : S_{qj} \ge \max_{p \text{ matching } q} S_{qp} \,\}
+
+    Every score is asked for once. Tiles with a match come first and are kept until the best match
+    of every row and column is known; then all tiles are counted. Where matches are near the
+    diagonal (see :func:`near_diagonal`) at most about ``n · width + m · height`` scores are kept.
+
+    Args:
+        score: the tile of these rows and columns, finite and floating point, of one dtype.
+        shape: ``(n, m)``, of all scores.
+        pairs: ``(p, 2)`` int64, a row and a column that match, each pair once.
+        tile: height and width of a tile, the last ones being smaller; below 2²⁴.
+
+    Returns:
+        int64 ranks ``(n,)`` and ``(m,)`` on the device of the scores.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.1, 0.9], [0.2, 0.8, 0.1]])
+        >>> pairs = torch.tensor([[0, 0], [1, 1], [0, 2]])
+        >>> rows, columns = ranks_by_tile(lambda r, c: scores[r, c], (2, 3), pairs, (1, 2))
+        >>> rows.tolist(), columns.tolist()
+        ([0, 0], [0, 0, 0])
+    """
+    (n, m), (height, width) = shape, tile
+    grid = [(r, c) for c, r in product(_parts(m, width), _parts(n, height))]
+    numbers = pairs[:, 1] // width * -(-n // height) + pairs[:, 0] // height
+    pairs = pairs[numbers.argsort()]
+    counts = numbers.bincount(minlength=len(grid)).tolist()
+
+    kept: dict[int, Tensor] = {}
+    found = []
+    for number, ((r, c), own) in enumerate(zip(grid, pairs.split(counts), strict=True)):
+        if len(own):
+            block = kept[number] = score(r, c)
+            rows, columns = (own - own.new_tensor([r.start, c.start])).to(block.device).unbind(1)
+            found.append(block[rows, columns])
+    match = torch.cat(found)
+    rows, columns = pairs.to(match.device).unbind(1)
+    none = match.new_full((), -torch.inf)
+    row_best = none.repeat(n).scatter_reduce_(0, rows, match, "amax")
+    column_best = none.repeat(m).scatter_reduce_(0, columns, match, "amax")
+
+    # The best matches themselves are counted with the rest, so they are taken off beforehand.
+    row_ranks = -rows[match == row_best[rows]].bincount(minlength=n)
+    column_ranks = -columns[match == column_best[columns]].bincount(minlength=m)
+    # Comparing into fp32 and summing that is the fastest count; it is exact below 2²⁴.
+    buffer = torch.empty(min(n, height), min(m, width), device=match.device)
+    for number, (r, c) in enumerate(grid):
+        block = kept.pop(number) if number in kept else score(r, c)
+        least = buffer[: block.shape[0], : block.shape[1]]
+        row_ranks[r] += torch.ge(block, row_best[r, None], out=least).sum(1).long()
+        column_ranks[c] += torch.ge(block, column_best[c], out=least).sum(0).long()
+    return row_ranks, column_ranks
+
+
+def matching_pairs(row_ids: Tensor, column_ids: Tensor) -> Tensor:
+    """All pairs of a row and a column with the same id.
+
+    Args:
+        row_ids: ``(n,)`` integers.
+        column_ids: ``(m,)`` integers.
+
+    Returns:
+        ``(p, 2)`` int64, in the order of the rows, on the device of ``row_ids``.
+
+    Example:
+        >>> matching_pairs(torch.tensor([7, 5]), torch.tensor([5, 7, 5])).tolist()
+        [[0, 1], [1, 0], [1, 2]]
+    """
+    row_ids = row_ids.long()
+    ordered, order = column_ids.to(row_ids.device).long().sort(stable=True)
+    start = torch.searchsorted(ordered, row_ids)
+    count = torch.searchsorted(ordered, row_ids, right=True) - start
+    rows = torch.arange(len(row_ids), device=row_ids.device).repeat_interleave(count)
+    place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+    return torch.stack([rows, order[start[rows] + place]], 1)
+
+
+def near_diagonal(pairs: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """An order of the columns in which they follow the rows that they match.
+
+    Returns:
+        The numbers of the columns in that order, ``(columns,)``, and the pairs after it.
+
+    Example:
+        >>> order, pairs = near_diagonal(torch.tensor([[0, 2], [1, 0], [1, 1]]), 3)
+        >>> order.tolist(), pairs.tolist()
+        ([2, 0, 1], [[0, 0], [1, 1], [1, 2]])
+    """
+    first = pairs.new_full((columns,), columns).scatter_reduce(0, pairs[:, 1], pairs[:, 0], "amin")
+    order = first.argsort(stable=True)
+    return order, torch.stack([pairs[:, 0], order.argsort()[pairs[:, 1]]], 1)
+
+
+def check_finite(block: Tensor, rows: Part, columns: Part) -> None:
+    """Raise a ``ValueError`` that says where, if a score of these rows and columns is not."""
+    if not all(map(math.isfinite, block.aminmax())):  # NaN is passed on by both
+        row, column = (~block.isfinite()).nonzero()[0].tolist()
+        value = block[row, column].item()
+        row, column = (
+            part.start + place if isinstance(part, slice) else int(part[place])
+            for part, place in ((rows, row), (columns, column))
+        )
+        raise ValueError(f"scores must be finite, got {value} at scores[{row}, {column}]")
+
+
+def _parts(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))

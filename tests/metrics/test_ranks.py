@@ -1,0 +1,81 @@
+"""Ranks by tile against the definition, one query at a time."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from itmkit.metrics.ranks import check_finite, matching_pairs, near_diagonal, ranks_by_tile
+
+
+def naive_ranks(scores, relevant):
+    """Non-matching items that score at least as high as the best match."""
+    ranks = []
+    for row, match in zip(scores.tolist(), relevant.tolist(), strict=True):
+        best = max(s for s, own in zip(row, match, strict=True) if own)
+        ranks.append(sum(s >= best for s, own in zip(row, match, strict=True) if not own))
+    return ranks
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(1, 9),
+    m=st.integers(1, 9),
+    height=st.integers(1, 10),
+    width=st.integers(1, 10),
+    levels=st.integers(1, 30),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_naive_loop_reference(seed, n, m, height, width, levels, dtype):
+    """Any tile, any number of matches a query, many ties; each score is asked for once."""
+    g = torch.Generator().manual_seed(seed)
+    scores = (torch.randint(levels, (n, m), generator=g) - levels // 2).to(dtype)
+    relevant = torch.rand(n, m, generator=g) < 0.3
+    relevant[torch.arange(max(n, m)) % n, torch.arange(max(n, m)) % m] = True
+    asked = torch.zeros(n, m)
+
+    def score(r, c):
+        asked[r, c] += 1
+        return scores[r, c].clone()
+
+    rows, columns = ranks_by_tile(score, (n, m), relevant.nonzero(), (height, width))
+    assert rows.dtype == columns.dtype == torch.int64
+    assert rows.tolist() == naive_ranks(scores, relevant)
+    assert columns.tolist() == naive_ranks(scores.T, relevant.T)
+    assert (asked == 1).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 8), m=st.integers(1, 8))
+def test_matching_pairs(seed, n, m):
+    g = torch.Generator().manual_seed(seed)
+    row_ids, column_ids = (torch.randint(5, (size,), generator=g) - 2 for size in (n, m))
+    expected = (row_ids[:, None] == column_ids).nonzero()
+    assert torch.equal(matching_pairs(row_ids, column_ids), expected)
+    assert torch.equal(matching_pairs(row_ids, column_ids.int()), expected)
+
+
+def test_near_diagonal():
+    """Columns come in the order of the first row they match; pairs still name the same columns."""
+    relevant = torch.rand(7, 20) < 0.2
+    relevant[torch.randint(7, (20,)), torch.arange(20)] = True
+    pairs = relevant.nonzero()
+    order, moved = near_diagonal(pairs, 20)
+    first = relevant[:, order].int().argmax(0)
+    assert (first.diff() >= 0).all()
+    assert torch.equal(torch.stack([moved[:, 0], order[moved[:, 1]]], 1), pairs)
+    assert near_diagonal(torch.tensor([[0, 0], [0, 1], [1, 2]]), 3)[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_error_not_finite(value):
+    largest = torch.full((3, 4), torch.finfo(torch.float32).max)
+    check_finite(largest, slice(5, 8), slice(0, 4))  # a sum would overflow
+    largest[2, 1] = value
+    with pytest.raises(ValueError, match=rf"got {value} at scores\[7, 1\]"):
+        check_finite(largest, slice(5, 8), slice(0, 4))
+    with pytest.raises(ValueError, match=rf"got {value} at scores\[2, 9\]"):
+        check_finite(largest, slice(0, 3), torch.tensor([3, 9, 1, 0]))
