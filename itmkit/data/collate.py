@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -41,10 +42,8 @@ def collate_images(
         kinds = sorted({type(image).__name__ for image in images})
         raise ValueError(f"images are of the kinds {kinds}; expected only Tensor or only Regions")
     if pixels:
-        if relation_threshold is not None:
-            raise ValueError(_no_relations(relation_threshold, "pixels"))
         _one_only("pixels of the sizes", {tuple(image.shape) for image in pixels})
-        return Images(torch.stack(pixels))
+        return relate(Images(torch.stack(pixels)), relation_threshold)
 
     _one_only("features of the widths", {image.features.shape[-1] for image in regions})
     counts = torch.tensor([len(image.features) for image in regions])
@@ -60,20 +59,32 @@ def collate_images(
         pad_sequence(boxes, batch_first=True) if boxes else None,
         _padded_squares(relations, counts.tolist()) if relations else None,
     )
-    if relation_threshold is not None:
-        stack.relations = _binary_relations(stack, relation_threshold)
-    return stack
+    return relate(stack, relation_threshold)
 
 
-def _binary_relations(images: Images, threshold: float) -> Tensor:
+def relate(images: Images, threshold: float | None) -> Images:
+    """A stack whose regions are related (1) or not (0), as :func:`collate_images` does it.
+
+    Args:
+        images: the stack.
+        threshold: of the relations it has, or else of the IoU of its boxes, in (0, 1]; where None,
+            the stack is returned as it is.
+
+    Raises:
+        ValueError: if there is nothing to which ``threshold`` applies.
+    """
+    if threshold is None:
+        return images
+    if images.features.ndim != 3:
+        raise ValueError(_no_relations(threshold, "pixels"))
     if images.relations is not None:
-        return (images.relations >= threshold).float()
+        return replace(images, relations=(images.relations >= threshold).float())
     if images.boxes is None:
         raise ValueError(_no_relations(threshold, "features without boxes"))
     relations = box_relations(images.boxes, threshold)
     if images.mask is not None:
         relations *= images.mask[:, :, None] & images.mask[:, None, :]
-    return relations
+    return replace(images, relations=relations)
 
 
 def _all_or_none(what: str, found: list[Tensor | None]) -> list[Tensor]:

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
+    from itmkit.data.batch import Images
     from itmkit.data.vocabulary import Vocabulary
 
 
@@ -109,6 +110,27 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
         Raises:
             BadSampleError: if this image cannot be used.
         """
+
+    def read_images(self, rows: Sequence[int]) -> Images:
+        """The images of several rows as one stack, each as :meth:`image` gives it.
+
+        A subclass that can read many images faster than one by one overrides this too.
+
+        Raises:
+            BadSampleError: if one of them cannot be used.
+        """
+        from itmkit.data.collate import collate_images
+
+        return collate_images([self.image(row) for row in rows])
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for base in cls.__mro__:
+            if "read_images" in vars(base):
+                break
+            if "image" in vars(base):  # its own images, and not those of an inherited read_images
+                cls.read_images = ImageTextDataset.read_images  # type: ignore[method-assign]
+                break
 
     def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """Which captions are true of which images: by default, each of its own image only.

@@ -1,9 +1,13 @@
-"""Image features on disk: one memory-mapped array, of which only the rows asked for are read."""
+"""Image features on disk: one array, of which only the rows asked for are read."""
 
 from __future__ import annotations
 
 import json
 import operator
+import os
+from collections.abc import Sequence
+from itertools import compress
+from mmap import ALLOCATIONGRANULARITY, MADV_WILLNEED, PAGESIZE, mmap
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +17,25 @@ from torch import Tensor
 
 from itmkit.data.dataset import BadSampleError
 
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 
 class FeatureFile:
     """A ``.npy`` file of features, read row by row.
 
     Args:
         path: of an array ``(n, N, D)``, float16, float32 or float64.
+        max_regions: how many regions of a row are read, the first ones; all where None.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no whole ``.npy`` file, or of another rank or type.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, max_regions: int | None = None) -> None:
         self.path = Path(path)
-        self._array: np.ndarray[Any, Any] | None = None
+        self.max_regions = max_regions
+        self._array: np.memmap[Any, Any] | None = None
         self._stamp = _stamp(self.path)
         array = self.array
         if array.ndim != 3:
@@ -39,35 +47,72 @@ class FeatureFile:
         if array.shape[1] == 0 or array.shape[2] == 0:
             raise ValueError(f"{self.path} has the shape {array.shape}; expected no empty rows")
         self.shape: tuple[int, int, int] = array.shape
+        # of a file that memory cannot keep, every reading is as the first one
+        self._stays = array.nbytes < _MEMORY / 2
 
     @property
-    def array(self) -> np.ndarray[Any, Any]:
+    def array(self) -> np.memmap[Any, Any]:
         """The memory-mapped array."""
         if self._array is None:
             self._array = open_array(self.path)
+            self._unread = np.ones(len(self._array), dtype=bool)
         return self._array
 
-    def read(self, row: int, count: int | None = None) -> Tensor:
-        """The features of a row as float32 ``(N, D)``, or only the first ``count`` of them.
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """The features of some rows as float32 ``(len(rows), N, D)``.
+
+        Args:
+            rows: from 0 to the length of the file less 1.
 
         Raises:
-            BadSampleError: if they are not all finite.
+            BadSampleError: if those of a row are not all finite.
             ValueError: if the file is not the one that was opened.
         """
-        if _stamp(self.path) != self._stamp:  # a map of a file cut short would end the process
-            raise ValueError(f"{self.path} was changed while it was in use; expected one file")
+        if _stamp(self.path) != self._stamp:
+            raise ValueError(self._changed)
+        mapped, size = self.array.base, self._stamp[1]
+        assert isinstance(mapped, mmap)
+        stored = np.asarray(self.array)[:, : self.max_regions]
+        unread = self._unread[rows].tolist()
+        for row in compress(rows, unread):
+            self._announce(mapped, row, stored[row].nbytes)
+        # numpy's memory and not torch's: numpy asks for huge pages, filled in a third of the time
+        block = np.empty((len(rows), *stored.shape[1:]), dtype=np.float32)
         with np.errstate(over="ignore"):
-            features = torch.from_numpy(np.array(self.array[row, :count], dtype=np.float32))
-        if not features.isfinite().all():
-            raise BadSampleError(f"{self.path} has a value that is not finite in row {row}")
-        return features
+            for row, features, first in zip(rows, block, unread, strict=True):
+                if mapped.size() < size:  # to read what is no longer there would end the process
+                    raise ValueError(self._changed)
+                _copy(stored[row], features)
+                if first and not np.isfinite(features).all():
+                    raise BadSampleError(f"{self.path} has a value that is not finite in row {row}")
+        if self._stays:
+            self._unread[rows] = False
+        return torch.from_numpy(block)
+
+    def _announce(self, mapped: mmap, row: int, size: int) -> None:
+        # The rows of a batch are then fetched from the disk together, and not page by page.
+        start = self.array.offset % ALLOCATIONGRANULARITY + row * self.array.strides[0]
+        page = start // PAGESIZE * PAGESIZE
+        mapped.madvise(MADV_WILLNEED, page, start - page + size)
+
+    @property
+    def _changed(self) -> str:
+        return f"{self.path} was changed while it was in use; expected one file"
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the file again instead of being sent all of it.
-        return {**self.__dict__, "_array": None}
+        return {**self.__dict__, "_array": None, "_unread": None}
+
+
+def _copy(stored: np.ndarray[Any, Any], features: np.ndarray[Any, Any]) -> None:
+    if stored.dtype in (np.float16, np.float64):  # of this machine's byte order
+        # torch converts nine times faster, but warns of memory that is read-only
+        torch.from_numpy(features).copy_(torch.from_numpy(stored.copy()))
+    else:
+        features[...] = stored
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -78,7 +123,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def open_array(path: Path) -> np.ndarray[Any, Any]:
+def open_array(path: Path) -> np.memmap[Any, Any]:
     """Memory-map a ``.npy`` file.
 
     Raises:
@@ -93,7 +138,7 @@ def open_array(path: Path) -> np.ndarray[Any, Any]:
         raise
     except Exception as error:  # a header that is none raises nearly anything in numpy
         raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.memmap):
         array.close()
         raise ValueError(f"{path} is not a whole .npy file of numbers but an archive of them")
     return array

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,9 +16,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from itmkit.data.batch import Batch
+from itmkit.data.batch import Batch, Images, Texts
 from itmkit.data.caption_noise import CaptionNoise
-from itmkit.data.collate import collate_images
+from itmkit.data.caption_tokens import CaptionTokens
+from itmkit.data.collate import collate_images, relate
 from itmkit.data.dataset import BadSampleError, ImageTextDataset, Regions
 from itmkit.data.order import EpochOrder, ResumableLoader, mixed_seed, seeded
 from itmkit.data.tokenizer import Tokenizer, WordTokenizer, pad_texts
@@ -44,6 +44,9 @@ class ImageTextData(LightningDataModule):
         batch_size: captions of a training batch, on each process.
         eval_batch_size: images of an evaluation batch, on each process.
         caption_views: tokenisations of every training caption, adjacent in the batch.
+        bucket_batches: over how many batches of the epoch's order captions of close lengths are
+            gathered into the same batch, which saves padding; 0: captions meet by chance alone. A
+            caption then meets mostly captions as long as itself, and so do the hardest negatives.
         distinct_captions: the further views are other captions of the image, drawn anew every
             epoch, rather than the same caption again; where there are enough.
         noise: what is done to training captions; nothing where None.
@@ -64,10 +67,10 @@ class ImageTextData(LightningDataModule):
             annotations, captions and feature files are always raised.
 
     Raises:
-        ValueError: if a size is less than 1, or ``num_workers`` or ``seed`` less than 0, or
-            ``relation_threshold`` or ``on_error`` out of its range; with the first batch, if
-            ``relation_threshold`` is given for images without boxes; with any batch, if more than
-            half of the images of a split were skipped.
+        ValueError: if a size is less than 1, or ``bucket_batches``, ``num_workers`` or ``seed``
+            less than 0, or ``relation_threshold`` or ``on_error`` out of its range; with the first
+            batch, if ``relation_threshold`` is given for images without boxes; with any batch, if
+            more than half of the images of a split were skipped.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class ImageTextData(LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 128,
         caption_views: int = 1,
+        bucket_batches: int = 0,
         distinct_captions: bool = False,
         noise: CaptionNoise | None = None,
         relation_threshold: float | None = None,
@@ -99,7 +103,8 @@ class ImageTextData(LightningDataModule):
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
-        for name, value in (("num_workers", num_workers), ("seed", seed)):
+        counts = {"bucket_batches": bucket_batches, "num_workers": num_workers, "seed": seed}
+        for name, value in counts.items():
             if value < 0:
                 raise ValueError(f"{name} is {value}; expected 0 or more")
         if relation_threshold is not None and not 0 < relation_threshold <= 1:
@@ -112,6 +117,7 @@ class ImageTextData(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.caption_views = caption_views
+        self.bucket_batches = bucket_batches
         self.distinct_captions = distinct_captions
         self.noise = noise
         self.relation_threshold = relation_threshold
@@ -127,6 +133,7 @@ class ImageTextData(LightningDataModule):
         self._given_tokenizer = tokenizer
         self._tokenizer = tokenizer
         self._splits: dict[str, ImageTextDataset] = {}
+        self._tokens: dict[str, CaptionTokens] = {}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -204,10 +211,12 @@ class ImageTextData(LightningDataModule):
         """One row a caption, in an order of its own every epoch; the last rows may be left out."""
         pairs = TrainingPairs(
             self.split(self.train_split),
+            self._tokens_of(self.train_split),
             self.tokenizer,
             views=self.caption_views,
             distinct=self.distinct_captions,
             noise=self.noise,
+            relation_threshold=self.relation_threshold,
             seed=self.seed,
             on_error=self.on_error,
             skips=self._skips,
@@ -218,14 +227,10 @@ class ImageTextData(LightningDataModule):
             seed=self.seed,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
+            bucket_batches=self.bucket_batches,
+            sizes=pairs.tokens.lengths,
         )
-        return TrainingLoader(
-            pairs,
-            batch_size=self.batch_size,
-            sampler=order,
-            collate_fn=self._collate(collate_pairs),
-            **self._reading(),
-        )
+        return TrainingLoader(pairs, batch_size=self.batch_size, sampler=order, **self._reading())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """One row an image of the validation split, with all of its captions."""
@@ -257,6 +262,7 @@ class ImageTextData(LightningDataModule):
         given = self._given_tokenizer
         if given is None:
             self._tokenizer = WordTokenizer(vocabulary)
+            self._tokens.clear()
         elif not isinstance(given, WordTokenizer):
             raise ValueError(
                 f"tokenizer is a {type(given).__name__}, but the checkpoint was trained with a "
@@ -270,23 +276,26 @@ class ImageTextData(LightningDataModule):
 
     def _evaluation(self, split: str) -> DataLoader[Any]:
         images = EvaluationImages(
-            self.split(split), self.tokenizer, on_error=self.on_error, skips=self._skips
+            self.split(split),
+            self._tokens_of(split),
+            pad_id=self.tokenizer.pad_id,
+            relation_threshold=self.relation_threshold,
+            on_error=self.on_error,
+            skips=self._skips,
         )
-        return EvaluationLoader(
-            images,
-            batch_size=self.eval_batch_size,
-            collate_fn=self._collate(collate_evaluation),
-            **self._reading(),
-        )
+        return EvaluationLoader(images, batch_size=self.eval_batch_size, **self._reading())
 
-    def _collate(self, collate: Callable[..., Collated]) -> Callable[[list[Any]], Collated]:
-        return partial(
-            collate, pad_id=self.tokenizer.pad_id, relation_threshold=self.relation_threshold
-        )
+    def _tokens_of(self, split: str) -> CaptionTokens:
+        # before worker processes start, so that these share the one copy
+        if split not in self._tokens:
+            captions = self.split(split).captions
+            self._tokens[split] = CaptionTokens(map(self.tokenizer.encode, captions))
+        return self._tokens[split]
 
     def _reading(self) -> dict[str, Any]:
         # A generator of its own: making an iterator then draws nothing from torch's global one.
         return {
+            "collate_fn": _as_it_is,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
@@ -305,131 +314,195 @@ class Skipped(NamedTuple):
 Skips = dict[tuple[str, str], Skipped]
 
 
-class Pair(NamedTuple):
-    """One row of a training batch: an image and tokenisations of its captions.
-
-    ``skipped`` are the images in whose place it stands.
-    """
-
-    image: Tensor | Regions
-    texts: list[list[int]]
-    image_row: int
-    caption_rows: list[int]
-    skipped: tuple[Skipped, ...] = ()
-
-
-class TrainingPairs(Dataset[Pair]):
-    """The captions of a dataset, each with its image; items are asked for by (epoch, caption)."""
-
-    def __init__(
-        self,
-        dataset: ImageTextDataset,
-        tokenizer: Tokenizer,
-        *,
-        views: int,
-        distinct: bool,
-        noise: CaptionNoise | None,
-        seed: int,
-        on_error: Literal["raise", "skip"],
-        skips: Skips,
-    ) -> None:
-        self.dataset = dataset
-        self.tokenizer = tokenizer
-        self.views = views
-        self.distinct = distinct
-        self.noise = noise
-        self.seed = seed
-        self.on_error = on_error
-        self.skips = skips
-
-    def __getitem__(self, key: tuple[int, int] | int) -> Pair:
-        epoch, row = (0, key) if isinstance(key, int) else key
-        if self.on_error == "raise":
-            return self._pair(epoch, row)
-        # drawn, and not the next one: the images behind bad ones would be seen more often
-        generator = Generator().manual_seed(mixed_seed(self.seed, epoch, row, 1))
-        skipped: list[Skipped] = []
-        for _ in range(_MOST_DRAWS):
-            try:
-                return self._pair(epoch, row)._replace(skipped=tuple(skipped))
-            except BadSampleError as error:
-                name = self.dataset.names[int(self.dataset.caption_images[row])]
-                skipped.append(Skipped(self.dataset.split, name, str(error)))
-                row = int(torch.randint(len(self), (), generator=generator))
-        raise ValueError(
-            f"{_MOST_DRAWS} images drawn at random cannot be used, the last one: "
-            f"{skipped[-1].reason}"
-        )
-
-    def _pair(self, epoch: int, row: int) -> Pair:
-        image_row = int(self.dataset.caption_images[row])
-        seed = mixed_seed(self.seed, epoch, row)
-        generator = Generator().manual_seed(seed)
-        rows = [row] * self.views
-        if self.distinct:
-            others = [other for other in self.dataset.captions_of(image_row) if other != row]
-            drawn = torch.randperm(len(others), generator=generator)[: self.views - 1].tolist()
-            rows[1 : 1 + len(drawn)] = [others[i] for i in drawn]
-        views = [self.tokenizer.encode(self.dataset.captions[caption]) for caption in rows]
-        if self.noise is not None:
-            views = [self.noise(view, self.tokenizer, generator) for view in views]
-        with seeded(seed) if self.dataset.augments else nullcontext():
-            image = self.dataset.image(image_row)
-        return Pair(image, [view.ids for view in views], image_row, rows)
-
-    def __len__(self) -> int:
-        return len(self.dataset.captions)
-
-
-class Group(NamedTuple):
-    """One row of an evaluation batch: an image and all of its captions."""
-
-    image: Tensor | Regions
-    texts: list[list[int]]
-    image_row: int
-    caption_rows: list[int]
-
-
-class EvaluationImages(Dataset["Group | Skipped"]):
-    """The images of a dataset, each with all of its captions as they are."""
-
-    def __init__(
-        self,
-        dataset: ImageTextDataset,
-        tokenizer: Tokenizer,
-        *,
-        on_error: Literal["raise", "skip"],
-        skips: Skips,
-    ) -> None:
-        self.dataset = dataset
-        self.tokenizer = tokenizer
-        self.on_error = on_error
-        self.skips = skips
-
-    def __getitem__(self, row: int) -> Group | Skipped:
-        try:
-            image = self.dataset.image(row)
-        except BadSampleError as error:
-            if self.on_error == "raise":
-                raise
-            return Skipped(self.dataset.split, self.dataset.names[row], str(error))
-        captions = self.dataset.captions_of(row)
-        texts = [self.tokenizer.encode(self.dataset.captions[caption]).ids for caption in captions]
-        return Group(image, texts, row, captions)
-
-    def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:
-        """As :meth:`ImageTextDataset.relevance`."""
-        return self.dataset.relevance(image_rows, caption_rows)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-
 class Collated(NamedTuple):
     """A batch, if any is left, and what was left out: news for the training process."""
 
     batch: Batch | None
     skipped: list[Skipped]
+
+
+class TrainingPairs(Dataset[Collated]):
+    """The captions of a dataset, each with its image; batches are asked for by (epoch, caption).
+
+    In a batch the texts of a row are adjacent.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageTextDataset,
+        tokens: CaptionTokens,
+        tokenizer: Tokenizer,
+        *,
+        views: int,
+        distinct: bool,
+        noise: CaptionNoise | None,
+        relation_threshold: float | None,
+        seed: int,
+        on_error: Literal["raise", "skip"],
+        skips: Skips,
+    ) -> None:
+        self.dataset = dataset
+        self.tokens = tokens
+        self.tokenizer = tokenizer
+        self.views = views
+        self.distinct = distinct
+        self.noise = noise
+        self.relation_threshold = relation_threshold
+        self.seed = seed
+        self.on_error = on_error
+        self.skips = skips
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Collated:
+        images, keys, skipped = self._images(keys)
+        if self.noise is None and not self.distinct:
+            text_ids = torch.tensor([row for _, row in keys for _ in range(self.views)])
+            texts = self.tokens.padded(text_ids, self.tokenizer.pad_id)
+        else:
+            text_ids, texts = self._drawn_texts(keys)
+        text_image_ids = self.dataset.caption_images[text_ids]
+        batch = Batch(
+            images=relate(images, self.relation_threshold),
+            texts=texts,
+            image_ids=text_image_ids[:: self.views].clone(),
+            text_image_ids=text_image_ids,
+            text_ids=text_ids,
+        )
+        return Collated(batch, skipped)
+
+    def _drawn_texts(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Texts]:
+        captions: list[int] = []
+        texts: list[list[int]] = []
+        for epoch, row in keys:
+            generator = Generator().manual_seed(mixed_seed(self.seed, epoch, row))
+            rows = self._views(row, generator) if self.distinct else [row] * self.views
+            views = [self.tokens[caption] for caption in rows]
+            if self.noise is not None:
+                views = [self.noise(view, self.tokenizer, generator) for view in views]
+            captions += rows
+            texts += [view.ids for view in views]
+        return torch.tensor(captions), pad_texts(texts, self.tokenizer.pad_id)
+
+    def _views(self, row: int, generator: Generator) -> list[int]:
+        captions = self.dataset.captions_of(int(self.dataset.caption_images[row]))
+        others = [caption for caption in captions if caption != row]
+        drawn = torch.randperm(len(others), generator=generator)[: self.views - 1].tolist()
+        return [row, *(others[i] for i in drawn), *[row] * (self.views - 1 - len(drawn))]
+
+    def _images(
+        self, keys: list[tuple[int, int]]
+    ) -> tuple[Images, list[tuple[int, int]], list[Skipped]]:
+        # and the keys again, with other rows where images were skipped
+        if not self.dataset.augments:
+            rows = torch.tensor([row for _, row in keys])
+            try:
+                images = self.dataset.read_images(self.dataset.caption_images[rows].tolist())
+                return images, keys, []
+            except BadSampleError:
+                if self.on_error == "raise":
+                    raise
+        found, used, skipped = [], [], []
+        for epoch, row in keys:
+            image, row, bad = self._image(epoch, row)
+            found.append(image)
+            used.append((epoch, row))
+            skipped += bad
+        return collate_images(found), used, skipped
+
+    def _image(self, epoch: int, row: int) -> tuple[Tensor | Regions, int, list[Skipped]]:
+        skipped: list[Skipped] = []
+        generator: Generator | None = None
+        while True:
+            image_row = int(self.dataset.caption_images[row])
+            seed = mixed_seed(self.seed, epoch, row)
+            try:
+                with seeded(seed) if self.dataset.augments else nullcontext():
+                    return self.dataset.image(image_row), row, skipped
+            except BadSampleError as error:
+                if self.on_error == "raise":
+                    raise
+                skipped.append(
+                    Skipped(self.dataset.split, self.dataset.names[image_row], str(error))
+                )
+            if len(skipped) == _MOST_DRAWS:
+                raise ValueError(
+                    f"{_MOST_DRAWS} images drawn at random cannot be used, the last one: "
+                    f"{skipped[-1].reason}"
+                )
+            if generator is None:
+                # drawn, and not the next one: the images behind bad ones would be seen more often
+                generator = Generator().manual_seed(mixed_seed(self.seed, epoch, row, 1))
+            row = int(torch.randint(len(self), (), generator=generator))
+
+    def __len__(self) -> int:
+        return len(self.dataset.captions)
+
+
+class EvaluationImages(Dataset[Collated]):
+    """The images of a dataset, each with all of its captions as they are.
+
+    In a batch the captions follow the order of their images.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageTextDataset,
+        tokens: CaptionTokens,
+        *,
+        pad_id: int,
+        relation_threshold: float | None,
+        on_error: Literal["raise", "skip"],
+        skips: Skips,
+    ) -> None:
+        self.dataset = dataset
+        self.tokens = tokens
+        self.pad_id = pad_id
+        self.relation_threshold = relation_threshold
+        self.on_error = on_error
+        self.skips = skips
+
+    def __getitems__(self, rows: list[int]) -> Collated:
+        images, rows, skipped = self._images(rows)
+        if images is None:
+            return Collated(None, skipped)
+        groups = [self.dataset.captions_of(row) for row in rows]
+        image_ids = torch.tensor(rows)
+        text_ids = torch.tensor(
+            [caption for group in groups for caption in group], dtype=torch.int64
+        )
+        batch = Batch(
+            images=relate(images, self.relation_threshold),
+            texts=self.tokens.padded(text_ids, self.pad_id),
+            image_ids=image_ids,
+            text_image_ids=image_ids.repeat_interleave(
+                torch.tensor([len(group) for group in groups])
+            ),
+            text_ids=text_ids,
+        )
+        return Collated(batch, skipped)
+
+    def _images(self, rows: list[int]) -> tuple[Images | None, list[int], list[Skipped]]:
+        try:
+            return self.dataset.read_images(rows), rows, []
+        except BadSampleError:
+            if self.on_error == "raise":
+                raise
+        images, used, skipped = [], [], []
+        for row in rows:
+            try:
+                images.append(self.dataset.image(row))
+                used.append(row)
+            except BadSampleError as error:
+                skipped.append(Skipped(self.dataset.split, self.dataset.names[row], str(error)))
+        return collate_images(images) if images else None, used, skipped
+
+    def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor | None:
+        """As :meth:`ImageTextDataset.relevance`; None where that says no more than the ids do."""
+        if type(self.dataset).relevance is ImageTextDataset.relevance:
+            return None
+        return self.dataset.relevance(image_rows, caption_rows)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
 
 
 class TrainingLoader(ResumableLoader):
@@ -456,6 +529,10 @@ def _batches(
             yield batch
 
 
+def _as_it_is(collated: Collated) -> Collated:
+    return collated
+
+
 def _note(skip: Skipped, items: TrainingPairs | EvaluationImages) -> None:
     key = (skip.split, skip.name)
     if key in items.skips:
@@ -468,44 +545,3 @@ def _note(skip: Skipped, items: TrainingPairs | EvaluationImages) -> None:
             f"at most half of them. The last one: {skip.reason}"
         )
     warnings.warn(f"skipped: {skip.reason}", stacklevel=2)
-
-
-def collate_pairs(
-    pairs: list[Pair], pad_id: int, relation_threshold: float | None = None
-) -> Collated:
-    """A training batch; the texts of a row are adjacent."""
-    views = torch.tensor([len(pair.texts) for pair in pairs])
-    image_ids = torch.tensor([pair.image_row for pair in pairs])
-    batch = Batch(
-        images=collate_images(
-            [pair.image for pair in pairs], relation_threshold=relation_threshold
-        ),
-        texts=pad_texts([text for pair in pairs for text in pair.texts], pad_id),
-        image_ids=image_ids,
-        text_image_ids=image_ids.repeat_interleave(views),
-        text_ids=torch.tensor([row for pair in pairs for row in pair.caption_rows]),
-    )
-    return Collated(batch, [skip for pair in pairs for skip in pair.skipped])
-
-
-def collate_evaluation(
-    items: list[Group | Skipped], pad_id: int, relation_threshold: float | None = None
-) -> Collated:
-    """An evaluation batch; the captions follow the order of their images."""
-    groups = [item for item in items if isinstance(item, Group)]
-    skipped = [item for item in items if isinstance(item, Skipped)]
-    if not groups:
-        return Collated(None, skipped)
-    counts = torch.tensor([len(group.texts) for group in groups])
-    image_ids = torch.tensor([group.image_row for group in groups])
-    rows = [row for group in groups for row in group.caption_rows]
-    batch = Batch(
-        images=collate_images(
-            [group.image for group in groups], relation_threshold=relation_threshold
-        ),
-        texts=pad_texts([text for group in groups for text in group.texts], pad_id),
-        image_ids=image_ids,
-        text_image_ids=image_ids.repeat_interleave(counts),
-        text_ids=torch.tensor(rows, dtype=torch.int64),
-    )
-    return Collated(batch, skipped)

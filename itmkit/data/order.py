@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -58,15 +58,21 @@ class EpochOrder(DistributedSampler[Any]):
     size: gathered over the processes, both are the same rows in the same order. Rows that fill
     no whole batch are left out of that epoch. Yields pairs (epoch, row).
 
+    With ``bucket_batches`` the rows of so many batches that follow each other in the new order are
+    dealt out again: each of these batches gets rows of close ``sizes``, and the batches come in an
+    order drawn at random. Which rows an epoch has does not change by it.
+
     Args:
         length: number of rows.
         batch_size: rows of a batch on one process.
         seed: of the order.
         num_replicas: number of processes.
         rank: which one of them this is.
+        bucket_batches: number of batches that rows of close sizes are gathered from; 0 or 1: none.
+        sizes: ``(length,)`` of every row, such as its number of tokens; for ``bucket_batches``.
 
     Raises:
-        ValueError: if the rows do not fill one batch.
+        ValueError: if the rows do not fill one batch, or ``sizes`` is not one number a row.
 
     Example:
         >>> order = EpochOrder(6, batch_size=2, seed=0, num_replicas=1, rank=0)
@@ -79,12 +85,26 @@ class EpochOrder(DistributedSampler[Any]):
     """
 
     def __init__(
-        self, length: int, *, batch_size: int, seed: int, num_replicas: int = 1, rank: int = 0
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        seed: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        bucket_batches: int = 0,
+        sizes: Tensor | None = None,
     ) -> None:
         if length < batch_size * num_replicas:
             raise ValueError(
                 f"batch_size={batch_size} on {num_replicas} process(es) is more than the {length} "
                 "rows there are"
+            )
+        if bucket_batches > 1 and (sizes is None or sizes.shape != (length,)):
+            found = None if sizes is None else tuple(sizes.shape)
+            raise ValueError(
+                f"sizes has the shape {found}; expected ({length},) for "
+                f"bucket_batches={bucket_batches}"
             )
         super().__init__(_Rows(length), num_replicas, rank, seed=seed, drop_last=True)
         self.length = length
@@ -92,15 +112,29 @@ class EpochOrder(DistributedSampler[Any]):
         self.batches = length // (batch_size * num_replicas)
         self.num_samples = self.batches * batch_size
         self.total_size = self.num_samples * num_replicas
+        self.bucket_batches = bucket_batches
+        self.sizes = sizes
         #: how many batches of the next pass are left out, because they were seen before
         self.skip = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = Generator().manual_seed(mixed_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)[: self.total_size]
+        if self.bucket_batches > 1 and self.sizes is not None:
+            order = self._bucketed(order, self.sizes, generator)
         mine = order.reshape(self.batches, self.num_replicas, self.batch_size)[:, self.rank]
         epoch, start = self.epoch, self.skip
         return ((epoch, row) for row in mine[start:].flatten().tolist())
+
+    def _bucketed(self, order: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
+        batch = self.batch_size * self.num_replicas
+        buckets = []
+        for bucket in order.split(self.bucket_batches * batch):
+            by_size = sizes[bucket].argsort(stable=True).reshape(-1, batch)
+            # in a batch the rows keep their order: each process gets long and short ones
+            drawn = torch.randperm(len(by_size), generator=generator)
+            buckets.append(bucket[by_size.sort(1).values[drawn]].flatten())
+        return torch.cat(buckets)
 
     def __len__(self) -> int:
         return self.num_samples

@@ -37,7 +37,8 @@ def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
             _check_size(path, photo.size, side, max_pixels)
             # a JPEG is decoded at half, a quarter or an eighth, where that is large enough
             photo.draft("RGB", (2 * side, 2 * side))
-            return _rgb(ImageOps.exif_transpose(photo))
+            ImageOps.exif_transpose(photo, in_place=True)  # else a photo that is upright is copied
+            return _rgb(photo)
     except (BadSampleError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -103,4 +104,4 @@ def _rgb(photo: Image.Image) -> Image.Image:
         rgba = photo.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return photo.convert("RGB")
+    return photo if photo.mode == "RGB" else photo.convert("RGB")

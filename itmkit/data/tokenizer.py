@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,10 @@ class Caption(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """What turns a caption into ids, and what caption noise may put in their place."""
+    """What turns a caption into ids, and what caption noise may put in their place.
+
+    The same caption always gives the same ids: training asks once, and not in every epoch.
+    """
 
     #: id that fills up the shorter captions of a batch
     pad_id: int
@@ -151,10 +155,10 @@ def pad_texts(ids: list[list[int]], pad_id: int) -> Texts:
         ([[1, 5, 2], [1, 2, 0]], [[True, True, True], [True, True, False]])
     """
     lengths = torch.tensor([len(caption) for caption in ids], dtype=torch.int64)
-    longest = int(lengths.max()) if ids else 0
-    padded = [caption + [pad_id] * (longest - len(caption)) for caption in ids]
-    mask = torch.arange(longest)[None, :] < lengths[:, None]
-    return Texts(torch.tensor(padded, dtype=torch.int64).reshape(len(ids), longest), mask)
+    mask = torch.arange(int(lengths.max()) if ids else 0)[None, :] < lengths[:, None]
+    padded = torch.full(mask.shape, pad_id)
+    padded[mask] = torch.tensor(list(chain.from_iterable(ids)), dtype=torch.int64)
+    return Texts(padded, mask)
 
 
 def _content_ids(size: int, special: frozenset[int]) -> Tensor:

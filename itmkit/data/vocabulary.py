@@ -5,25 +5,36 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 PAD, START, END, UNKNOWN, MASK = "<pad>", "<start>", "<end>", "<unk>", "[MASK]"
 RESERVED = (PAD, START, END, UNKNOWN, MASK)
 
-_WORD = re.compile(r"[^\W_]+(?:['’](?!s\b)[^\W_]+)*|['’]s\b")
+# Combining marks (accents, vowel signs) and the two invisible joiners stay inside of words, at most
+# 30 in a row as in Unicode's stream-safe text: normalising takes the square of their number.
+_CODES = chain(range(0x300, 0x20000), range(0xE0100, 0xE01F0))
+_MARKS = "".join(c for c in map(chr, _CODES) if unicodedata.category(c)[0] == "M") + "\u200c\u200d"
+_SOME = rf"(?![\0-\u02ff])[{_MARKS}]{{1,30}}"  # most words end before a character that is none
+_LETTERS = rf"[^\W_]+(?:{_SOME}[^\W_]+)*(?:{_SOME})?"
+_WORD = re.compile(rf"{_LETTERS}(?:['’](?!s\b){_LETTERS})*|['’]s\b")
 
 
 def split_words(caption: str) -> list[str]:
     """The lower-case words of a caption, without its punctuation; ``'s`` is a word of its own.
 
+    An accented letter is one character (Unicode's NFC), however the caption spells it.
+
     Example:
         >>> split_words("A dog's ball; two café-tables don't move!")
         ['a', 'dog', "'s", 'ball', 'two', 'café', 'tables', "don't", 'move']
     """
-    return [word.replace("’", "'") for word in _WORD.findall(caption.lower())]
+    words = (word.replace("’", "'") for word in _WORD.findall(caption.lower()))
+    return [word if word.isascii() else unicodedata.normalize("NFC", word) for word in words]
 
 
 class Vocabulary:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
 
+from itmkit.data.batch import Images
 from itmkit.data.dataset import ImageTextDataset
 
 
@@ -24,6 +26,28 @@ def test_naive_loop_reference_of_captions_and_relevance() -> None:
     relevance = data.relevance(images, captions)
     assert relevance.dtype == torch.bool
     assert relevance.tolist() == [[rows[c] == i for c in captions.tolist()] for i in [3, 2, 0]]
+
+
+def test_images_are_read_together_or_one_by_one() -> None:
+    class Numbered(Blank):
+        def image(self, row: int) -> torch.Tensor:
+            return torch.full((3, 2, 2), float(row))
+
+    class Together(Blank):
+        def read_images(self, rows: Sequence[int]) -> Images:
+            return Images(torch.tensor(rows)[:, None] * 10.0)
+
+    class Other(Together):
+        def image(self, row: int) -> torch.Tensor:
+            return torch.full((3, 2, 2), -float(row))
+
+    def first(kind: type[Blank]) -> list[float]:
+        images = kind("val", list("abc"), ["u"], [0]).read_images([2, 0])
+        return images.features.flatten(1)[:, 0].tolist()
+
+    assert first(Numbered) == [2, 0]
+    assert first(Together) == [20, 0]
+    assert first(Other) == [-2, 0]  # a subclass that gives other images is asked for them
 
 
 @pytest.mark.parametrize(

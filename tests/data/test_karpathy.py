@@ -3,14 +3,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
+from itmkit.data.dataset import Regions
 from itmkit.data.karpathy import KarpathyDataset
+from itmkit.data.order import seeded
 
 Photos = Callable[..., tuple[Path, Path]]
 HALF = (0.5, 0.5, 0.5)
@@ -58,6 +62,48 @@ def test_training_photos_are_cropped_at_random_and_never_mirrored(photos: Photos
         KarpathyDataset("val", annotations, images, image_size=32),
     ):
         assert torch.equal(pixels(still, 0), pixels(still, 0))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pixels_are_those_of_timm(photos: Photos, split: str) -> None:
+    """To the last bit, drawn from the same random numbers."""
+    annotations, images = photos(size=(90, 70))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.6, 1.5)
+    data = KarpathyDataset(split, annotations, images, image_size=32, mean=mean, std=std, flip=0.5)
+    drawn: dict[str, Any] = {"is_training": True, "scale": (0.5, 1.0), "hflip": 0.5}
+    options = drawn if split == "train" else {"crop_pct": 1.0}
+    transform = create_transform(
+        (3, 32, 32), mean=mean, std=std, interpolation="bicubic", color_jitter=0.0, **options
+    )
+    for seed in range(4):
+        with seeded(seed):
+            own = pixels(data, 1)
+        with seeded(seed), Image.open(images / data.names[1]) as photo:
+            assert torch.equal(own, transform(photo.convert("RGB")))
+        assert own.is_contiguous()
+
+
+def test_features_read_together_are_those_read_alone(photos: Photos, tmp_path: Path) -> None:
+    annotations, _ = photos({"val": 3})
+    features = np.random.default_rng(0).random((3, 4, 5)).astype("float16")
+    np.save(tmp_path / "val_ims.npy", features)
+    (tmp_path / "val_ids.txt").write_text("val_2.jpg\nval_0.jpg\nval_1.jpg\n")
+    (tmp_path / "val_features.json").write_text('{"grid": [2, 2]}')
+    data = KarpathyDataset("val", annotations, features=tmp_path)
+    images = data.read_images([0, 2])
+    assert images.boxes is not None
+    assert np.array_equal(images.features.numpy(), features[[1, 0]].astype("float32"))
+    for place, row in enumerate([0, 2]):
+        alone = data.image(row)
+        assert isinstance(alone, Regions)
+        assert torch.equal(alone.features, images.features[place])
+        assert alone.boxes is not None
+        assert torch.equal(alone.boxes, images.boxes[place])
+
+
+def test_error_of_a_std_of_zero(photos: Photos) -> None:
+    with pytest.raises(ValueError, match=r"std is \(0.2, 0.0, 0.2\); expected no zero"):
+        KarpathyDataset("val", *photos(), std=(0.2, 0.0, 0.2))
 
 
 def test_restval_belongs_to_train_unless_told(photos: Photos) -> None:

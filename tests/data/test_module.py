@@ -4,7 +4,7 @@ import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.module import ImageTextData
 from itmkit.data.relations import box_relations
 from itmkit.data.shapes import ShapesDataset
-from itmkit.data.tokenizer import TransformersTokenizer, WordTokenizer
+from itmkit.data.tokenizer import Caption, TransformersTokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 
 WORDS = "a the red blue dog cat runs sleeps on under grass table".split()
@@ -155,6 +155,46 @@ def vocabulary_of(data: ImageTextData) -> Vocabulary:
     return data.tokenizer.vocabulary
 
 
+@pytest.mark.parametrize("noise", [None, CaptionNoise(p=0.5)])
+def test_captions_are_tokenised_once(noise: CaptionNoise | None) -> None:
+    class Counting(WordTokenizer):
+        encoded: ClassVar[list[str]] = []
+
+        def encode(self, caption: str) -> Caption:
+            self.encoded.append(caption)
+            return super().encode(caption)
+
+    data = data_of(tokenizer=Counting(Vocabulary.build(WORDS, min_count=1)), noise=noise)
+    for epoch in range(2):
+        train = data.train_dataloader()
+        train.sampler.set_epoch(epoch)
+        for loader in (train, data.val_dataloader()):
+            assert len(list(loader)) > 1
+    captions = data.split("train").captions + data.split("val").captions
+    assert Counting.encoded == captions
+
+
+def test_words_of_a_checkpoint_replace_tokens_made_before(tmp_path: Path) -> None:
+    data, other = data_of(batch_size=30), data_of(batch_size=30, vocabulary_max_size=2)
+    whole = list(data.train_dataloader())
+    assert not same(other.train_dataloader(), whole)
+    other.load_state_dict(data.state_dict())
+    assert same(other.train_dataloader(), whole)
+
+
+def test_bucketed_batches_have_less_padding_and_the_same_captions() -> None:
+    plain, less = (
+        list(noisy(bucket_batches=buckets, noise=None).train_dataloader()) for buckets in (0, 7)
+    )
+    assert same(noisy(bucket_batches=0).train_dataloader(), noisy().train_dataloader())
+    texts = [torch.cat([batch.text_ids for batch in batches]) for batches in (plain, less)]
+    assert torch.equal(*(each.sort().values for each in texts))
+    assert not torch.equal(*texts)
+    tokens = [[batch.texts.mask.numel() for batch in batches] for batches in (plain, less)]
+    assert sum(tokens[1]) < sum(tokens[0])
+    assert same(noisy(bucket_batches=7, noise=None, num_workers=1).train_dataloader(), less)
+
+
 def test_vocabulary_comes_from_the_training_captions_or_the_dataset() -> None:
     data = data_of(vocabulary_max_size=5)
     built = Vocabulary.build(data.split("train").captions, min_count=1, max_size=5)
@@ -189,12 +229,8 @@ def same(left: Any, right: Any) -> bool:
 
 
 def noisy(**options: Any) -> ImageTextData:
-    return data_of(
-        dataset=partial(ToyDataset, noise=1.0),
-        noise=CaptionNoise(p=0.5),
-        caption_views=2,
-        **options,
-    )
+    options = {"noise": CaptionNoise(p=0.5), "caption_views": 2, **options}
+    return data_of(dataset=partial(ToyDataset, noise=1.0), **options)
 
 
 def test_batches_do_not_depend_on_workers_nor_on_the_global_generator() -> None:
@@ -388,6 +424,7 @@ def test_error_of_an_empty_split() -> None:
         ({"caption_views": 0}, "caption_views is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"seed": -1}, "seed is -1"),
+        ({"bucket_batches": -1}, "bucket_batches is -1"),
         ({"relation_threshold": 0.0}, "relation_threshold is 0.0; expected a number in"),
         ({"relation_threshold": 1.5}, "relation_threshold is 1.5; expected a number in"),
     ],

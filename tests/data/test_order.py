@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,58 @@ def test_error_where_no_batch_is_full() -> None:
         EpochOrder(7, batch_size=4, seed=0, num_replicas=2)
 
 
+SIZES = torch.tensor([(7 * row) % 31 for row in range(203)])
+
+
+def bucketed(**options: int) -> EpochOrder:
+    options = {"batch_size": 4, "seed": 3, "bucket_batches": 5, **options}
+    return EpochOrder(203, sizes=SIZES, **options)
+
+
+def test_buckets_gather_close_sizes_and_keep_the_rows_of_the_epoch() -> None:
+    order, plain = bucketed(), bucketed(bucket_batches=0)
+    assert list(plain) == list(EpochOrder(203, batch_size=4, seed=3))
+    epochs = []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        own, expected = batches(order), batches(plain)
+        epochs.append(own)
+        assert len(own) == 50
+        for start in range(0, 50, 5):  # each bucket has the rows that it had, once
+            rows = [
+                sorted(chain.from_iterable(each[start : start + 5])) for each in (own, expected)
+            ]
+            assert rows[0] == rows[1]
+            spans = sorted(
+                (min(SIZES[batch]), max(SIZES[batch])) for batch in own[start : start + 5]
+            )
+            assert all(a[1] <= b[0] for a, b in pairwise(spans))
+        longest = [int(SIZES[batch].max()) for batch in own]
+        assert sum(longest) < 0.8 * sum(int(SIZES[batch].max()) for batch in expected)
+        assert longest[:5] != sorted(longest[:5]) or longest[5:10] != sorted(longest[5:10])
+    assert epochs[0] != epochs[1]
+    order.set_epoch(0)
+    assert batches(order) == epochs[0]
+    assert batches(bucketed(seed=4)) != epochs[0]
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_processes_share_the_buckets_of_one(replicas: int) -> None:
+    one = batches(bucketed(batch_size=8))
+    parts = [
+        batches(bucketed(batch_size=8 // replicas, num_replicas=replicas, rank=rank))
+        for rank in range(replicas)
+    ]
+    assert [list(chain.from_iterable(step)) for step in zip(*parts, strict=True)] == one
+
+
+def test_error_of_buckets_without_sizes() -> None:
+    for sizes, found in ((None, "None"), (SIZES, r"\(203,\)")):
+        with pytest.raises(ValueError, match=rf"sizes has the shape {found}; expected \(20,\)"):
+            EpochOrder(20, batch_size=2, seed=0, bucket_batches=2, sizes=sizes)
+
+
 def test_seeded_gives_one_stream_and_puts_the_others_back() -> None:
     def draw() -> list[float]:
         return [torch.rand(()).item(), random.random(), np.random.rand()]
@@ -80,10 +133,12 @@ class Keys(Dataset[Any]):
         return 20
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loader_goes_on_in_the_middle_of_an_epoch(workers: int) -> None:
+@pytest.mark.parametrize(("workers", "buckets"), [(0, 0), (2, 0), (0, 4)])
+def test_loader_goes_on_in_the_middle_of_an_epoch(workers: int, buckets: int) -> None:
     def make() -> ResumableLoader:
-        order = EpochOrder(20, batch_size=3, seed=0)
+        order = EpochOrder(
+            20, batch_size=3, seed=0, bucket_batches=buckets, sizes=torch.arange(20) % 7
+        )
         return ResumableLoader(
             Keys(), batch_size=3, sampler=order, num_workers=workers, collate_fn=list
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from itmkit.data.dataset import Regions
+from itmkit.data import feature_file
+from itmkit.data.dataset import BadSampleError, Regions
 from itmkit.data.precomp import PrecompDataset
 
 Write = Callable[..., np.ndarray]
@@ -149,6 +151,65 @@ def test_features_are_mapped_and_not_sent_to_worker_processes(write: Write, tmp_
     assert len(sent) < 10_000
     again = pickle.loads(sent)
     assert np.array_equal(again.image(2).features.numpy(), features[2])
+
+
+@pytest.mark.parametrize("dtype", [">f4", "float16", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("most", [None, 3])
+def test_images_read_together_are_those_read_alone(
+    write: Write, tmp_path: Path, dtype: str, order: Any, most: int | None
+) -> None:
+    box = np.sort(np.random.default_rng(2).random((3, 4, 2, 2)), axis=2).reshape(3, 4, 4)
+    features = write(boxes=box, iou=np.random.default_rng(1).random((3, 4, 4)).astype(dtype))
+    np.save(tmp_path / "dev_ims.npy", features.astype(dtype).copy(order))
+    data = PrecompDataset("dev", tmp_path, max_regions=most)
+    for _ in range(2):
+        images = data.read_images([2, 0, 2])
+        assert images.boxes is not None
+        assert images.relations is not None
+        expected = features[[2, 0, 2], :most].astype(dtype).astype("float32")
+        assert np.array_equal(images.features.numpy(), expected)
+        for place, row in enumerate([2, 0, 2]):
+            alone = regions(data, row)
+            assert torch.equal(alone.features, images.features[place])
+            assert alone.boxes is not None
+            assert torch.equal(alone.boxes, images.boxes[place])
+            assert alone.relations is not None
+            assert torch.equal(alone.relations, images.relations[place])
+
+
+def test_bad_rows_are_found_at_every_reading(write: Write, tmp_path: Path) -> None:
+    features = write()
+    features[1, 2, 3] = np.inf
+    np.save(tmp_path / "dev_ims.npy", features)
+    data = PrecompDataset("dev", tmp_path)
+    for rows in ([0, 2], [0, 1, 2], [0, 1], [1]):
+        if 1 not in rows:
+            data.read_images(rows)
+            continue
+        with pytest.raises(BadSampleError, match="not finite in row 1"):
+            data.read_images(rows)
+
+
+def test_error_of_a_file_cut_short_between_two_rows(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading on would end the process."""
+    write()
+    features = np.ones((3, 400, 60), dtype="float32")
+    np.save(tmp_path / "dev_ims.npy", features)
+    data = PrecompDataset("dev", tmp_path)
+    copied = []
+
+    def cut_after_the_first(stored: np.ndarray, features: np.ndarray) -> None:
+        copied.append(len(stored))
+        os.truncate(tmp_path / "dev_ims.npy", 400 * 60 * 4 + 128)
+
+    monkeypatch.setattr(feature_file, "_copy", cut_after_the_first)
+    monkeypatch.setattr(np, "isfinite", np.ones_like)
+    with pytest.raises(ValueError, match=r"dev_ims.npy was changed while it was in use"):
+        data.read_images([0, 2])
+    assert copied == [400]
 
 
 BOXES = np.full((3, 4, 4), 0.5, dtype="float32")

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import time
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from itmkit.data.vocabulary import RESERVED, Vocabulary, split_words
 
@@ -18,6 +22,41 @@ def test_smoke_words_have_no_punctuation_and_any_script() -> None:
         ["the", "dog", "'s", "toy", "isn't", "sam", "'s", "own"]
     )
     assert split_words("... !") == []
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("cafe\u0301 noir, caf\u00e9", ["caf\u00e9", "noir", "caf\u00e9"]),
+        ("q\u0323\u0307x u\u0308ber", ["q\u0323\u0307x", "\u00fcber"]),  # NFC has no such q
+        ("\u0130stanbul'da", ["i\u0307stanbul'da"]),  # the lower case has a mark
+        ("हिन्दी में कुत्ता।", ["हिन्दी", "में", "कुत्ता"]),
+        ("शर्मा का क्\u200dष", ["शर्मा", "का", "क्\u200dष"]),  # with a joiner
+        ("কুকুর দৌড়ায়; நாய் ஓடுகிறது", ["কুকুর", "দৌড়ায়", "நாய்", "ஓடுகிறது"]),
+        ("כֶּלֶב רָץ! كَلْبٌ يَجْرِي", ["כֶּלֶב", "רָץ", "كَلْبٌ", "يَجْرِي"]),
+        ("می\u200cدود", ["می\u200cدود"]),
+        ("ที่นี่ ❤\ufe0f \u0301 -\u0301x", ["ที่นี่", "x"]),  # no word begins with a mark
+    ],
+)
+def test_marks_belong_to_their_word(caption: str, words: list[str]) -> None:
+    assert split_words(caption) == [unicodedata.normalize("NFC", word) for word in words]
+
+
+def test_time_for_a_heap_of_marks_is_short() -> None:
+    """Normalising all of them would take seconds."""
+    start = time.process_time()
+    (word,) = split_words("a" + "\u0301\u0323" * 50_000)
+    assert len(word) < 40
+    assert time.process_time() - start < 1
+
+
+@given(st.text(st.characters(exclude_categories=["M", "Cs"], exclude_characters="\u200c\u200d")))
+def test_words_of_text_without_marks_are_runs_of_letters_and_digits(text: str) -> None:
+    """As :func:`split_words` was, so that vocabularies keep their words."""
+    assume(unicodedata.is_normalized("NFC", text.lower()))
+    assume(not any(unicodedata.category(c)[0] == "M" for c in text.lower()))
+    runs = re.findall(r"[^\W_]+(?:['’](?!s\b)[^\W_]+)*|['’]s\b", text.lower())
+    assert split_words(text) == [run.replace("’", "'") for run in runs]
 
 
 def test_build_orders_by_count_then_alphabet() -> None:
