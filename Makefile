@@ -1,5 +1,5 @@
 # itmkit: `make demo` trains a small model and shows its recall, `make test` runs the tests,
-# `make test-long` those that take minutes.
+# `make test-long` those that take minutes, `make bench` measures its speed (docs/performance.md).
 # Both make their own environment in .venv, once; VENV= and PYTHON= choose others.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.itmkit-installed
 
-.PHONY: env demo test test-long lint types build clean
+.PHONY: env demo test test-long bench lint types build clean
 
 env: $(INSTALLED)
 
@@ -31,6 +31,10 @@ test: env
 # What takes minutes: 2,000 steps of each system (ITMKIT_LONG_STEPS), many kills and resumes.
 test-long: env
 	$(BIN)/python -m pytest -m long -rA -p no:warnings $(PYTEST_ARGS) tests
+
+bench: env
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m benchmarks $(TOPICS)
 
 lint: env
 	$(BIN)/ruff check .

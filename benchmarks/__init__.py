@@ -1,0 +1,1 @@
+"""How fast itmkit is, against other ways and against the machine: ``python -m benchmarks``."""
