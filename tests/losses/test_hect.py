@@ -157,6 +157,7 @@ def test_gradcheck():
     loss = HECTLoss(num_hard_negatives=3)
     assert torch.autograd.gradcheck(loss, (image, text))
     assert torch.autograd.gradcheck(loss, (image, text, ids))
+    assert torch.autograd.gradcheck(HECTLoss(num_hard_negatives=9), (image, text))
     positive = torch.rand(4, dtype=torch.float64, requires_grad=True)
     negatives = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
     valid = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]], dtype=torch.bool)
