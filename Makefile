@@ -30,7 +30,7 @@ test: env
 
 # What takes minutes: 2,000 steps of each system (ITMKIT_LONG_STEPS), many kills and resumes.
 test-long: env
-	$(BIN)/python -m pytest -m long -rA -p no:warnings $(PYTEST_ARGS) tests
+	$(BIN)/python -m pytest -m long -rA --disable-warnings $(PYTEST_ARGS) tests
 
 bench: env
 	$(BIN)/python -m pip install --quiet --group bench

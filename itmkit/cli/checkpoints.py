@@ -60,7 +60,6 @@ class LastCheckpoint(ModelCheckpoint):
         )
         self._period = every_n_train_steps
         self._saved = (0, 0)  # steps and batches at the last save
-        self._waits = False  # for the end of a validation
 
     @property
     def path(self) -> Path:
@@ -86,16 +85,7 @@ class LastCheckpoint(ModelCheckpoint):
             or batches._num_ready_batches_reached()  # the end of the epoch is near
         ):
             return
-        fetcher = trainer.fit_loop._data_fetcher
-        # Lightning would not validate at this step any more after a resume.
-        self._waits = fetcher is not None and batches._should_check_val_fx(fetcher)
-        if not self._waits:
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._waits:
-            self._waits = False
-            self._save(trainer)
+        self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)

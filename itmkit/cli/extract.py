@@ -26,6 +26,8 @@ def extract_photos(
     image_size: int | None = None,
     mean: _RGB | None = None,
     std: _RGB | None = None,
+    max_pixels: int = 100_000_000,
+    follow_links: bool = False,
     out_index: int = -1,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -50,6 +52,8 @@ def extract_photos(
         mean: of the three channels, subtracted from pixels in [0, 1]; where null, as the model
             knows it, and so for ``std``.
         std: of the three channels, divided by.
+        max_pixels: most pixels of a photo, before and after scaling; larger ones are an error.
+        follow_links: whether a link inside ``images`` may lead out of it.
         out_index: stage whose features are taken, -1 for the last.
         batch_size: photos at a time.
         num_workers: processes that read the photos.
@@ -76,6 +80,8 @@ def extract_photos(
         mean=mean or cast(_RGB, wanted.mean),
         std=std or cast(_RGB, wanted.std),
         train_augment=False,
+        max_pixels=max_pixels,
+        follow_links=follow_links,
     )
     backbone = TimmGrid(
         model,

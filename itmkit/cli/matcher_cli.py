@@ -22,7 +22,12 @@ from typing import Any, cast
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    LambdaCallback,
+    ModelCheckpoint,
+    ProgressBar,
+    TQDMProgressBar,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -35,7 +40,9 @@ from itmkit.cli.metrics_table import MetricsTable
 from itmkit.cli.parser import MatcherParser
 from itmkit.cli.resume import ExactResume
 from itmkit.cli.run_folder import claim, discard, note_job, point_latest_to, requeued_from
+from itmkit.cli.signals import EndTogether
 from itmkit.configs import config_path
+from itmkit.distributed import leave
 from itmkit.retrieval import Gallery, recall_table, write_metrics
 
 STAGES = {"validate": "val", "test": "test"}
@@ -162,7 +169,8 @@ class MatcherCLI(LightningCLI):
         self.checkpoint: BestCheckpoint | None = None
         self.last: LastCheckpoint | None = None
         if self.subcommand == "fit":
-            callbacks.append(ExactResume())
+            callbacks += [ExactResume(), LambdaCallback(on_train_start=self._announce)]
+        callbacks.append(EndTogether())
         if options.sync_batchnorm:
             kwargs["plugins"] = [*_as_list(options.plugins), BatchNormSync()]
         if options.fast_dev_run:
@@ -202,7 +210,6 @@ class MatcherCLI(LightningCLI):
             if self._measures_untrained(default=ckpt_path is None):
                 with isolate_rng():  # training is the same with and without
                     rows["untrained"] = self._measure("validate")
-            self._announce()
             start = time.monotonic()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             minutes = (time.monotonic() - start) / 60
@@ -282,7 +289,8 @@ class MatcherCLI(LightningCLI):
             write_metrics(self.run_folder / "metrics.json", list(rows.values())[-1], stage)
             print(f"\nrun folder: {self.run_folder}")
 
-    def _announce(self) -> None:
+    def _announce(self, *_: Any) -> None:
+        # Not earlier: all processes have read their checkpoint, where `latest` may lead to it.
         if self.run_folder is not None:
             point_latest_to(self.run_folder)
             print(f"run folder: {self.run_folder}")
@@ -311,6 +319,10 @@ class MatcherCLI(LightningCLI):
                 last = self.last.path if self.last is not None else None
                 told = f"; to go on: --ckpt_path {last}" if last and last.is_file() else ""
                 print(f"itmkit: ended by {ended_by.name}{told}", file=sys.stderr)
+            if ended_by is signal.SIGTERM:  # all are here
+                leave()
+                if not self.trainer.is_global_zero:
+                    sys.exit()  # the first speaks for all: Lightning kills it where another fails
             sys.exit(128 + ended_by)
 
     @contextmanager

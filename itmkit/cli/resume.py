@@ -21,10 +21,10 @@ class ExactResume(Callback):
     """Adds to every checkpoint of a run what makes it resume bit for bit.
 
     That is the state of the random numbers and the gradients of a batch that is still accumulated,
-    both of every process, and what was about to be logged. And it corrects two errors of Lightning
-    in runs with ``max_steps``: where that ended training inside an epoch, the checkpoint says that
-    the epoch is over, and a longer run that resumes would leave out the rest of it; and a run that
-    resumes from the end of an epoch would leave out the next one.
+    both of every process, what was about to be logged, and whether a validation was to come. And it
+    corrects two errors of Lightning in runs with ``max_steps``: where that ended training inside an
+    epoch, the checkpoint says that the epoch is over, and a longer run that resumes would leave out
+    the rest of it; and a run that resumes from the end of an epoch would leave out the next one.
     """
 
     def __init__(self) -> None:
@@ -47,13 +47,17 @@ class ExactResume(Callback):
         everyone = [mine] * world_size()
         if world_size() > 1:
             dist.all_gather_object(everyone, mine)
+        validation_comes = _validation_comes(trainer)
         checkpoint[KEY] = {
             "processes": everyone,
             "row": _row_to_come(trainer),
-            "validates": self._validates,
+            "validates": self._validates or validation_comes,
         }
         loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+        if validation_comes:  # as saved inside of it: Lightning would leave it out
+            for count in (batches["total"], batches["current"]):
+                count["completed"] = count["processed"]
         inside = 0 < batches["current"]["ready"] < trainer.num_training_batches
         if inside and not batches["is_last_batch"]:
             for count in epochs.values():
@@ -132,11 +136,23 @@ def _gradients(trainer: Trainer, pl_module: LightningModule) -> dict[str, torch.
     return {name: one.grad for name, one in parameters if one.grad is not None}
 
 
+def _at_batch_end(trainer: Trainer) -> bool:
+    """Whether callbacks are at the end of a training batch, before it is logged."""
+    count: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return trainer.training and count.processed != count.completed
+
+
+def _validation_comes(trainer: Trainer) -> bool:
+    fetcher = trainer.fit_loop._data_fetcher
+    if fetcher is None or not _at_batch_end(trainer):
+        return False
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
 def _row_to_come(trainer: Trainer) -> dict[str, Any] | None:
     """What Lightning logs of this step right after callbacks have saved it."""
     loop, logs = trainer.fit_loop.epoch_loop, trainer._logger_connector
-    count: Any = loop.batch_progress.current
-    if not trainer.training or count.processed == count.completed or loop._should_accumulate():
+    if not _at_batch_end(trainer) or loop._should_accumulate():
         return None
     if not trainer.loggers or not logs.should_update_logs:
         return None

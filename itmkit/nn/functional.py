@@ -76,7 +76,7 @@ def check_ids(ids: Tensor, mask: Tensor, vocab_size: int) -> None:
         raise ValueError(
             f"mask must have the shape of ids {tuple(ids.shape)}, got {tuple(mask.shape)}"
         )
-    # Reading values would make a GPU wait, whose embedding refuses such ids itself, or break a graph.
+    # Reading values would break a graph, or make a GPU wait, whose embedding refuses such ids.
     if ids.numel() == 0 or ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     low, high = (int(value) for value in torch.stack(ids.aminmax()).tolist())

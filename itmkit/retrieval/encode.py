@@ -25,7 +25,7 @@ class Gallery:
 
     Args:
         images: ``n`` encoded images.
-        texts: ``m`` encoded captions.
+        texts: ``m`` encoded captions; ``m`` may be 0, for images that have none.
         image_ids: ``(n,)`` int64, each image once.
         text_image_ids: ``(m,)`` int64, the id of the image each caption belongs to.
         text_ids: ``(m,)`` int64, each caption once.
@@ -41,6 +41,9 @@ class Gallery:
     def cat(cls, parts: Sequence[Gallery]) -> Gallery:
         """One gallery of several, with the images and captions that come again left out.
 
+        Images are in the order of their ids, captions in that of their images and then their own
+        ids: whichever process encoded what, the gallery is the same.
+
         Raises:
             ValueError: no parts.
         """
@@ -49,10 +52,12 @@ class Gallery:
         image_ids = torch.cat([part.image_ids for part in parts])
         text_image_ids = torch.cat([part.text_image_ids for part in parts])
         text_ids = torch.cat([part.text_ids for part in parts])
-        images, texts = _first_rows(image_ids), _first_rows(text_ids)
+        images = sorted(_unseen(image_ids, set()), key=image_ids.tolist().__getitem__)
+        owned = list(zip(text_image_ids.tolist(), text_ids.tolist(), strict=True))
+        texts = sorted(_unseen(text_ids, set()), key=owned.__getitem__)
         return cls(
-            Encoding.cat([part.images for part in parts])[images],
-            Encoding.cat([part.texts for part in parts])[texts],
+            _joined([part.images for part in parts])[images],
+            _joined([part.texts for part in parts])[texts],
             image_ids[images],
             text_image_ids[texts],
             text_ids[texts],
@@ -63,9 +68,10 @@ class Gallery:
         return replace(self, images=self.images.to(device), texts=self.texts.to(device))
 
 
-def _first_rows(ids: Tensor) -> list[int]:
-    """The rows where an id comes for the first time."""
-    return _unseen(ids, set())
+def _joined(parts: list[Encoding]) -> Encoding:
+    """All rows of some encodings; one without rows and fields where there are none."""
+    held = [part for part in parts if len(part)]
+    return Encoding.cat(held) if held else Encoding(vector=torch.empty(0, 0))
 
 
 @contextmanager
@@ -110,7 +116,7 @@ def encode(
         The gallery, in the order in which images and captions first came, ids on the CPU.
 
     Raises:
-        ValueError: the batches hold no image or no caption.
+        ValueError: the batches hold no image.
     """
     images: list[Encoding] = []
     texts: list[Encoding] = []
@@ -130,9 +136,11 @@ def encode(
                 texts.append(part.to(device))
                 ids[1].extend(batch.text_image_ids[rows].tolist())
                 ids[2].extend(batch.text_ids[rows].tolist())
-    if not images or not texts:
-        raise ValueError(f"batches held {len(ids[0])} images and {len(ids[2])} captions")
-    return Gallery(Encoding.cat(images), Encoding.cat(texts), *(torch.tensor(i) for i in ids))
+    if not images:
+        raise ValueError(f"batches held 0 images and {len(ids[2])} captions; expected an image")
+    return Gallery(
+        _joined(images), _joined(texts), *(torch.tensor(i, dtype=torch.int64) for i in ids)
+    )
 
 
 def _unseen(ids: Tensor, seen: set[int]) -> list[int]:

@@ -28,8 +28,8 @@ class DAIM(Matcher):
     and the loss a hinge whose margin follows the scores. The published schedule, backbones frozen
     at first, is :class:`itmkit.callbacks.FreezeUntil`.
 
-    Differs from the released code: the margin is part of the checkpoint, and all pairs are scored at
-    once; see the loss and the modules.
+    Differs from the released code: the margin is part of the checkpoint, and all pairs are scored
+    at once; see the loss and the modules.
 
     Args:
         image_encoder: images to tokens on several levels (:class:`itmkit.nn.TimmLevels`,

@@ -44,6 +44,20 @@ def test_smoke_extract(photos: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"{photos / 'features/val_ims.npy'}: 3 images\n"
 
 
+def test_links_and_large_photos_are_refused_unless_allowed(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = (photos / "images/1.jpg").rename(photos / "elsewhere.jpg")
+    (photos / "images/1.jpg").symlink_to(elsewhere)
+    options = [f"--checkpoint={photos / 'weights.pt'}", "--device=cpu"]
+    for refused, told in (("--follow_links=false", "follow_links"), ("--max_pixels=1999", "=1999")):
+        with pytest.raises(SystemExit):
+            extract(photos, *options, "--follow_links=true", refused)
+        assert told in capsys.readouterr().err
+    extract(photos, *options, "--follow_links=true", "--max_pixels=2000")
+    assert np.load(photos / "features/val_ims.npy").shape[0] == 3
+
+
 def test_normalisation_can_be_chosen(photos: Path) -> None:
     weights = f"--checkpoint={photos / 'weights.pt'}"
     extract(photos, weights)

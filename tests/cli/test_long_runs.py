@@ -73,7 +73,7 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path, system: str) -> None:
     assert ended.code == 0, ended.err
     assert steps_in(folder / TABLE) == STEPS
 
-    later = [one for one in samples if STEPS * 0.3 <= one.steps < STEPS]
+    later = [one for one in samples if STEPS / 2 <= one.steps < STEPS]
     assert len(later) >= 5
     steps = [one.steps / 1000 for one in later]
     slope = np.polyfit(steps, [one.megabytes for one in later], 1)[0]
@@ -85,8 +85,10 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path, system: str) -> None:
         f"{max(one.children for one in later)}; {ended.seconds:.0f} s"
     )
     assert {one.children for one in later} == {4}
-    # batches that wait for training have files of their own for a moment
-    assert min(files[len(files) // 2 :]) <= min(files[: len(files) // 2])
+    # Each batch that waits for training has files of its own for a moment; a handle that a
+    # validation or a checkpoint keeps would be tens or hundreds at the end.
+    half = len(files) // 2
+    assert abs(np.median(files[half:]) - np.median(files[:half])) <= 4
     if STEPS >= 1000:  # the slope of a shorter run is that of its start
-        assert abs(slope) < 10
-        assert abs(child_slope) < 20
+        assert abs(slope) < 5
+        assert abs(child_slope) < 5

@@ -93,6 +93,7 @@ BERT = {
     "num_attention_heads": 2,
     "intermediate_size": DIM,
 }
+GRID = {"model_name": "test_byobnet", "dim": DIM, "image_size": 32, "out_index": 2}
 CONFIGURATIONS = {
     "mate": configuration("MATE", **MATE),
     "daim": configuration("DAIM"),
@@ -100,7 +101,7 @@ CONFIGURATIONS = {
     # Parameters without gradient: all of two backbones, BatchNorm among them.
     "frozen": configuration(
         "MATE",
-        part("itmkit.nn.TimmGrid", model_name="test_byobnet", dim=DIM, image_size=32, frozen=True),
+        part("itmkit.nn.TimmGrid", **GRID, frozen=True),
         part("itmkit.nn.TransformerText", config=BERT, dim=DIM, frozen=True),
         **MATE,
     ),
@@ -108,7 +109,7 @@ CONFIGURATIONS = {
     # A backbone whose BatchNorm layers, with activations in them, learn from the global batch.
     "batch_norm": configuration(
         "DAIM",
-        part("itmkit.nn.TimmGrid", model_name="test_byobnet", dim=DIM, image_size=32),
+        part("itmkit.nn.TimmGrid", **GRID),
         trainer={"sync_batchnorm": True},
     ),
     # A backbone without gradient in the first epoch.
@@ -230,7 +231,7 @@ def test_ddp_weights_have_moved(both: Path, name: str) -> None:
     (optimizer,) = last["optimizer_states"]
     moments = [state["momentum_buffer"] for state in optimizer["state"].values()]
     assert len(moments) == len(optimizer["param_groups"][0]["params"])
-    assert sum(bool(moment.any()) for moment in moments) > 0.9 * len(moments)
+    assert all(moment.any() for moment in moments)
     if name in ("mate", "frozen"):
         assert (last["state_dict"]["queue_ids"] >= 0).all()
 

@@ -8,14 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from processes import SUPPORT, run_all
+from tiny_runs import differences, everything, rows, runs, write_config
 
 from itmkit.cli import main
 
@@ -67,6 +71,28 @@ class Failing(TinyDataset):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().image(row)
 """
+SIGNALLING = """\
+import os, signal
+from lightning.pytorch import Callback
+
+class Signal(Callback):
+    def __init__(self, number: int, who: int, place: str, count: int) -> None:
+        self.number, self.who, self.place, self.left = number, who, place, count
+
+    def reached(self, trainer, place):
+        self.left -= place == self.place
+        if self.left == 0 and place == self.place:
+            if self.who < 0:
+                os.killpg(0, self.number)
+            elif self.who == trainer.global_rank:
+                os.kill(os.getpid(), self.number)
+
+    def on_train_batch_start(self, trainer, *args):
+        self.reached(trainer, "step")
+
+    def on_validation_batch_start(self, trainer, *args):
+        self.reached(trainer, "validate")
+"""
 ITMKIT = [sys.executable, "-m", "itmkit"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 TWO_NODES = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
@@ -83,6 +109,23 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
+
+
+def slurm_task(node: int, port: str) -> dict[str, str]:
+    """What srun sets for one of two tasks on two nodes."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NNODES": "2",
+        "SLURM_LOCALID": "0",
+        "SLURM_PROCID": str(node),
+        "SLURM_NODEID": str(node),
+        "SLURM_JOB_NODELIST": "127.0.0.1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
 
 
 def weights(name: str) -> dict[str, torch.Tensor]:
@@ -148,28 +191,8 @@ def test_two_nodes_without_torchrun(expected: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.long
 def test_two_tasks_of_slurm(expected: dict[str, torch.Tensor]) -> None:
-    """What srun sets for two tasks on two nodes."""
     port = free_port()
-    slurm = {
-        "SLURM_JOB_ID": "1",
-        "SLURM_JOB_NAME": "train",
-        "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "1",
-        "SLURM_NNODES": "2",
-        "SLURM_LOCALID": "0",
-        "SLURM_JOB_NODELIST": "127.0.0.1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    run_all(
-        [
-            (
-                [*ITMKIT, *fit("tasks"), *TWO_NODES],
-                slurm | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node)},
-            )
-            for node in range(2)
-        ]
-    )
+    run_all([([*ITMKIT, *fit("tasks"), *TWO_NODES], slurm_task(node, port)) for node in range(2)])
     assert_same_weights("tasks", expected)
 
 
@@ -219,17 +242,24 @@ def end_of(how: str, who: int) -> tuple[int, list[str]]:
     }
     config["trainer"]["max_epochs"] = 50
     Path("failing.yaml").write_text(yaml.safe_dump(config))
+    code, told = run_session(Path(), "fit", "--config=failing.yaml", *TWO)
+    return code, told.splitlines()
+
+
+def run_session(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
+    """Exit status and stderr of a command that starts other processes; all are gone after it."""
     path = os.pathsep.join(map(str, (SUPPORT.parents[1], SUPPORT)))
-    with open("stderr.txt", "w") as told:
+    with tempfile.TemporaryFile("w+") as told:
         process = subprocess.Popen(
-            [*ITMKIT, "fit", "--config=failing.yaml", *TWO],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            [*ITMKIT, *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.DEVNULL,
             stderr=told,
             start_new_session=True,
         )
         try:
-            code = process.wait(timeout=60)
+            code = process.wait(timeout=90)
             with suppress(ProcessLookupError):
                 for _ in range(100):
                     os.killpg(process.pid, 0)
@@ -238,7 +268,8 @@ def end_of(how: str, who: int) -> tuple[int, list[str]]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    return code, Path("stderr.txt").read_text().splitlines()
+        told.seek(0)
+        return code, told.read()
 
 
 PEER = "itmkit: error: another process of this run has ended; its own error says why"
@@ -266,3 +297,133 @@ def test_error_of_one_process_ends_all(how: str, who: int, told: str) -> None:
     errors = [line for line in lines if "itmkit: error:" in line]
     (own,) = (line for line in errors if line != PEER or how == "killed")
     assert re.fullmatch(told, own)
+
+
+# An epoch has 6 batches on each of two processes; three batches validate.
+RUN = {"train": 15, "val": 21, "max_epochs": 2, "val_check_interval": 3}
+EVERYBODY = -1
+
+
+SAVING = "--last.every_n_train_steps=2"
+
+
+def write_run(folder: Path, system: str, signalling: dict[str, Any] | None = None) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "signalling.py").write_text(SIGNALLING)
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
+    if signalling is not None:
+        options["callbacks"] = [{"class_path": "signalling.Signal", "init_args": signalling}]
+    write_config(folder, system, **RUN, **options)
+
+
+def fit_two(folder: Path, system: str, signalling: dict[str, Any] | None = None) -> tuple[int, str]:
+    """Train, or go on."""
+    write_run(folder, system, signalling)
+    last = Path("runs/tiny/latest/checkpoints/last.ckpt")
+    words = [f"--ckpt_path={last}"] if (folder / last).is_file() else []
+    return run_session(folder, "fit", "--config=tiny.yaml", SAVING, *words)
+
+
+def check_resumes(folder: Path, system: str) -> None:
+    """On as many processes, bit for bit."""
+    code, told = fit_two(folder, system)
+    assert code == 0, told
+    check_whole(folder, system)
+
+
+def check_whole(folder: Path, system: str) -> None:
+    """Two runs, the second resumed, are one that nobody stopped."""
+    code, told = fit_two(Path("whole"), system)
+    assert code == 0, told
+    cut, whole = runs(folder), runs(Path("whole"))
+    assert len(cut) == 2
+    assert differences(everything(whole[-1]), everything(cut[-1])) == []
+    assert rows(*cut) == rows(*whole)
+
+
+@pytest.mark.parametrize(
+    ("system", "who", "place", "count"),
+    [
+        ("MATE", 1, "step", 4),
+        pytest.param("MATE", 0, "step", 5, marks=pytest.mark.long),
+        pytest.param("TVRN", EVERYBODY, "step", 6, marks=pytest.mark.long),  # of an epoch the last
+        pytest.param("DAIM", 1, "validate", 5, marks=pytest.mark.long),
+        pytest.param("DAIM", EVERYBODY, "validate", 6, marks=pytest.mark.long),
+    ],
+)
+def test_sigterm_to_one_or_all_saves_once_and_ends_all(
+    system: str, who: int, place: str, count: int
+) -> None:
+    cut = Path("cut")
+    moment = {"number": int(signal.SIGTERM), "who": who, "place": place, "count": count}
+    code, told = fit_two(cut, system, moment)
+    assert code == 128 + signal.SIGTERM, told
+    last = runs(cut)[0].relative_to(cut) / "checkpoints/last.ckpt"
+    (line,) = (line for line in told.splitlines() if line.startswith("itmkit: "))
+    assert line == f"itmkit: ended by SIGTERM; to go on: --ckpt_path {last}"
+    assert "Traceback" not in told
+    check_resumes(cut, system)
+
+
+@pytest.mark.parametrize(
+    ("number", "who", "count"),
+    [
+        (signal.SIGKILL, EVERYBODY, 8),
+        pytest.param(signal.SIGKILL, 1, 9, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, EVERYBODY, 10, marks=pytest.mark.long),  # as Ctrl-C does
+    ],
+)
+def test_killed_or_interrupted_and_resumed_on_two_processes(
+    number: signal.Signals, who: int, count: int
+) -> None:
+    cut = Path("cut")
+    moment = {"number": int(number), "who": who, "place": "step", "count": count}
+    code, told = fit_two(cut, "MATE", moment)
+    assert code == 128 + number if number == signal.SIGINT else code not in (0, 143), told
+    check_resumes(cut, "MATE")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("place", "count"), [("step", 4), ("validate", 5)])
+def test_slurm_requeues_two_tasks_once_and_they_go_on(place: str, count: int) -> None:
+    cut, log, program = Path("cut"), Path("log").absolute(), Path("bin/scontrol").absolute()
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\nkill -TERM $PPID\n')  # as SLURM does
+    program.chmod(0o755)
+
+    def job(**more: str) -> list[tuple[int, str]]:
+        more["PATH"] = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+        port = free_port()
+
+        def task(node: int) -> tuple[int, str]:
+            words = ("fit", "--config=tiny.yaml", SAVING, *TWO_NODES)
+            return run_session(cut, *words, **slurm_task(node, port), **more)
+
+        with ThreadPoolExecutor() as tasks:
+            return list(tasks.map(task, range(2)))
+
+    moment = {"number": int(signal.SIGUSR1), "who": EVERYBODY, "place": place, "count": count}
+    write_run(cut, "MATE", moment)
+    ended = job()
+    assert [code for code, _ in ended] == [128 + signal.SIGTERM, 0], ended
+    assert log.read_text() == "requeue 1\n"
+    write_run(cut, "MATE")
+    ended = job(SLURM_RESTART_COUNT="1")
+    assert [code for code, _ in ended] == [0, 0], ended
+    check_whole(cut, "MATE")
+
+
+@pytest.mark.long
+def test_resumed_on_another_number_of_processes(expected: dict[str, torch.Tensor]) -> None:
+    Path("signalling.py").write_text(SIGNALLING)
+    moment = {"number": int(signal.SIGTERM), "who": 0, "place": "step", "count": 3}
+    stop = [f"--trainer.callbacks.{name}={value}" for name, value in moment.items()]
+    words = fit("fewer")
+    code, told = run_session(Path(), *words, *TWO, "--trainer.callbacks=signalling.Signal", *stop)
+    assert code == 128 + signal.SIGTERM, told
+    last = Path("runs/fewer/latest/checkpoints/last.ckpt")
+    code, told = run_session(Path(), *words, "--data.batch_size=8", f"--ckpt_path={last}")
+    assert code == 0, told
+    found = torch.load(last, weights_only=True)["state_dict"]
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, atol=1e-8, rtol=1e-8, msg=key)

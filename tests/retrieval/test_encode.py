@@ -9,6 +9,7 @@ from torch import nn
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.rank import evaluate
 
 
 class Bag(nn.Module):
@@ -47,7 +48,7 @@ WORDS = torch.randint(30, (14, 9), generator=torch.Generator().manual_seed(2))
 
 
 def batch(rows, columns, length=9):
-    rows, columns = torch.tensor(rows), torch.tensor(columns)
+    rows, columns = torch.tensor(rows), torch.tensor(columns, dtype=torch.int64)
     ids = WORDS[columns, :length]
     return Batch(
         images=Images(FEATURES[rows], boxes=FEATURES[rows, :, :4]),
@@ -107,12 +108,35 @@ def test_gallery_cat_joins_parts_and_leaves_out_what_comes_again():
     assert not whole.texts.tokens[:4, 5:].any()
 
 
-def test_gallery_cat_of_one_part_is_that_part():
-    part = encode(Bag(), [batch([4, 2], [8, 9, 4])])
-    whole = Gallery.cat([part])
-    assert whole.image_ids.tolist() == [104, 102]
-    assert whole.text_ids.tolist() == [8, 9, 4]
-    assert torch.equal(whole.texts.tokens, part.texts.tokens)
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+def test_gallery_cat_is_the_same_whoever_encoded_what(order):
+    """Images by id, captions by image and then by id."""
+    parts = [
+        encode(Bag(), [one])
+        for one in (batch([4, 2], [9, 8, 4]), batch([0], [1]), batch([6, 3], [12, 7, 6], 5))
+    ]
+    whole = Gallery.cat([parts[i] for i in order])
+    assert whole.image_ids.tolist() == [100, 102, 103, 104, 106]
+    assert whole.text_ids.tolist() == [1, 4, 6, 7, 8, 9, 12]
+    assert whole.text_image_ids.tolist() == [100, 102, 103, 103, 104, 104, 106]
+    assert torch.equal(whole.images.vector, FEATURES[[0, 2, 3, 4, 6]].mean(1))
+    assert whole.texts.mask.sum(1).tolist() == [9, 9, 5, 5, 9, 9, 5]
+
+
+def test_a_batch_of_images_without_captions_does_no_harm():
+    matcher = Bag()
+    alone = encode(matcher, [batch([2, 3], [])])
+    assert (len(alone.images), len(alone.texts)) == (2, 0)
+    assert alone.text_ids.dtype == alone.text_image_ids.dtype == torch.int64
+    assert len(Gallery.cat([alone, alone.to("cpu")]).texts) == 0
+    other = encode(matcher, [batch([0], [0, 1])])
+    together = encode(matcher, [batch([2, 3], []), batch([0], [0, 1])])
+    assert together.image_ids.tolist() == [102, 103, 100]
+    for whole in (Gallery.cat([alone, other]), Gallery.cat([together])):
+        assert whole.image_ids.tolist() == [100, 102, 103]
+        assert torch.equal(whole.texts.tokens, other.texts.tokens)
+        with pytest.raises(ValueError, match="image id 102"):
+            evaluate(matcher, whole)
 
 
 def test_error_of_gallery_cat_of_nothing():

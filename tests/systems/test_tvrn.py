@@ -110,7 +110,8 @@ def test_relations_of_an_image_matter_to_its_own_scores():
     change = (tvrn.score(tvrn.encode_image(batch.images), texts) - before).abs()
     others = change[[0, 1, 3, 4, 5]].max()
     assert others < 1e-6
-    assert (change[2] > 10 * others).all() and change[2].max() > 1e-5
+    assert (change[2] > 10 * others).all()
+    assert change[2].max() > 1e-5
 
 
 def test_pixels_are_regions_each_related_to_itself_alone():
@@ -168,14 +169,6 @@ def test_error_of_an_argument(options, message):
 def test_error_of_widths_that_disagree():
     with pytest.raises(ValueError, match=r"text_encoder.dim is 8, image_encoder.dim 16"):
         TVRN(RegionProjection(437, DIM, hidden_dim=8), BiGRU(64, 8, 8))
-
-
-def test_one_image_in_a_batch_has_a_finite_loss_and_gradient():
-    tvrn = make_tvrn(reasoning="saf")
-    loss = tvrn.loss(first_batch(batch_size=1))["loss"]
-    loss.backward()
-    assert loss.isfinite()
-    assert all(p.grad.isfinite().all() for p in tvrn.parameters())
 
 
 def test_encodings_made_under_autocast_are_scored_outside_of_it():

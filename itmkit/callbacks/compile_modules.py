@@ -1,0 +1,53 @@
+"""Compiled modules, by configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+
+class CompileModules(Callback):
+    """Run submodules of a model through :func:`torch.compile`.
+
+    Names in checkpoints stay as they are. The first steps take longer, and so does the first batch
+    of a new shape. Random numbers of compiled dropout are others, so a run is not that of an
+    uncompiled one. Measure before you keep it: encoders of regions gain, fusion does not.
+
+    Args:
+        submodules: names of the submodules, as ``["image_encoder", "image_pool"]``; dots lead
+            further down.
+        backend: of torch.compile.
+        dynamic: whether shapes are expected to change; where None, torch finds out.
+
+    Raises:
+        ValueError: no names, or when a run starts, a name that is no submodule.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[CompileModules(["image_encoder"])], logger=False)
+    """
+
+    def __init__(
+        self,
+        submodules: Sequence[str],
+        *,
+        backend: str = "inductor",
+        dynamic: bool | None = None,
+    ) -> None:
+        if isinstance(submodules, str) or not submodules:
+            raise ValueError(f"submodules must be a list of names, got {submodules!r}")
+        self.submodules = list(submodules)
+        self.backend = backend
+        self.dynamic = dynamic
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for name in self.submodules:
+            try:
+                module: nn.Module = pl_module.get_submodule(name)
+            except AttributeError:
+                raise ValueError(
+                    f"submodules: {name!r} is not a submodule of {type(pl_module).__name__}"
+                ) from None
+            module.compile(backend=self.backend, dynamic=self.dynamic)

@@ -1,0 +1,74 @@
+"""How a run of several processes ends when a signal tells one of them, or all, to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from itmkit.distributed import world_size
+
+
+class EndTogether(Callback):
+    """Lets all processes of a run end at the same point, saved and ready to be resumed.
+
+    A signal is only noted where it comes: a handler runs between any two lines, and Lightning's
+    own would there wait for processes that are at other lines. After each training batch, and once
+    in each evaluation, all agree whether any has noted one; this takes the place of a broadcast
+    that Lightning makes in each step. In one process Lightning's handlers stay as they are.
+
+    SIGTERM ends the run; SLURM's signal before the time is up also requeues the job.
+    """
+
+    def __init__(self) -> None:
+        self._terminated = self._requeues = False
+        self._ends = False  # agreed on
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if world_size() == 1:
+            return
+
+        def terminate(number: int, frame: Any) -> None:
+            if not self._terminated and trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(number)  # tells the processes that this one started
+            self._terminated = True
+
+        def requeue(number: int, frame: Any) -> None:
+            self._requeues = True
+
+        signals: Any = trainer._signal_connector
+        signals._sigterm_notifier_fn, signals._slurm_sigusr_handler_fn = terminate, requeue
+        batches: Any = trainer.fit_loop.epoch_loop
+        batches._broadcast_sigterm_tensor = lambda: None
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if world_size() > 1:
+            # Lightning ends the run where this step is logged, or after the epoch that it closes.
+            trainer._signal_connector.received_sigterm = self._agree(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        # Processes may have different numbers of batches, so not each of these is a meeting.
+        if self._ends or ((self._terminated or self._requeues) and self._agree(trainer)):
+            raise SIGTERMException
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._ends or (world_size() > 1 and self._agree(trainer)):
+            raise SIGTERMException
+
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _agree(self, trainer: Trainer) -> bool:
+        """Whether any process has noted a signal; all ask at the same point."""
+        device = trainer.strategy.root_device
+        noted = torch.tensor([self._terminated, self._requeues], dtype=torch.int32, device=device)
+        dist.all_reduce(noted, dist.ReduceOp.MAX)
+        terminated, requeues = noted.tolist()
+        self._ends = bool(terminated or requeues)
+        if requeues:
+            signals: Any = trainer._signal_connector
+            type(signals)._slurm_sigusr_handler_fn(signals, 0, None)
+        return self._ends
