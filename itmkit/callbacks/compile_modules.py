@@ -13,7 +13,8 @@ class CompileModules(Callback):
 
     Names in checkpoints stay as they are. The first steps take longer, and so does the first batch
     of a new shape. Random numbers of compiled dropout are others, so a run is not that of an
-    uncompiled one. Measure before you keep it: encoders of regions gain, fusion does not.
+    uncompiled one. Measure before you keep it: on a CPU, where large products go through oneDNN
+    either way, a compiled step of MATE took longer than an uncompiled one (docs/performance.md).
 
     Args:
         submodules: names of the submodules, as ``["image_encoder", "image_pool"]``; dots lead
