@@ -426,4 +426,4 @@ def test_resumed_on_another_number_of_processes(expected: dict[str, torch.Tensor
     assert code == 0, told
     found = torch.load(last, weights_only=True)["state_dict"]
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, atol=1e-8, rtol=1e-8, msg=key)
+        torch.testing.assert_close(found[key], tensor, atol=1e-6, rtol=0, msg=key)
