@@ -18,7 +18,8 @@ class EndTogether(Callback):
     A signal is only noted where it comes: a handler runs between any two lines, and Lightning's
     own would there wait for processes that are at other lines. After each training batch, and once
     in each evaluation, all agree whether any has noted one; this takes the place of a broadcast
-    that Lightning makes in each step. In one process Lightning's handlers stay as they are.
+    that Lightning makes in each step. In one process Lightning's handlers stay as they are, but
+    for one thing: a gallery, whose scores may take minutes, is not scored to its end.
 
     SIGTERM ends the run; SLURM's signal before the time is up also requeues the job.
     """
@@ -26,9 +27,18 @@ class EndTogether(Callback):
     def __init__(self) -> None:
         self._terminated = self._requeues = False
         self._ends = False  # agreed on
+        self._scores = False  # the gallery, in one process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        signals: Any = trainer._signal_connector
         if world_size() == 1:
+
+            def terminate_alone(number: int, frame: Any) -> None:
+                type(signals)._sigterm_notifier_fn(signals, number, frame)
+                if self._scores:
+                    raise SIGTERMException
+
+            signals._sigterm_notifier_fn = terminate_alone
             return
 
         def terminate(number: int, frame: Any) -> None:
@@ -39,7 +49,6 @@ class EndTogether(Callback):
         def requeue(number: int, frame: Any) -> None:
             self._requeues = True
 
-        signals: Any = trainer._signal_connector
         signals._sigterm_notifier_fn, signals._slurm_sigusr_handler_fn = terminate, requeue
         batches: Any = trainer.fit_loop.epoch_loop
         batches._broadcast_sigterm_tensor = lambda: None
@@ -55,11 +64,16 @@ class EndTogether(Callback):
             raise SIGTERMException
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._ends or (world_size() > 1 and self._agree(trainer)):
+        self._scores = world_size() == 1
+        if trainer.received_sigterm or self._ends or (world_size() > 1 and self._agree(trainer)):
             raise SIGTERMException
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._scores = False
 
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+    on_test_end = on_validation_end
 
     def _agree(self, trainer: Trainer) -> bool:
         """Whether any process has noted a signal; all ask at the same point."""

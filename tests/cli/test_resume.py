@@ -215,6 +215,15 @@ def test_signal_ends_a_run_that_can_be_resumed(
     check_same(whole(system, options), cut)
 
 
+def test_gallery_is_not_scored_to_its_end(tmp_path: Path, whole: Any) -> None:
+    cut = tmp_path / "cut"
+    write_config(cut, "TVRN", **INSIDE)
+    assert fit(cut, kill=Kill("score", 2), with_signal=signal.SIGTERM).code == 128 + signal.SIGTERM
+    assert sum("val/rsum" in row for row in rows(*runs(cut))) == 1
+    assert fit(cut).code == 0
+    check_same(whole("TVRN", INSIDE), cut)
+
+
 @pytest.mark.parametrize("count", [1, 7])  # two batches after each of three epochs
 def test_terminated_while_the_end_is_measured(tmp_path: Path, whole: Any, count: int) -> None:
     cut = tmp_path / "cut"

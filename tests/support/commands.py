@@ -24,9 +24,9 @@ class Kill(NamedTuple):
     """SIGKILL of a process by itself at the n-th time that it comes to a place.
 
     Places: ``step`` (the start of a training batch), ``validate`` (of a validation batch),
-    ``write`` (half of a checkpoint is written), ``rename`` (before it gets its name), ``renamed``
-    (after that), ``log`` (before a row of metrics.csv is written), ``table`` (half of metrics.csv
-    is written anew, with more columns).
+    ``score`` (of the scores of a gallery), ``write`` (half of a checkpoint is written), ``rename``
+    (before it gets its name), ``renamed`` (after that), ``log`` (before a row of metrics.csv is
+    written), ``table`` (half of metrics.csv is written anew, with more columns).
     """
 
     place: str
@@ -122,7 +122,7 @@ def _child(
 
 def _arm(kill: Kill, with_signal: int) -> None:
     from itmkit.cli import checkpoints, metrics_table
-    from itmkit.systems import Matcher
+    from itmkit.systems import Matcher, matcher
 
     left = kill.count
 
@@ -181,6 +181,7 @@ def _arm(kill: Kill, with_signal: int) -> None:
     places: dict[str, Callable[[], None]] = {
         "step": lambda: before(Matcher, "training_step"),
         "validate": lambda: before(Matcher, "validation_step"),
+        "score": lambda: before(matcher, "evaluate"),
         "write": lambda: half(checkpoints),
         "table": lambda: half(metrics_table),
         "rename": lambda: around_rename(after=False),
