@@ -9,6 +9,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from itmkit.distributed import gather, rank, world_size
+
 Part = slice | Tensor
 """Rows or columns of the scores: neighbours as a slice, others by their numbers."""
 
@@ -19,6 +21,8 @@ def ranks_by_tile(
     shape: tuple[int, int],
     pairs: Tensor,
     tile: tuple[int, int],
+    *,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Ranks of each row's and of each column's best match, without all scores at once.
 
@@ -34,6 +38,8 @@ def ranks_by_tile(
         shape: ``(n, m)``, of all scores.
         pairs: ``(p, 2)`` int64, a row and a column that match, each pair once.
         tile: height and width of a tile, the last ones being smaller; below 2²⁴.
+        shared: each process asks for its share of the tiles, which are at least as many as the
+            processes; all call this alike, and get the same ranks.
 
     Returns:
         int64 ranks ``(n,)`` and ``(m,)`` on the device of the scores.
@@ -48,32 +54,38 @@ def ranks_by_tile(
     (n, m), (height, width) = shape, tile
     grid = [(r, c) for c, r in product(_parts(m, width), _parts(n, height))]
     numbers = pairs[:, 1] // width * -(-n // height) + pairs[:, 0] // height
-    pairs = pairs[numbers.argsort()]
     counts = numbers.bincount(minlength=len(grid)).tolist()
+    tiles = list(zip(grid, pairs[numbers.argsort()].split(counts), strict=True))
+    if shared:
+        tiles = tiles[rank() :: world_size()]
 
     kept: dict[int, Tensor] = {}
     found = []
-    for number, ((r, c), own) in enumerate(zip(grid, pairs.split(counts), strict=True)):
-        if len(own):
+    for number, ((r, c), own) in enumerate(tiles):
+        if len(own) or number == 0:
             block = kept[number] = score(r, c)
             rows, columns = (own - own.new_tensor([r.start, c.start])).to(block.device).unbind(1)
             found.append(block[rows, columns])
     match = torch.cat(found)
-    rows, columns = pairs.to(match.device).unbind(1)
+    rows, columns = torch.cat([own for _, own in tiles]).to(match.device).unbind(1)
     none = match.new_full((), -torch.inf)
     row_best = none.repeat(n).scatter_reduce_(0, rows, match, "amax")
     column_best = none.repeat(m).scatter_reduce_(0, columns, match, "amax")
+    if shared:
+        row_best, column_best = (gather(best[None]).amax(0) for best in (row_best, column_best))
 
     # The best matches themselves are counted with the rest, so they are taken off beforehand.
     row_ranks = -rows[match == row_best[rows]].bincount(minlength=n)
     column_ranks = -columns[match == column_best[columns]].bincount(minlength=m)
     # Comparing into fp32 and summing that is the fastest count; it is exact below 2²⁴.
     buffer = torch.empty(min(n, height), min(m, width), device=match.device)
-    for number, (r, c) in enumerate(grid):
+    for number, ((r, c), _) in enumerate(tiles):
         block = kept.pop(number) if number in kept else score(r, c)
         least = buffer[: block.shape[0], : block.shape[1]]
         row_ranks[r] += torch.ge(block, row_best[r, None], out=least).sum(1).long()
         column_ranks[c] += torch.ge(block, column_best[c], out=least).sum(0).long()
+    if shared:
+        row_ranks, column_ranks = (gather(part[None]).sum(0) for part in (row_ranks, column_ranks))
     return row_ranks, column_ranks
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from itmkit.distributed import gather, rank, world_size
 from itmkit.metrics.functional import recall_from_ranks, relevant_pairs
 from itmkit.metrics.ranks import check_finite, near_diagonal, ranks_by_tile
 from itmkit.retrieval.encode import Gallery, evaluating
@@ -101,6 +102,7 @@ def evaluate(
     top_k: int | None = None,
     weight: float | None = None,
     chunk_size: int = 256,
+    shared: bool = False,
 ) -> dict[str, float]:
     """Recall of a matcher on a gallery, with its second stage if it has one.
 
@@ -124,6 +126,7 @@ def evaluate(
         top_k: candidates a query, 0 for global scores only; default ``matcher.rerank_top_k``.
         weight: share of the pair score, in [0, 1]; default ``matcher.rerank_weight``.
         chunk_size: at most this many images, captions or pairs a call of the matcher.
+        shared: the processes share the work; all call this alike, and get the same recall.
 
     Returns:
         The dictionary of :func:`itmkit.metrics.functional.recall_from_ranks`.
@@ -136,6 +139,7 @@ def evaluate(
     _check_at_least("chunk_size", chunk_size, 1)
     images, texts = gallery.images, gallery.texts
     n, m = len(images), len(texts)
+    shared = shared and -(-n // chunk_size) * -(-m // chunk_size) >= world_size()  # blocks
     matches = relevant_pairs(gallery.image_ids, gallery.text_image_ids, relevance, (n, m))
     matches = matches.to(images.device)
     order, ordered_matches = near_diagonal(matches, m)
@@ -159,11 +163,16 @@ def evaluate(
         return block
 
     with evaluating(matcher):
-        i2t, ordered_t2i = ranks_by_tile(score, (n, m), ordered_matches, (chunk_size, chunk_size))
+        i2t, ordered_t2i = ranks_by_tile(
+            score, (n, m), ordered_matches, (chunk_size, chunk_size), shared=shared
+        )
     t2i = torch.empty_like(ordered_t2i).index_copy_(0, order.to(i2t.device), ordered_t2i)
     if top_k == 0:
         return recall_from_ranks(i2t, t2i)
 
+    if shared:
+        for_images.share()
+        for_texts.share()
     captions, photos = for_images.found(images.device), for_texts.found(images.device)
     keys, places = torch.cat(
         [
@@ -172,7 +181,13 @@ def evaluate(
         ]
     ).unique(return_inverse=True)
     pairs = torch.stack([keys // m, keys % m], 1)
-    second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
+    if shared:  # whole chunks, so that each pair is scored beside the same others
+        share = -(-len(pairs) // (chunk_size * world_size())) * chunk_size
+        own = pairs[rank() * share : (rank() + 1) * share]
+        second = pair_scores(matcher, images, texts, own, chunk_size=chunk_size)
+        second = gather(second.to(matcher.device)).to(images.device)
+    else:
+        second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
     match = torch.isin(keys, matches[:, 0] * m + matches[:, 1])
     for_captions, for_photos = places.split([captions.rows.numel(), photos.rows.numel()])
     return recall_from_ranks(
@@ -270,6 +285,11 @@ class _Best:
         keys = (_in_order(bits).long() << 32) | (_LAST - items)
         keys = torch.cat([self.keys[queries], keys], 1)
         self.keys[queries] = keys.topk(self.k + 1, dim=1).values
+
+    def share(self) -> None:
+        """Take what all processes have seen."""
+        keys = torch.cat(gather(self.keys[None]).unbind(), 1)
+        self.keys = keys.topk(self.k + 1, dim=1).values
 
     def found(self, device: torch.device) -> _Candidates:
         """The best of all that was seen, best first."""

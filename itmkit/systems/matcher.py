@@ -179,6 +179,7 @@ class Matcher(LightningModule, ABC):
                 self,
                 gallery.to(self.device),
                 relevance=relevance and relevance(gallery.image_ids, gallery.text_ids),
+                shared=True,
             )
         for name, value in recall.items():  # the same on every process: nothing to synchronise
             self.log(f"{stage}/{name}", value, prog_bar=name == "rsum")
