@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
 
 from itmkit.data.batch import Images
 from itmkit.data.dataset import Regions
@@ -43,7 +44,8 @@ def collate_images(
         raise ValueError(f"images are of the kinds {kinds}; expected only Tensor or only Regions")
     if pixels:
         _one_only("pixels of the sizes", {tuple(image.shape) for image in pixels})
-        return relate(Images(torch.stack(pixels)), relation_threshold)
+        # in a data worker into memory that is shared with the training process
+        return relate(Images(default_collate(pixels)), relation_threshold)
 
     _one_only("features of the widths", {image.features.shape[-1] for image in regions})
     counts = torch.tensor([len(image.features) for image in regions])

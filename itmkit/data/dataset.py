@@ -123,6 +123,17 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
 
         return collate_images([self.image(row) for row in rows])
 
+    def in_bytes(self) -> ImageTextDataset:
+        """The same images with their pixels as bytes, where there are such, to send and store.
+
+        :meth:`normalise` makes the pixels of them. By default, the dataset itself.
+        """
+        return self
+
+    def normalise(self, images: Images) -> Images:
+        """A stack of :meth:`in_bytes` as :meth:`read_images` gives it."""
+        return images
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for base in cls.__mro__:

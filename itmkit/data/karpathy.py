@@ -7,6 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -108,6 +110,7 @@ class KarpathyDataset(ImageTextDataset):
             self._check_images()
         self._transform = _transform(image_size, crop_scale if augment else None, flip)
         self._mean, self._std = (np.array(each, "float32")[:, None, None] for each in (mean, std))
+        self._in_bytes = False
 
     def image(self, row: int) -> Tensor | Regions:
         """Pixels ``(3, image_size, image_size)``, or the extracted features.
@@ -124,7 +127,8 @@ class KarpathyDataset(ImageTextDataset):
         if not self.follow_links:
             check_inside(path, self.folder)
         photo = read_photo(path, side=self.image_size, max_pixels=self.max_pixels)
-        return self._normalise(self._transform(photo))
+        pixels: Tensor = self._transform(photo)
+        return pixels if self._in_bytes else self._floats(pixels)
 
     def read_images(self, rows: Sequence[int]) -> Images:
         """As :meth:`image`, for several rows, which is faster for extracted features."""
@@ -134,13 +138,29 @@ class KarpathyDataset(ImageTextDataset):
         boxes = None if self._boxes is None else self._boxes.repeat(len(rows), 1, 1)
         return Images(features, boxes=boxes)
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
+    def in_bytes(self) -> ImageTextDataset:
+        """The same photos before :meth:`normalise`; itself for features, and where subclassed."""
+        if self._features is not None or type(self) is not KarpathyDataset:
+            return self
+        other = copy(self)
+        other._in_bytes = True
+        return other
+
+    def normalise(self, images: Images) -> Images:
+        """Pixels in [0, 255] less the mean and divided by the standard deviation."""
+        if images.features.dtype != torch.uint8:
+            return images
+        return replace(images, features=self._floats(images.features))
+
+    def _floats(self, pixels: Tensor) -> Tensor:
+        floats = torch.empty(pixels.shape, pin_memory=pixels.is_pinned())
         # In numpy: torch would share so little work among its threads, and wait for them.
-        normalised = pixels.numpy().astype(np.float32, order="C")
-        normalised /= 255
-        normalised -= self._mean
-        normalised /= self._std
-        return torch.from_numpy(normalised)
+        array = floats.numpy()
+        array[...] = pixels.numpy()
+        array /= 255
+        array -= self._mean
+        array /= self._std
+        return floats
 
     def _check_images(self) -> None:
         there: dict[str, dict[str, os.DirEntry[str]]] = {}

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -342,6 +343,7 @@ class TrainingPairs(Dataset[Collated]):
         skips: Skips,
     ) -> None:
         self.dataset = dataset
+        self.in_bytes = dataset.in_bytes()
         self.tokens = tokens
         self.tokenizer = tokenizer
         self.views = views
@@ -395,7 +397,7 @@ class TrainingPairs(Dataset[Collated]):
         if not self.dataset.augments:
             rows = torch.tensor([row for _, row in keys])
             try:
-                images = self.dataset.read_images(self.dataset.caption_images[rows].tolist())
+                images = self.in_bytes.read_images(self.dataset.caption_images[rows].tolist())
                 return images, keys, []
             except BadSampleError:
                 if self.on_error == "raise":
@@ -416,7 +418,7 @@ class TrainingPairs(Dataset[Collated]):
             seed = mixed_seed(self.seed, epoch, row)
             try:
                 with seeded(seed) if self.dataset.augments else nullcontext():
-                    return self.dataset.image(image_row), row, skipped
+                    return self.in_bytes.image(image_row), row, skipped
             except BadSampleError as error:
                 if self.on_error == "raise":
                     raise
@@ -454,6 +456,7 @@ class EvaluationImages(Dataset[Collated]):
         skips: Skips,
     ) -> None:
         self.dataset = dataset
+        self.in_bytes = dataset.in_bytes()
         self.tokens = tokens
         self.pad_id = pad_id
         self.relation_threshold = relation_threshold
@@ -482,14 +485,14 @@ class EvaluationImages(Dataset[Collated]):
 
     def _images(self, rows: list[int]) -> tuple[Images | None, list[int], list[Skipped]]:
         try:
-            return self.dataset.read_images(rows), rows, []
+            return self.in_bytes.read_images(rows), rows, []
         except BadSampleError:
             if self.on_error == "raise":
                 raise
         images, used, skipped = [], [], []
         for row in rows:
             try:
-                images.append(self.dataset.image(row))
+                images.append(self.in_bytes.image(row))
                 used.append(row)
             except BadSampleError as error:
                 skipped.append(Skipped(self.dataset.split, self.dataset.names[row], str(error)))
@@ -526,7 +529,7 @@ def _batches(
         for skip in skipped:
             _note(skip, items)
         if batch is not None:
-            yield batch
+            yield replace(batch, images=items.dataset.normalise(batch.images))
 
 
 def _as_it_is(collated: Collated) -> Collated:

@@ -12,15 +12,16 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from itmkit.data.dataset import Regions
+from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.karpathy import KarpathyDataset
+from itmkit.data.module import ImageTextData
 from itmkit.data.order import seeded
 
 Photos = Callable[..., tuple[Path, Path]]
 HALF = (0.5, 0.5, 0.5)
 
 
-def pixels(data: KarpathyDataset, row: int) -> Tensor:
+def pixels(data: ImageTextDataset, row: int) -> Tensor:
     image = data.image(row)
     assert isinstance(image, Tensor)
     return image
@@ -81,6 +82,26 @@ def test_pixels_are_those_of_timm(photos: Photos, split: str) -> None:
         with seeded(seed), Image.open(images / data.names[1]) as photo:
             assert torch.equal(own, transform(photo.convert("RGB")))
         assert own.is_contiguous()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_sent_in_bytes_and_then_normalised(photos: Photos, workers: int) -> None:
+    class Turned(KarpathyDataset):
+        def image(self, row: int) -> Tensor:
+            pixels = super().image(row)
+            assert isinstance(pixels, Tensor)
+            return pixels.flip(2)
+
+    paths = photos({"val": 3})
+    for kind in (KarpathyDataset, Turned):
+        data = kind("val", *paths, image_size=8)
+        assert (pixels(data.in_bytes(), 0).dtype == torch.uint8) == (kind is KarpathyDataset)
+        module = ImageTextData(lambda split, data=data: data, num_workers=workers)
+        (batch,) = module.val_dataloader()
+        assert batch.images.features.is_contiguous()
+        alone = torch.stack([pixels(data, row) for row in range(3)])
+        assert torch.equal(batch.images.features, alone)
+        assert torch.equal(data.normalise(data.read_images([0, 1, 2])).features, alone)
 
 
 def test_features_read_together_are_those_read_alone(photos: Photos, tmp_path: Path) -> None:
