@@ -83,7 +83,7 @@ def cross_attention_scores(
     check_tokens("image", image, text.shape[2], image_mask, "image_mask")
     check_tokens("text", text, text.shape[2], text_mask, "text_mask")
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
-    image, text = fill_padding(image.to(dtype), image_mask), fill_padding(text.to(dtype), text_mask)
+    image, text = fill_padding(image.to(dtype), image_mask), text.to(dtype)
     needs_grad = torch.is_grad_enabled() and (image.requires_grad or text.requires_grad)
     on_cpu = image.device.type == "cpu"
     if on_cpu and not needs_grad:
@@ -100,7 +100,12 @@ def cross_attention_scores(
         counts, order = text_mask.sum(dim=1).sort(stable=True)
         lengths = counts.clamp(min=1).tolist()
         real_first = text_mask.byte().argsort(dim=1, descending=True, stable=True)
-        place, text_mask = place.gather(1, real_first)[order], None
+        place = place.gather(1, real_first)[order]
+        if counts[0] == 0:  # else no padding is read
+            text = fill_padding(text, text_mask)
+        text_mask = None
+    else:
+        text = fill_padding(text, text_mask)
 
     rows, columns = _block_shape(n, regions, m, words, chunk_elements)
     product_dtype = torch.bfloat16 if bf16_products and not needs_grad else dtype
@@ -245,7 +250,7 @@ def _weights(dots: Tensor, queries: int, context: int, scale: Tensor, smooth: fl
     if smooth > _SAFE_SMOOTH:
         logits = logits.masked_fill(scale == 0, -smooth)
         logits = logits - logits.detach().amax(context, keepdim=True)
-    return logits.exp()
+    return logits.exp_()
 
 
 def _gram(tokens: Tensor) -> Tensor | None:
