@@ -63,7 +63,7 @@ def comparisons() -> Iterator[Comparison]:
                     "product": lambda: packed @ regions.T,
                     "half": half,
                 },
-                repeats=3,
+                repeats=7,
             )
         name = f"cross_attention.{direction}"
         yield Comparison(

@@ -154,10 +154,11 @@ class _Captions(NamedTuple):
 def _pack_images(
     tokens: Tensor, mask: Tensor | None, product_dtype: torch.dtype, direction: Direction
 ) -> _Images:
-    gram = None if direction == "i2t" else _gram(tokens)
     scale = inverse_root(tokens.square().sum(dim=2))
     share = _share(mask, tokens.new_full(tokens.shape[:1], tokens.shape[1]))
-    return _Images(tokens.to(product_dtype), gram, scale, share)
+    tokens = tokens.to(product_dtype)
+    gram = None if direction == "i2t" else _gram(tokens, scale.dtype)
+    return _Images(tokens, gram, scale, share)
 
 
 def _pack_captions(
@@ -176,13 +177,14 @@ def _pack_captions(
         for (length, count), end in zip(groups, ends, strict=True)
     ]
     tokens = words.index_select(0, torch.cat(places))
-    grams = [
-        None if direction == "t2i" else _gram(part.unflatten(0, group).transpose(0, 1))
-        for part, group in zip(_split(tokens, groups), groups, strict=True)
-    ]
     scale = inverse_root(tokens.square().sum(dim=1))
     share = _share(mask, tokens.new_tensor(lengths))
-    return _Captions(tokens.to(product_dtype), groups, grams, scale, share)
+    tokens = tokens.to(product_dtype)
+    grams = [
+        None if direction == "t2i" else _gram(part.unflatten(0, group).transpose(0, 1), scale.dtype)
+        for part, group in zip(_split(tokens, groups), groups, strict=True)
+    ]
+    return _Captions(tokens, groups, grams, scale, share)
 
 
 def _score_block(
@@ -222,7 +224,7 @@ def _find_regions(dots: Tensor, images: _Images, smooth: float) -> Tensor:
     if images.gram is None:
         squares = (by_image.to(images.tokens.dtype) @ images.tokens).to(dots.dtype).square().sum(2)
     else:
-        squares = (by_image @ images.gram * by_image).sum(2)
+        squares = _times(by_image @ images.gram, by_image).sum(2)
     return (weights * dots).sum(3) * inverse_root(squares.T.unflatten(0, dots.shape[:2]))
 
 
@@ -236,7 +238,7 @@ def _find_words(
         tokens = tokens.permute(1, 2, 0)
         squares = (tokens @ by_caption.to(tokens.dtype)).to(dots.dtype).square().sum(1)
     else:
-        squares = (gram @ by_caption * by_caption).sum(1)
+        squares = _times(gram @ by_caption, by_caption).sum(1)
     return (weights * dots).sum(0) * inverse_root(squares.unflatten(1, dots.shape[2:]))
 
 
@@ -246,16 +248,21 @@ def _weights(dots: Tensor, queries: int, context: int, scale: Tensor, smooth: fl
     ``queries`` and ``context`` are dimensions; ``scale`` is zero where the context is.
     """
     positive = F.leaky_relu(dots, 0.1)
-    logits = positive * (smooth * inverse_root(positive.square().sum(queries, keepdim=True)))
+    logits = _times(positive, smooth * inverse_root(positive.square().sum(queries, keepdim=True)))
     if smooth > _SAFE_SMOOTH:
         logits = logits.masked_fill(scale == 0, -smooth)
         logits = logits - logits.detach().amax(context, keepdim=True)
     return logits.exp_()
 
 
-def _gram(tokens: Tensor) -> Tensor | None:
+def _times(ours: Tensor, other: Tensor) -> Tensor:
+    """Product of a tensor that nobody else has and another one; without gradients in its memory."""
+    return ours * other if torch.is_grad_enabled() else ours.mul_(other)
+
+
+def _gram(tokens: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Inner products of the tokens of an item, unless there are more of them than channels."""
-    return tokens @ tokens.mT if tokens.shape[1] <= tokens.shape[2] else None
+    return (tokens @ tokens.mT).to(dtype) if tokens.shape[1] <= tokens.shape[2] else None
 
 
 def _share(mask: Tensor | None, counts: Tensor) -> Tensor:
