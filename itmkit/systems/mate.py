@@ -154,6 +154,8 @@ class MATE(Matcher):
         self.register_buffer("queue_image", torch.zeros(queue_size, dim))
         self.register_buffer("queue_text", torch.zeros(queue_size, dim))
         self.register_buffer("queue_ids", torch.full((queue_size,), -1))
+        self._filled: int | None = None  # rows of the queue; None where they are to be counted
+        self.register_load_state_dict_post_hook(_count_anew)
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """The momentum teacher, where something is learnt from it."""
@@ -228,6 +230,8 @@ class MATE(Matcher):
             queues = (self.queue_image, self.queue_text, self.queue_ids)
             for queue, latest in zip(queues, self._taught, strict=True):
                 queue.copy_(torch.cat([latest, queue])[: len(queue)])
+            if self._filled is not None:
+                self._filled = min(self._filled + len(self._taught[0]), len(self.queue_ids))
         self._taught = None
         return loss
 
@@ -248,10 +252,13 @@ class MATE(Matcher):
         return self._taught
 
     def _queue(self) -> tuple[Tensor, Tensor, Tensor] | tuple[()]:
-        filled = int((self.queue_ids >= 0).sum()) if len(self.queue_ids) else 0
-        if not filled:
+        if self._filled is None:  # not in every step: a GPU would wait
+            self._filled = int((self.queue_ids >= 0).sum())
+        if not self._filled:
             return ()
-        return self.queue_image[:filled], self.queue_text[:filled], self.queue_ids[:filled]
+        queues = (self.queue_image, self.queue_text, self.queue_ids)
+        image, text, ids = (queue[: self._filled] for queue in queues)
+        return image, text, ids
 
     def _fusion_loss(self, image: Encoding, text: Encoding, candidates: Tensor) -> Tensor:
         """Loss of the fusion branch on true pairs and the pairs most easily taken for true.
@@ -279,6 +286,10 @@ class MATE(Matcher):
             )
         taken = F.softplus(torch.cat(wrong)).where(valid, 0).sum() / valid.sum().clamp(min=1)
         return F.softplus(-true).mean() + taken
+
+
+def _count_anew(mate: MATE, _: Any) -> None:
+    mate._filled = None
 
 
 def _encoding(vector: Tensor, tokens: Tensor, mask: Tensor | None) -> Encoding:

@@ -133,6 +133,11 @@ def test_queue_holds_the_latest_teacher_vectors_first(tmp_path):
     assert (mate.queue_ids >= 0).sum() == 24  # two batches of 6 pairs in 2 views
     torch.testing.assert_close(mate.queue_image[:24].norm(dim=1), torch.ones(24))
     assert not mate.queue_image[24:].any()
+    assert [len(queue) for queue in mate._queue()] == [24, 24, 24]
+    other = make_mate(queue_size=30, fusion=None)
+    assert other._queue() == ()
+    other.load_state_dict(mate.state_dict(), strict=False)  # the teacher is the callback's
+    assert all(map(torch.equal, other._queue(), mate._queue()))
 
 
 def test_parameter_groups_follow_lr_factors():
