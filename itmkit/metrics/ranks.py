@@ -62,7 +62,7 @@ def ranks_by_tile(
     kept: dict[int, Tensor] = {}
     found = []
     for number, ((r, c), own) in enumerate(tiles):
-        if len(own) or number == 0:
+        if len(own) or number == 0:  # the first in any case, for its dtype and device
             block = kept[number] = score(r, c)
             rows, columns = (own - own.new_tensor([r.start, c.start])).to(block.device).unbind(1)
             found.append(block[rows, columns])
