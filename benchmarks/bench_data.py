@@ -129,7 +129,7 @@ def _photos(folder: Path) -> Iterator[Comparison]:
         (
             "worker",
             "batches of `ImageTextData`, one worker",
-            "Beyond the line above it is the batch: stacked, copied to shared memory, handed over.",
+            "The worker hands over bytes; they are normalised in this process while it goes on reading.",
         ),
     ):
         yield Comparison(
