@@ -129,7 +129,7 @@ def _photos(folder: Path) -> Iterator[Comparison]:
         (
             "worker",
             "batches of `ImageTextData`, one worker",
-            "The worker hands over bytes; they are normalised in this process while it goes on reading.",
+            "The worker hands over bytes, which are normalised here while it goes on reading.",
         ),
     ):
         yield Comparison(
