@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _PACKAGE = Path(__file__).parents[1]
-_WORKER_GONE = re.compile(r"DataLoader worker \(pid")
+_WORKER_GONE = re.compile(r"DataLoader worker (\(pid|was killed)")
 _PROCESS_GONE = re.compile(
     r"Connection (closed|reset) by peer|Connection was likely closed|Broken pipe"
     r"|remote process exited"

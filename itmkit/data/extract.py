@@ -17,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.loader import Loader
 
 
 def extract_features(
@@ -104,7 +105,7 @@ def extract_features(
                     f"{part} has {there} images; expected {done}, as in {state.name}: delete both"
                 )
         _check_room(folder, (len(dataset) - done) * row_size)
-        loader = DataLoader(
+        loader = Loader(
             Subset(_Pixels(dataset), range(done, len(dataset))),
             batch_size=batch_size,
             num_workers=num_workers,

@@ -22,6 +22,7 @@ from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.caption_tokens import CaptionTokens
 from itmkit.data.collate import collate_images, relate
 from itmkit.data.dataset import BadSampleError, ImageTextDataset, Regions
+from itmkit.data.loader import Loader
 from itmkit.data.order import EpochOrder, ResumableLoader, mixed_seed, seeded
 from itmkit.data.tokenizer import Tokenizer, WordTokenizer, pad_texts
 from itmkit.data.vocabulary import Vocabulary
@@ -515,7 +516,7 @@ class TrainingLoader(ResumableLoader):
         return _batches(super().__iter__(), self.dataset)  # type: ignore[arg-type]
 
 
-class EvaluationLoader(DataLoader[Any]):
+class EvaluationLoader(Loader):
     """Yields the batches of :class:`EvaluationImages` that are not empty."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

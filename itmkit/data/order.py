@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+from itmkit.data.loader import Loader
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -140,8 +142,8 @@ class EpochOrder(DistributedSampler[Any]):
         return self.num_samples
 
 
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over an :class:`EpochOrder` that can go on in the middle of an epoch.
+class ResumableLoader(Loader):
+    """A loader over an :class:`EpochOrder` that can go on in the middle of an epoch.
 
     Lightning saves :meth:`state_dict` with the checkpoint and names the epoch (``set_epoch``)
     before the first batch of every pass.
