@@ -13,7 +13,9 @@ from torch import nn
 from itmkit.metrics.functional import cross_modal_recall, recall_from_ranks
 from itmkit.retrieval.encode import Gallery
 from itmkit.retrieval.encoding import Encoding
-from itmkit.retrieval.rank import best_captions, best_images, evaluate, pair_scores, score_matrix
+from itmkit.retrieval.rank import evaluate
+from itmkit.retrieval.score import pair_scores, score_matrix
+from itmkit.retrieval.search import best_captions, best_images
 
 
 class Table(nn.Module):
