@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 from torch.utils.data import Dataset
+from torch.utils.data._utils import signal_handling
 
 from itmkit.data.loader import Loader
 
 
-def test_dead_worker_is_an_error_where_data_is_waited_for() -> None:
+def test_dead_worker_is_an_error_where_data_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # torch sets it but once
     before = signal.getsignal(signal.SIGCHLD)
     batches = iter(Loader(range(100), num_workers=2))  # type: ignore[arg-type]
     assert signal.getsignal(signal.SIGCHLD) is before

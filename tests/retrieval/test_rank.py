@@ -1,4 +1,4 @@
-"""Scoring, re-ranking and search against loops over queries."""
+"""Evaluation and re-ranking against loops over queries."""
 
 from __future__ import annotations
 
@@ -8,64 +8,18 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import nn
+from score_table import Table, gallery, naive_order
 
 from itmkit.metrics.functional import cross_modal_recall, recall_from_ranks
 from itmkit.retrieval.encode import Gallery
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.rank import evaluate
-from itmkit.retrieval.score import pair_scores, score_matrix
-from itmkit.retrieval.search import best_captions, best_images
-
-
-class Table(nn.Module):
-    """Scores looked up by the numbers that images and captions carry; it counts its work."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, scores, pairs=None, *, top_k=0, weight=0.0):
-        super().__init__()
-        self.scores, self.pairs = scores, pairs
-        self.rerank_top_k, self.rerank_weight = top_k, weight
-        self.blocks, self.asked, self.largest = [], [], 0
-
-    def encode_image(self, images):
-        raise NotImplementedError
-
-    encode_text = encode_image
-
-    def score(self, images, texts):
-        assert not self.training
-        self.blocks.append((len(images), len(texts)))
-        return self.scores[images.vector[:, 0]][:, texts.vector[:, 0]]
-
-    def rerank(self, images, texts, pairs):
-        assert not torch.is_grad_enabled()
-        rows, columns = images.vector[pairs[:, 0], 0], texts.vector[pairs[:, 1], 0]
-        self.asked += list(zip(rows.tolist(), columns.tolist(), strict=True))
-        self.largest = max(self.largest, len(pairs))
-        return self.pairs[rows, columns]
-
-
-def rows(count):
-    return Encoding(vector=torch.arange(count)[:, None])
-
-
-def gallery(owners, n):
-    m = len(owners)
-    return Gallery(rows(n), rows(m), torch.arange(n), owners, torch.arange(m))
+from itmkit.retrieval.score import score_matrix
 
 
 def owners_of(n, extra, g):
     owners = torch.cat([torch.arange(n), torch.randint(n, (extra,), generator=g)])
     return owners[torch.randperm(len(owners), generator=g)]
-
-
-def naive_order(scores, pairs, k, weight):
-    """Items of one query, best first, where no scores are equal."""
-    order = sorted(range(len(scores)), key=lambda j: -scores[j])
-    head = sorted(order[:k], key=lambda j: -((1 - weight) * scores[j] + weight * pairs[j]))
-    return head + order[k:]
 
 
 def naive_rank(scores, pairs, relevant, candidates, weight):
@@ -211,14 +165,6 @@ def test_truth_does_not_reach_the_matcher(scores, chunk_size):
     assert asked[0] == asked[1]
 
 
-def test_of_level_items_the_first_are_best():
-    scores = torch.zeros(5, 7)
-    scores[:, 4] = 1
-    for chunk_size in (2, 256):
-        _, found = best_captions(Table(scores), rows(5), rows(7), 3, chunk_size=chunk_size)
-        assert found.tolist() == [[4, 0, 1]] * 5
-
-
 class Cosine(Table):
     """Products of vectors; it counts the scores that are alive and those it ever gave."""
 
@@ -282,46 +228,6 @@ def test_rerank_helps_only_among_the_candidates():
     assert result["i2t_meanr"] == pytest.approx((1 + 1 + 3) / 3)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 50])
-def test_score_matrix_blocks(chunk_size):
-    scores = torch.randn(7, 11)
-    matcher = Table(scores).train()
-    result = score_matrix(matcher, rows(7), rows(11), chunk_size=chunk_size)
-    assert torch.equal(result, scores)
-    assert result.dtype == torch.float32
-    assert matcher.training
-
-
-def test_pair_scores():
-    pairs = torch.randn(7, 11)
-    chosen = torch.stack([torch.randint(7, (20,)), torch.randint(11, (20,))], 1)
-    for chunk_size in (1, 6, 20):
-        result = pair_scores(Table(None, pairs), rows(7), rows(11), chosen, chunk_size=chunk_size)
-        assert torch.equal(result, pairs[chosen[:, 0], chosen[:, 1]])
-    assert pair_scores(Table(None, pairs), rows(7), rows(11), chosen[:0]).shape == (0,)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 4, 256])
-@pytest.mark.parametrize(("k", "top_k"), [(1, 0), (4, 0), (4, 2), (2, 4), (30, 5), (3, 30)])
-def test_search(k, top_k, chunk_size):
-    scores, pairs, weight = torch.randn(6, 10), torch.randn(6, 10), 0.75
-    matcher = Table(scores, pairs, top_k=top_k, weight=weight)
-    for found, s, p in (
-        (best_captions(matcher, rows(6), rows(10), k, chunk_size=chunk_size), scores, pairs),
-        (best_images(matcher, rows(10), rows(6), k, chunk_size=chunk_size), scores.T, pairs.T),
-    ):
-        values, indices = found
-        assert values.shape == indices.shape == (len(s), min(k, s.shape[1]))
-        for i in range(len(s)):
-            order = naive_order(s[i].tolist(), p[i].tolist(), top_k, weight)
-            assert indices[i].tolist() == order[:k]
-            for place, j in enumerate(order[:k]):
-                blended = (1 - weight) * s[i, j] + weight * p[i, j]
-                assert values[i, place] == pytest.approx(
-                    float(blended if place < top_k else s[i, j])
-                )
-
-
 def test_error():
     scores = torch.randn(4, 4)
     matcher, own = Table(scores, scores), gallery(torch.arange(4), 4)
@@ -329,10 +235,6 @@ def test_error():
         evaluate(matcher, own, top_k=-1)
     with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], got 1.5"):
         evaluate(matcher, own, top_k=1, weight=1.5)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        best_captions(matcher, rows(4), rows(4), 0)
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
-        score_matrix(matcher, rows(4), rows(4), chunk_size=0)
     with pytest.raises(ValueError, match="image 0"):
         evaluate(matcher, gallery(torch.tensor([1, 1, 2, 3]), 4))
 
@@ -344,14 +246,9 @@ def test_error_scores():
     own = gallery(torch.arange(4), 4)
     with pytest.raises(ValueError, match=r"nan at scores\[2, 1\]"):
         evaluate(Table(broken, scores), own)
-    with pytest.raises(ValueError, match="nan for query 2 and item 1"):
-        best_captions(Table(broken), rows(4), rows(4), 2)
     with pytest.raises(ValueError, match="nan for image row 2 and caption row 1"):
         evaluate(Table(scores, broken), own, top_k=4, weight=0.5)
     matcher = Table(scores, scores)
     matcher.score = lambda images, texts: torch.zeros(len(texts))
     with pytest.raises(ValueError, match=r"matcher.score must be \(4, 4\), got \(4,\)"):
         evaluate(matcher, own)
-    matcher.rerank = lambda images, texts, pairs: torch.zeros(len(pairs), 1)
-    with pytest.raises(ValueError, match=r"matcher.rerank must be \(2,\), got \(2, 1\)"):
-        pair_scores(matcher, rows(4), rows(4), torch.zeros(2, 2, dtype=torch.int64))
