@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from itmkit.retrieval import Encoding, Gallery, evaluate
 
-# Images, captions, candidates, chunk size. The last has fewer blocks than there are processes.
+# Images, captions, candidates, chunk size. Blocks off the diagonal have no match, so of three
+# processes two have none; the last case has fewer blocks than processes.
 CASES = {
     "global": (23, 61, 0, 7),
     "rerank": (23, 61, 5, 7),
     "all_candidates": (9, 20, 50, 4),
     "by_relevance": (12, 12, 3, 5),
+    "diagonal": (8, 8, 0, 4),
     "few_blocks": (6, 6, 2, 8),
 }
 

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from tiny_matcher import OtherMatcher, TinyDataset, TinyMatcher
 
 from itmkit.data import ImageTextData
+from itmkit.systems import matcher
 
 
 def run(folder, **options):
@@ -33,6 +34,13 @@ def test_fit_logs_recall_and_a_checkpoint_names_its_system(tmp_path):
     assert again.callback_metrics["val/rsum"] == fit.callback_metrics["val/rsum"]
 
 
+def test_processes_share_the_scores_of_a_validation(monkeypatch):
+    asked = []
+    monkeypatch.setattr(matcher, "evaluate", lambda *args, **options: asked.append(options) or {})
+    run(None).validate(TinyMatcher(), ImageTextData(TinyDataset), verbose=False)
+    assert [options["shared"] for options in asked] == [True]
+
+
 def test_error_of_a_checkpoint_of_another_system(tmp_path):
     fit = run(tmp_path, max_epochs=1)
     fit.fit(TinyMatcher(), ImageTextData(TinyDataset, batch_size=2))
@@ -42,7 +50,7 @@ def test_error_of_a_checkpoint_of_another_system(tmp_path):
 
 
 def test_error_of_reranking_without_a_second_stage():
-    matcher = TinyMatcher()
-    matcher.rerank_top_k = 2
+    tiny = TinyMatcher()
+    tiny.rerank_top_k = 2
     with pytest.raises(ValueError, match="TinyMatcher has no second stage"):
-        run(None).validate(matcher, ImageTextData(TinyDataset), verbose=False)
+        run(None).validate(tiny, ImageTextData(TinyDataset), verbose=False)

@@ -137,6 +137,7 @@ def test_queue_holds_the_latest_teacher_vectors_first(tmp_path):
     other = make_mate(queue_size=30, fusion=None)
     assert other._queue() == ()
     other.load_state_dict(mate.state_dict(), strict=False)  # the teacher is the callback's
+    assert len(other._queue()) == 3
     assert all(map(torch.equal, other._queue(), mate._queue()))
 
 
