@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from itmkit.checks import InputError
+
 _MAX_DIMS = 8
 
 
@@ -40,14 +42,14 @@ def gather(tensor: Tensor) -> Tensor:
         The rows of all ranks, the same on every rank.
 
     Raises:
-        ValueError: if ``tensor`` has no dimension, or the ranks differ in the other sizes.
+        InputError: if ``tensor`` has no dimension, or the ranks differ in the other sizes.
 
     Example:
         >>> gather(torch.arange(3))  # one process: nothing to gather
         tensor([0, 1, 2])
     """
     if not 1 <= tensor.dim() <= _MAX_DIMS:
-        raise ValueError(f"tensor: expected 1 to {_MAX_DIMS} dimensions, got {tensor.dim()}")
+        raise InputError(f"tensor: expected 1 to {_MAX_DIMS} dimensions, got {tensor.dim()}")
     if world_size() == 1:
         return tensor
     if tensor.dtype == torch.bool:
@@ -114,7 +116,7 @@ def _row_counts(tensor: Tensor) -> list[int]:
     table = torch.stack(shapes).tolist()
     found = [tuple(row[1 : 1 + row[0]]) for row in table]
     if any(other[1:] != found[0][1:] or len(other) != len(found[0]) for other in found):
-        raise ValueError(f"tensor: ranks may differ in the first size only, got shapes {found}")
+        raise InputError(f"tensor: ranks may differ in the first size only, got shapes {found}")
     return [shape[0] for shape in found]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from itmkit.checks import InputError
+
 
 class CompileModules(Callback):
     """Run submodules of a model through :func:`torch.compile`.
@@ -23,7 +25,7 @@ class CompileModules(Callback):
         dynamic: whether shapes are expected to change; where None, torch finds out.
 
     Raises:
-        ValueError: no names, or when a run starts, a name that is no submodule.
+        InputError: no names, or when a run starts, a name that is no submodule.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -38,7 +40,7 @@ class CompileModules(Callback):
         dynamic: bool | None = None,
     ) -> None:
         if isinstance(submodules, str) or not submodules:
-            raise ValueError(f"submodules must be a list of names, got {submodules!r}")
+            raise InputError(f"submodules must be a list of names, got {submodules!r}")
         self.submodules = list(submodules)
         self.backend = backend
         self.dynamic = dynamic
@@ -48,7 +50,7 @@ class CompileModules(Callback):
             try:
                 module: nn.Module = pl_module.get_submodule(name)
             except AttributeError:
-                raise ValueError(
+                raise InputError(
                     f"submodules: {name!r} is not a submodule of {type(pl_module).__name__}"
                 ) from None
             module.compile(backend=self.backend, dynamic=self.dynamic)

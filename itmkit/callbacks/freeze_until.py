@@ -11,6 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from itmkit.checks import InputError
+
 
 class FreezeUntil(Callback):
     """Keep submodules frozen for the first epochs (or steps), then train them.
@@ -32,7 +34,7 @@ class FreezeUntil(Callback):
         unit: what ``until`` counts, ``"epoch"`` or ``"step"``.
 
     Raises:
-        ValueError: for an argument out of its range; at the start of the fit, for a name that is
+        InputError: for an argument out of its range; at the start of the fit, for a name that is
             no submodule, for a strategy that is not supported, or if nothing is left to train.
 
     Example:
@@ -48,11 +50,11 @@ class FreezeUntil(Callback):
         unit: Literal["epoch", "step"] = "epoch",
     ) -> None:
         if isinstance(submodules, str) or not submodules:
-            raise ValueError(f"submodules: expected a list of names, got {submodules!r}")
+            raise InputError(f"submodules: expected a list of names, got {submodules!r}")
         if until < 0:
-            raise ValueError(f"until: expected at least 0, got {until!r}")
+            raise InputError(f"until: expected at least 0, got {until!r}")
         if unit not in ("epoch", "step"):
-            raise ValueError(f"unit: expected 'epoch' or 'step', got {unit!r}")
+            raise InputError(f"unit: expected 'epoch' or 'step', got {unit!r}")
         self.submodules = list(submodules)
         self.until = until
         self.unit = unit
@@ -64,7 +66,7 @@ class FreezeUntil(Callback):
         _named(pl_module, self.submodules)
         strategy = trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy) and _wrapper(strategy) is None:
-            raise ValueError(
+            raise InputError(
                 f"strategy: FreezeUntil expects one device or DDP, got {type(strategy).__name__}"
             )
 
@@ -99,7 +101,7 @@ class FreezeUntil(Callback):
         for parameter in self._gradients:
             parameter.requires_grad = False
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
-            raise ValueError(
+            raise InputError(
                 f"submodules: {self.submodules} leave {type(pl_module).__name__} nothing to train"
             )
 
@@ -116,7 +118,7 @@ def _named(pl_module: LightningModule, names: Sequence[str]) -> list[nn.Module]:
     modules = dict(pl_module.named_modules(remove_duplicate=False))
     for name in names:
         if not name or name not in modules:
-            raise ValueError(
+            raise InputError(
                 f"submodules: {name!r} is not a submodule of {type(pl_module).__name__}"
             )
     return [modules[name] for name in names]

@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from itmkit.checks import InputError
+
 
 class MomentumTeacher(Callback):
     r"""Keep a teacher, an exponential moving average of the module that is being trained.
@@ -40,7 +42,7 @@ class MomentumTeacher(Callback):
         submodules: names of the attributes to copy; None for the whole module.
 
     Raises:
-        ValueError: for a momentum outside [0, 1]; at the start of the fit, for a name that is no
+        InputError: for a momentum outside [0, 1]; at the start of the fit, for a name that is no
             submodule, or a module that already has a submodule or parameter called ``teacher``.
 
     Example:
@@ -51,9 +53,9 @@ class MomentumTeacher(Callback):
 
     def __init__(self, momentum: float = 0.995, submodules: Sequence[str] | None = None) -> None:
         if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum: expected a number in [0, 1], got {momentum!r}")
+            raise InputError(f"momentum: expected a number in [0, 1], got {momentum!r}")
         if isinstance(submodules, str):
-            raise ValueError(f"submodules: expected a list of names, got {submodules!r}")
+            raise InputError(f"submodules: expected a list of names, got {submodules!r}")
         self.momentum = momentum
         self.submodules = None if submodules is None else list(submodules)
         self.teacher: nn.Module | None = None
@@ -75,7 +77,7 @@ class MomentumTeacher(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if any("teacher" in names for names in (pl_module._modules, pl_module._parameters)):
-            raise ValueError(
+            raise InputError(
                 f"pl_module: {type(pl_module).__name__} already has a submodule called 'teacher'"
             )
         pl_module.__dict__.pop("teacher", None)
@@ -120,7 +122,7 @@ class MomentumTeacher(Callback):
         for name in self.submodules:
             module = getattr(pl_module, name, None)
             if not isinstance(module, nn.Module):
-                raise ValueError(
+                raise InputError(
                     f"submodules: {name!r} is not a submodule of {type(pl_module).__name__}"
                 )
             source.add_module(name, module)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import itmkit
-from itmkit.cli.errors import fail, told_in_one_line
+from itmkit.cli.errors import fail, report_user_errors
 
 HELP = """\
 usage: itmkit <command> [--config NAME_OR_PATH] [options]
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command == "extract":
         from itmkit.cli.extract import extract
 
-        with told_in_one_line():
+        with report_user_errors():
             extract(arguments[1:])
     elif command in MATCHER_COMMANDS:
-        with told_in_one_line():
+        with report_user_errors():
             from itmkit.cli.matcher_cli import MatcherCLI
             from itmkit.data import ImageTextData
             from itmkit.distributed import leave

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from itmkit.checks import InputError
+from itmkit.files import atomic_write, copy_file
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -32,7 +31,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        with written_whole(Path(path)) as file:
+        with atomic_write(Path(path)) as file:
             file.write(content.getbuffer())
 
 
@@ -47,12 +46,12 @@ class LastCheckpoint(ModelCheckpoint):
             1; where null, only at the end of epochs.
 
     Raises:
-        ValueError: if ``every_n_train_steps`` is less than 1.
+        InputError: if ``every_n_train_steps`` is less than 1.
     """
 
     def __init__(self, every_n_train_steps: int | None = None) -> None:
         if every_n_train_steps is not None and every_n_train_steps < 1:
-            raise ValueError(
+            raise InputError(
                 f"every_n_train_steps is {every_n_train_steps}; expected 1 or more, or null"
             )
         super().__init__(
@@ -71,7 +70,7 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         # A resumed run that ends before its first checkpoint can be resumed, too.
         if trainer.state.fn == "fit" and trainer.is_global_zero:
-            copy_whole(Path(trainer.ckpt_path or ""), self.path)
+            copy_file(Path(trainer.ckpt_path or ""), self.path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A resumed run's last checkpoint is its own."""
@@ -146,36 +145,5 @@ class BestCheckpoint(ModelCheckpoint):
     def _adopt(self, source: Path) -> str:
         target = Path(self.dirpath or ".") / source.name
         if self._copies and not target.exists():
-            copy_whole(source, target)
+            copy_file(source, target)
         return str(target)
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes its name at the end, when it is on disk; else never."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(target)
-        raise
-    with suppress(OSError):  # not every file system lets a folder be synchronised
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file so that under the new name there is all of it, or nothing."""
-    with open(source, "rb") as content, written_whole(target) as file:
-        shutil.copyfileobj(content, file)

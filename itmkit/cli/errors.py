@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
-_PACKAGE = Path(__file__).parents[1]
+from itmkit.checks import InputError
+
 _WORKER_GONE = re.compile(r"DataLoader worker (\(pid|was killed)")
 _PROCESS_GONE = re.compile(
     r"Connection (closed|reset) by peer|Connection was likely closed|Broken pipe"
@@ -27,7 +26,7 @@ def fail(message: str) -> NoReturn:
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def report_user_errors() -> Iterator[None]:
     """Turn errors that a user can mend into one line; all others keep their traceback.
 
     With the environment variable ``ITMKIT_DEBUG=1`` every error keeps its traceback.
@@ -47,10 +46,9 @@ def told_in_one_line() -> Iterator[None]:
 def one_line(error: Exception) -> str | None:
     """What to tell a user of an error, or None if the error is not theirs.
 
-    Theirs are: files and network (``OSError``), values that itmkit itself refuses (a ``ValueError``
-    raised in this package), a Trainer that cannot be had as configured, a killed process of the
-    data, weights that do not fit the model, and what the other processes see when one of a run
-    ends.
+    Theirs are: files and network (``OSError``), what itmkit refuses (``InputError``), a Trainer
+    that cannot be had as configured, a killed process of the data, weights that do not fit the
+    model, and what the other processes see when one of a run ends.
 
     Args:
         error: the error as caught, with its traceback.
@@ -60,22 +58,12 @@ def one_line(error: Exception) -> str | None:
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from itmkit.data.dataset import BadSampleError
-
-    text, files = (
-        str(error),
-        [frame.filename for frame in traceback.extract_tb(error.__traceback__)],
-    )
+    text = str(error)
     if _WORKER.match(text):  # raised in a DataLoader's worker: its traceback came along as text
-        files = re.findall(r'^\s*File "(.+?)", line \d+', text, re.MULTILINE)
         text = text.rpartition(f"{type(error).__name__}: ")[2]
     if isinstance(error, OSError):
         return _line(text if error.filename is None else f"{error.strerror}: '{error.filename}'")
-    if isinstance(error, MisconfigurationException):
-        return _line(text)
-    if isinstance(error, ValueError) and files and Path(files[-1]).is_relative_to(_PACKAGE):
-        return _line(text)
-    if isinstance(error, BadSampleError):  # of a dataset that is not ours, too
+    if isinstance(error, (InputError, MisconfigurationException)):
         return _line(text)
     if isinstance(error, RuntimeError) and _PROCESS_GONE.search(text):
         return "another process of this run has ended; its own error says why"

@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 from jsonargparse import auto_cli
 
+from itmkit.checks import InputError
 from itmkit.cli.parser import OneLineParser
 
 _RGB = tuple[float, float, float]
@@ -68,9 +69,9 @@ def extract_photos(
 
     wanted = get_pretrained_cfg(model) if is_model(model.partition(".")[0]) else None
     if wanted is None:
-        raise ValueError(f"model is '{model}'; expected the name of a timm model")
+        raise InputError(f"model is '{model}'; expected the name of a timm model")
     if checkpoint is None and not pretrained:
-        raise ValueError("checkpoint is null and pretrained false; the weights would be random")
+        raise InputError("checkpoint is null and pretrained false; the weights would be random")
     size = image_size or wanted.input_size[-1]
     dataset = KarpathyDataset(
         split,

@@ -34,6 +34,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from itmkit.checks import InputError
 from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from itmkit.cli.layer_sync import BatchNormSync
 from itmkit.cli.metrics_table import MetricsTable
@@ -58,7 +59,7 @@ class MatcherCLI(LightningCLI):
 
     Raises:
         FileNotFoundError: a ``--config`` is neither a file nor a shipped configuration.
-        ValueError: the checkpoint is of another system, or none.
+        InputError: the checkpoint is of another system, or none.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class MatcherCLI(LightningCLI):
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
         with self._discarding_in_vain():
             if self.trainer.world_size > 1:
-                raise ValueError(f"predict takes one process, got {self.trainer.world_size}")
+                raise InputError(f"predict takes one process, got {self.trainer.world_size}")
             parts = self.trainer.predict(
                 model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True
             )
@@ -367,13 +368,13 @@ def _check_checkpoint(path: Path, system: str) -> None:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"ckpt_path '{path}' is not a readable checkpoint: {reason}") from error
+        raise InputError(f"ckpt_path '{path}' is not a readable checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path '{path}' is not a checkpoint of a system: no 'state_dict'")
+        raise InputError(f"ckpt_path '{path}' is not a checkpoint of a system: no 'state_dict'")
     found, own = checkpoint.get("system"), system.rpartition(".")[2]
     if found != own:
         kind = f"the system {found}" if found else "no system of itmkit"
-        raise ValueError(f"ckpt_path '{path}' is a checkpoint of {kind}, expected one of {own}")
+        raise InputError(f"ckpt_path '{path}' is a checkpoint of {kind}, expected one of {own}")
 
 
 def _plain(gallery: Gallery) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from itmkit.cli.checkpoints import written_whole
+from itmkit.files import atomic_write
 
 
 class MetricsTable(CSVLogger):
@@ -37,5 +37,5 @@ class _Writer(ExperimentWriter):
         writer.writeheader()
         with open(path, newline="") as file:
             writer.writerows(csv.DictReader(file))
-        with written_whole(path) as table:
+        with atomic_write(path) as table:
             table.write(text.getvalue().encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator
 
+from itmkit.checks import InputError
 from itmkit.data.tokenizer import Caption, Tokenizer
 
 
@@ -23,7 +24,7 @@ class CaptionNoise:
         drop: share of the touched words that are left out.
 
     Raises:
-        ValueError: if a probability is outside [0, 1], or the shares sum to more than 1; when
+        InputError: if a probability is outside [0, 1], or the shares sum to more than 1; when
             called, if the tokenizer has no mask token and ``mask`` is not 0.
 
     Example:
@@ -40,9 +41,9 @@ class CaptionNoise:
     ) -> None:
         for name, value in (("p", p), ("mask", mask), ("random", random), ("drop", drop)):
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}; expected a probability in [0, 1]")
+                raise InputError(f"{name} is {value}; expected a probability in [0, 1]")
         if mask + random + drop > 1.0 + 1e-9:
-            raise ValueError(f"mask + random + drop is {mask + random + drop}; expected at most 1")
+            raise InputError(f"mask + random + drop is {mask + random + drop}; expected at most 1")
         self.p, self.mask, self.random, self.drop = p, mask, random, drop
 
     def __call__(
@@ -56,7 +57,7 @@ class CaptionNoise:
             generator: source of the randomness; the global one of torch where None.
         """
         if self.mask and tokenizer.mask_id is None:
-            raise ValueError(f"mask is {self.mask}, but the tokenizer has no mask token: use 0")
+            raise InputError(f"mask is {self.mask}, but the tokenizer has no mask token: use 0")
         words = list(dict.fromkeys(word for word in caption.words if word >= 0))
         touched, kind = torch.rand(2, len(words), generator=generator).tolist()
         masked, replaced, dropped = set(), set(), set()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Images
 from itmkit.data.dataset import Regions
 from itmkit.data.relations import box_relations
@@ -29,7 +30,7 @@ def collate_images(
         Pixels ``(n, 3, H, W)``, or features ``(n, N, D)`` with a mask where the counts differ.
 
     Raises:
-        ValueError: if kinds or sizes differ, only some of the images have boxes or relations, or
+        InputError: if kinds or sizes differ, only some of the images have boxes or relations, or
             there is nothing to which ``relation_threshold`` applies.
 
     Example:
@@ -41,7 +42,7 @@ def collate_images(
     regions = [image for image in images if isinstance(image, Regions)]
     if len(pixels) + len(regions) != len(images) or not images or (pixels and regions):
         kinds = sorted({type(image).__name__ for image in images})
-        raise ValueError(f"images are of the kinds {kinds}; expected only Tensor or only Regions")
+        raise InputError(f"images are of the kinds {kinds}; expected only Tensor or only Regions")
     if pixels:
         _one_only("pixels of the sizes", {tuple(image.shape) for image in pixels})
         # in a data worker into memory that is shared with the training process
@@ -73,16 +74,16 @@ def relate(images: Images, threshold: float | None) -> Images:
             the stack is returned as it is.
 
     Raises:
-        ValueError: if there is nothing to which ``threshold`` applies.
+        InputError: if there is nothing to which ``threshold`` applies.
     """
     if threshold is None:
         return images
     if images.features.ndim != 3:
-        raise ValueError(_no_relations(threshold, "pixels"))
+        raise InputError(_no_relations(threshold, "pixels"))
     if images.relations is not None:
         return replace(images, relations=(images.relations >= threshold).float())
     if images.boxes is None:
-        raise ValueError(_no_relations(threshold, "features without boxes"))
+        raise InputError(_no_relations(threshold, "features without boxes"))
     relations = box_relations(images.boxes, threshold)
     if images.mask is not None:
         relations *= images.mask[:, :, None] & images.mask[:, None, :]
@@ -92,7 +93,7 @@ def relate(images: Images, threshold: float | None) -> Images:
 def _all_or_none(what: str, found: list[Tensor | None]) -> list[Tensor]:
     there = [tensor for tensor in found if tensor is not None]
     if there and len(there) != len(found):
-        raise ValueError(f"{len(there)} of {len(found)} images have {what}; expected all or none")
+        raise InputError(f"{len(there)} of {len(found)} images have {what}; expected all or none")
     return there
 
 
@@ -100,7 +101,7 @@ def _padded_squares(squares: list[Tensor], sizes: list[int]) -> Tensor:
     out = squares[0].new_zeros(len(squares), max(sizes), max(sizes))
     for row, (square, size) in enumerate(zip(squares, sizes, strict=True)):
         if square.shape != (size, size):
-            raise ValueError(
+            raise InputError(
                 f"relations of an image have the shape {tuple(square.shape)}; "
                 f"expected {(size, size)}, its regions"
             )
@@ -118,4 +119,4 @@ def _no_relations(threshold: float, kind: str) -> str:
 
 def _one_only(what: str, found: set[object]) -> None:
     if len(found) > 1:
-        raise ValueError(f"images have {what} {sorted(map(str, found))}; expected one only")
+        raise InputError(f"images have {what} {sorted(map(str, found))}; expected one only")

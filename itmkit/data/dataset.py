@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from itmkit.checks import InputError
+
 if TYPE_CHECKING:
     from itmkit.data.batch import Images
     from itmkit.data.vocabulary import Vocabulary
 
 
-class BadSampleError(ValueError):
+class BadSampleError(InputError):
     """One image of a dataset cannot be used; the others can.
 
     :meth:`ImageTextDataset.image` raises it, and ``ImageTextData(on_error="skip")`` goes on without
@@ -53,7 +55,7 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
         caption_images: for every caption the row of its image.
 
     Raises:
-        ValueError: if the split is empty, or the arguments do not fit each other.
+        InputError: if the split is empty, or the arguments do not fit each other.
 
     Example:
         >>> import torch
@@ -82,16 +84,16 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
         super().__init__()
         rows = torch.as_tensor(caption_images, dtype=torch.int64)
         if not names:
-            raise ValueError(f"split {split!r} has no images; expected at least one")
+            raise InputError(f"split {split!r} has no images; expected at least one")
         if not captions:
-            raise ValueError(f"split {split!r} has no captions; expected at least one")
+            raise InputError(f"split {split!r} has no captions; expected at least one")
         if rows.shape != (len(captions),):
-            raise ValueError(
+            raise InputError(
                 f"caption_images has shape {tuple(rows.shape)}; expected ({len(captions)},), "
                 "one image row a caption"
             )
         if int(rows.min()) < 0 or int(rows.max()) >= len(names):
-            raise ValueError(
+            raise InputError(
                 f"caption_images goes from {int(rows.min())} to {int(rows.max())}; "
                 f"expected rows of the {len(names)} images"
             )

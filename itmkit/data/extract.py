@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
+from itmkit.checks import InputError
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.loader import Loader
+from itmkit.files import write_text
 
 
 def extract_features(
@@ -60,13 +62,13 @@ def extract_features(
     Raises:
         BadSampleError: if an image cannot be read. With it mended, the same call goes on.
         OSError: if the folder cannot be written to, or the disk is full.
-        ValueError: if the folder holds features of other settings, the images are not pixels of
+        InputError: if the folder holds features of other settings, the images are not pixels of
             one size or change from reading to reading, or a feature is not finite in ``dtype``.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+        raise InputError(f"batch_size is {batch_size}; expected 1 or more")
     if dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype is {dtype!r}; expected 'float16' or 'float32'")
+        raise InputError(f"dtype is {dtype!r}; expected 'float16' or 'float32'")
     folder = Path(output)
     target = folder / f"{dataset.split}_ims.npy"
     part = folder / f"{dataset.split}_ims.npy.part"
@@ -101,7 +103,7 @@ def extract_features(
             done = found.get("done", -1)
             there = (part.stat().st_size - len(header)) // row_size
             if not isinstance(done, int) or not 0 <= done <= there:
-                raise ValueError(
+                raise InputError(
                     f"{part} has {there} images; expected {done}, as in {state.name}: delete both"
                 )
         _check_room(folder, (len(dataset) - done) * row_size)
@@ -129,7 +131,7 @@ def extract_features(
                 finite = np.isfinite(block).all(axis=(1, 2))
                 if not finite.all():
                     row = done + int(np.argmin(finite))
-                    raise ValueError(
+                    raise InputError(
                         f"the features of image {dataset.names[row]!r} are not finite in {dtype}"
                     )
                 _write_all(file, block.tobytes())
@@ -153,7 +155,7 @@ class _Pixels(Dataset[Tensor]):
     def __getitem__(self, row: int) -> Tensor:
         pixels = self.dataset.image(row)
         if not isinstance(pixels, Tensor):
-            raise ValueError(f"dataset serves {type(pixels).__name__}; expected pixels")
+            raise InputError(f"dataset serves {type(pixels).__name__}; expected pixels")
         return pixels
 
     def __len__(self) -> int:
@@ -164,7 +166,7 @@ def _first_pixels(dataset: ImageTextDataset) -> Tensor:
     pixels = _Pixels(dataset)
     first = pixels[0]
     if not torch.equal(first, pixels[0]):
-        raise ValueError("dataset augments its images at random; expected train_augment=False")
+        raise InputError("dataset augments its images at random; expected train_augment=False")
     return first
 
 
@@ -172,7 +174,7 @@ def _first_pixels(dataset: ImageTextDataset) -> Tensor:
 def _forward(backbone: nn.Module, pixels: Tensor) -> Tensor:
     tokens, mask = backbone(pixels)
     if tokens.ndim != 3 or (mask is not None and not bool(mask.all())):
-        raise ValueError(
+        raise InputError(
             f"backbone gives tokens {tuple(tokens.shape)}"
             f"{' with padding' if mask is not None else ''}; expected (B, N, D) without padding"
         )
@@ -206,7 +208,7 @@ def _check_settings(
     other = [key for key in settings if found.get(key) != settings[key]]
     if other:
         key = other[0]
-        raise ValueError(
+        raise InputError(
             f"{path} was made with other settings: {key} is {found.get(key)!r} in {notes.name}, "
             f"but {settings[key]!r} now. Choose another output, or delete the file"
         )
@@ -231,10 +233,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    with _naming(part):
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+    write_text(path, text)
 
 
 def _header(shape: tuple[int, ...], dtype: str) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.data.dataset import BadSampleError
 
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -29,7 +30,7 @@ class FeatureFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no whole ``.npy`` file, or of another rank or type.
+        InputError: if it is no whole ``.npy`` file, or of another rank or type.
     """
 
     def __init__(self, path: str | Path, *, max_regions: int | None = None) -> None:
@@ -39,13 +40,13 @@ class FeatureFile:
         self._stamp = _stamp(self.path)
         array = self.array
         if array.ndim != 3:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} has the shape {array.shape}; expected rank 3, (images, regions, dim)"
             )
         if array.dtype.kind != "f":
-            raise ValueError(f"{self.path} holds {array.dtype}; expected float16 or float32")
+            raise InputError(f"{self.path} holds {array.dtype}; expected float16 or float32")
         if array.shape[1] == 0 or array.shape[2] == 0:
-            raise ValueError(f"{self.path} has the shape {array.shape}; expected no empty rows")
+            raise InputError(f"{self.path} has the shape {array.shape}; expected no empty rows")
         self.shape: tuple[int, int, int] = array.shape
         # of a file that memory cannot keep, every reading is as the first one
         self._stays = array.nbytes < _MEMORY / 2
@@ -66,10 +67,10 @@ class FeatureFile:
 
         Raises:
             BadSampleError: if those of a row are not all finite.
-            ValueError: if the file is not the one that was opened.
+            InputError: if the file is not the one that was opened.
         """
         if _stamp(self.path) != self._stamp:
-            raise ValueError(self._changed)
+            raise InputError(self._changed)
         mapped, size = self.array.base, self._stamp[1]
         assert isinstance(mapped, mmap)
         stored = np.asarray(self.array)[:, : self.max_regions]
@@ -81,7 +82,7 @@ class FeatureFile:
         with np.errstate(over="ignore"):
             for row, features, first in zip(rows, block, unread, strict=True):
                 if mapped.size() < size:  # to read what is no longer there would end the process
-                    raise ValueError(self._changed)
+                    raise InputError(self._changed)
                 _copy(stored[row], features)
                 if first and not np.isfinite(features).all():
                     raise BadSampleError(f"{self.path} has a value that is not finite in row {row}")
@@ -128,7 +129,7 @@ def open_array(path: Path) -> np.memmap[Any, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no whole ``.npy`` file.
+        InputError: if it is no whole ``.npy`` file.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -137,10 +138,10 @@ def open_array(path: Path) -> np.memmap[Any, Any]:
     except OSError:
         raise
     except Exception as error:  # a header that is none raises nearly anything in numpy
-        raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error
+        raise InputError(f"{path} is not a whole .npy file of numbers: {error}") from error
     if not isinstance(array, np.memmap):
         array.close()
-        raise ValueError(f"{path} is not a whole .npy file of numbers but an archive of them")
+        raise InputError(f"{path} is not a whole .npy file of numbers but an archive of them")
     return array
 
 
@@ -149,14 +150,14 @@ def read_lines(path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8.
+        InputError: if it is not UTF-8.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
+        raise InputError(f"{path} is not UTF-8: {error}") from error
     lines = text.split("\n")  # and not str.splitlines: a caption may contain rarer separators
     if lines[-1] == "":
         lines.pop()
@@ -167,7 +168,7 @@ def read_grid(path: Path) -> tuple[int, int] | None:
     """The rows and columns of the grid that ``itmkit extract`` noted beside its features, if any.
 
     Raises:
-        ValueError: if the file is not what ``itmkit extract`` writes.
+        InputError: if the file is not what ``itmkit extract`` writes.
     """
     if not path.exists():
         return None
@@ -177,9 +178,9 @@ def read_grid(path: Path) -> tuple[int, int] | None:
             return None
         height, width = map(operator.index, grid)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not what itmkit extract writes: {error!r}") from error
+        raise InputError(f"{path} is not what itmkit extract writes: {error!r}") from error
     if height < 1 or width < 1:
-        raise ValueError(f"{path} has the grid {grid}; expected numbers of rows and columns")
+        raise InputError(f"{path} has the grid {grid}; expected numbers of rows and columns")
     return height, width
 
 

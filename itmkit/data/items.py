@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.caption_tokens import CaptionTokens
@@ -146,7 +147,7 @@ class TrainingPairs(Dataset[Collated]):
                     Skipped(self.dataset.split, self.dataset.names[image_row], str(error))
                 )
             if len(skipped) == _MOST_DRAWS:
-                raise ValueError(
+                raise InputError(
                     f"{_MOST_DRAWS} images drawn at random cannot be used, the last one: "
                     f"{skipped[-1].reason}"
                 )
@@ -259,7 +260,7 @@ def _note(skip: Skipped, items: TrainingPairs | EvaluationImages) -> None:
     items.skips[key] = skip
     count, images = sum(split == skip.split for split, _ in items.skips), len(items.dataset)
     if 2 * count > images:
-        raise ValueError(
+        raise InputError(
             f"{count} of the {images} images of the split {skip.split!r} were skipped; expected "
             f"at most half of them. The last one: {skip.reason}"
         )

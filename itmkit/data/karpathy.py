@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Images
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.feature_file import FeatureFile, grid_boxes, read_grid, read_lines
@@ -53,7 +54,7 @@ class KarpathyDataset(ImageTextDataset):
 
     Raises:
         FileNotFoundError: if the JSON file, a folder or a photo is missing.
-        ValueError: if a file is of the wrong form, names a photo twice or one outside ``images``,
+        InputError: if a file is of the wrong form, names a photo twice or one outside ``images``,
             or the split is empty.
     """
 
@@ -77,18 +78,18 @@ class KarpathyDataset(ImageTextDataset):
         check_images: bool = True,
     ) -> None:
         if images is None and features is None:
-            raise ValueError("images and features are both None; expected one of them")
+            raise InputError("images and features are both None; expected one of them")
         if image_size < 1:
-            raise ValueError(f"image_size is {image_size}; expected 1 or more")
+            raise InputError(f"image_size is {image_size}; expected 1 or more")
         if max_captions is not None and max_captions < 1:
-            raise ValueError(f"max_captions is {max_captions}; expected 1 or more, or None")
+            raise InputError(f"max_captions is {max_captions}; expected 1 or more, or None")
         if max_pixels < image_size**2:
-            raise ValueError(
+            raise InputError(
                 f"max_pixels is {max_pixels}; expected {image_size**2} or more, the square of "
                 "image_size"
             )
         if not all(std):
-            raise ValueError(f"std is {std}; expected no zero")
+            raise InputError(f"std is {std}; expected no zero")
         splits = {split, "restval"} if split == "train" and use_restval else {split}
         path = Path(annotations)
         names, captions, caption_images = _read_split(path, splits, max_captions)
@@ -118,7 +119,7 @@ class KarpathyDataset(ImageTextDataset):
         Raises:
             BadSampleError: if the photo is gone, not readable or has too many pixels, or its
                 features are not finite.
-            ValueError: if the photo has become a link that leads out of the folder, or the file
+            InputError: if the photo has become a link that leads out of the folder, or the file
                 of features another one.
         """
         if self._features is not None:
@@ -190,13 +191,13 @@ class KarpathyDataset(ImageTextDataset):
         path = folder / f"{self.split}_ids.txt"
         stored = {name: row for row, name in enumerate(read_lines(path))}
         if len(stored) != len(self._features):
-            raise ValueError(
+            raise InputError(
                 f"{path} has {len(stored)} names; expected {len(self._features)}, one for every "
                 f"row of {self._features.path.name}"
             )
         missing = [name for name in self.names if name not in stored]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{path} lacks {missing[0]!r}, in all {len(missing)} of the {len(self)} images of "
                 f"the split {self.split!r}"
             )
@@ -222,21 +223,21 @@ def _read_split(
                 groups.append([_text(sentence) for sentence in entry["sentences"]])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         where = "" if entry is None else f" in {repr(entry)[:80]}"
-        raise ValueError(
+        raise InputError(
             f"{path} is not in Karpathy's form ({error!r}{where}); expected images[] with "
             "filename, split and sentences[]"
         ) from error
     wanted = " or ".join(sorted(splits, reverse=True))
     if not names:
         there = sorted({entry["split"] for entry in entries}, key=str)
-        raise ValueError(f"{path} has no image of the split {wanted!r}; it has {there}")
+        raise InputError(f"{path} has no image of the split {wanted!r}; it has {there}")
     if not any(group[:max_captions] for group in groups):
-        raise ValueError(f"{path} has no caption in the split {wanted!r}")
+        raise InputError(f"{path} has no caption in the split {wanted!r}")
     for name in names:
         check_name(name, path)
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"{path} names {name!r} {times} times; expected each image once a split")
+        raise InputError(f"{path} names {name!r} {times} times; expected each image once a split")
     captions: list[str] = []
     rows: list[int] = []
     for row, group in enumerate(groups):

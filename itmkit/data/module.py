@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Generator
 from torch.utils.data import DataLoader
 
+from itmkit.checks import InputError
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.caption_tokens import CaptionTokens
 from itmkit.data.dataset import ImageTextDataset
@@ -30,6 +30,7 @@ from itmkit.data.order import EpochOrder, mixed_seed
 from itmkit.data.tokenizer import Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
+from itmkit.files import write_text
 
 
 class ImageTextData(LightningDataModule):
@@ -70,7 +71,7 @@ class ImageTextData(LightningDataModule):
             annotations, captions and feature files are always raised.
 
     Raises:
-        ValueError: if a size is less than 1, or ``bucket_batches``, ``num_workers`` or ``seed``
+        InputError: if a size is less than 1, or ``bucket_batches``, ``num_workers`` or ``seed``
             less than 0, or ``relation_threshold`` or ``on_error`` out of its range; with the first
             batch, if ``relation_threshold`` is given for images without boxes; with any batch, if
             more than half of the images of a split were skipped.
@@ -105,17 +106,17 @@ class ImageTextData(LightningDataModule):
         }
         for name, value in sizes.items():
             if value < 1:
-                raise ValueError(f"{name} is {value}; expected 1 or more")
+                raise InputError(f"{name} is {value}; expected 1 or more")
         counts = {"bucket_batches": bucket_batches, "num_workers": num_workers, "seed": seed}
         for name, value in counts.items():
             if value < 0:
-                raise ValueError(f"{name} is {value}; expected 0 or more")
+                raise InputError(f"{name} is {value}; expected 0 or more")
         if relation_threshold is not None and not 0 < relation_threshold <= 1:
-            raise ValueError(
+            raise InputError(
                 f"relation_threshold is {relation_threshold}; expected a number in (0, 1], or None"
             )
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
+            raise InputError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
         self.dataset = dataset
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -178,22 +179,20 @@ class ImageTextData(LightningDataModule):
         if folder is None or not skips or rank() != 0:
             return None
         path = Path(folder) / "skipped.json"
-        part = path.with_name(path.name + ".part")
         content = [skips[key]._asdict() for key in sorted(skips)]
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         return path
 
     def split(self, name: str) -> ImageTextDataset:
         """The dataset of a split; made when first asked for.
 
         Raises:
-            ValueError: if it has no images.
+            InputError: if it has no images.
         """
         if name not in self._splits:
             dataset = self.dataset(name)
             if len(dataset) == 0:
-                raise ValueError(f"split {name!r} has no images; expected at least one")
+                raise InputError(f"split {name!r} has no images; expected at least one")
             self._splits[name] = dataset
         return self._splits[name]
 
@@ -257,7 +256,7 @@ class ImageTextData(LightningDataModule):
         """Take the words of a checkpoint.
 
         Raises:
-            ValueError: if another tokenizer was given to the constructor.
+            InputError: if another tokenizer was given to the constructor.
         """
         if "vocabulary" not in state_dict:
             return
@@ -267,12 +266,12 @@ class ImageTextData(LightningDataModule):
             self._tokenizer = WordTokenizer(vocabulary)
             self._tokens.clear()
         elif not isinstance(given, WordTokenizer):
-            raise ValueError(
+            raise InputError(
                 f"tokenizer is a {type(given).__name__}, but the checkpoint was trained with a "
                 f"vocabulary of {len(vocabulary)} words"
             )
         elif given.vocabulary != vocabulary:
-            raise ValueError(
+            raise InputError(
                 f"tokenizer has {len(given.vocabulary)} words that are not the "
                 f"{len(vocabulary)} words of the checkpoint"
             )

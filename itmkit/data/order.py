@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from itmkit.checks import InputError
 from itmkit.data.loader import Loader
 
 
@@ -74,7 +75,7 @@ class EpochOrder(DistributedSampler[Any]):
         sizes: ``(length,)`` of every row, such as its number of tokens; for ``bucket_batches``.
 
     Raises:
-        ValueError: if the rows do not fill one batch, or ``sizes`` is not one number a row.
+        InputError: if the rows do not fill one batch, or ``sizes`` is not one number a row.
 
     Example:
         >>> order = EpochOrder(6, batch_size=2, seed=0, num_replicas=1, rank=0)
@@ -98,13 +99,13 @@ class EpochOrder(DistributedSampler[Any]):
         sizes: Tensor | None = None,
     ) -> None:
         if length < batch_size * num_replicas:
-            raise ValueError(
+            raise InputError(
                 f"batch_size={batch_size} on {num_replicas} process(es) is more than the {length} "
                 "rows there are"
             )
         if bucket_batches > 1 and (sizes is None or sizes.shape != (length,)):
             found = None if sizes is None else tuple(sizes.shape)
-            raise ValueError(
+            raise InputError(
                 f"sizes has the shape {found}; expected ({length},) for "
                 f"bucket_batches={bucket_batches}"
             )

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from PIL import Image, ImageOps
 
+from itmkit.checks import InputError
 from itmkit.data.dataset import BadSampleError
 
 #: What Pillow may decode; all else is refused, above all EPS, for which it starts Ghostscript.
@@ -57,23 +58,23 @@ def check_name(name: str, source: Path) -> None:
         source: the file to name in the error.
 
     Raises:
-        ValueError: if it is refused.
+        InputError: if it is refused.
     """
     paths = PurePosixPath(name), PureWindowsPath(name)
     leads_out = any(path.anchor or ".." in path.parts for path in paths)
     if leads_out or name in ("", ".") or _NOT_OF_A_LINE.search(name):
-        raise ValueError(f"{source} names {name!r}; expected a file inside the image folder")
+        raise InputError(f"{source} names {name!r}; expected a file inside the image folder")
 
 
 def check_inside(path: Path, folder: Path) -> None:
     """Refuse a path that a link leads out of its folder. The folder may itself be a link.
 
     Raises:
-        ValueError: if it leads out.
+        InputError: if it leads out.
     """
     real, root = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath([real, root]) != root:
-        raise ValueError(
+        raise InputError(
             f"{path} is a link to {real}; expected a file inside the image folder {folder}, or "
             "follow_links=True"
         )
@@ -96,10 +97,10 @@ def _rgb(photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I"):  # 16 bits; Pillow would cut off what is brighter than 255
         values = np.asarray(photo)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("it has 32 bits a channel; expected 8 or 16")
+            raise InputError("it has 32 bits a channel; expected 8 or 16")
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if photo.mode == "F":
-        raise ValueError("it has floating-point pixels; expected 8 or 16 bits a channel")
+        raise InputError("it has floating-point pixels; expected 8 or 16 bits a channel")
     if photo.has_transparency_data:
         rgba = photo.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Images
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.feature_file import FeatureFile, grid_boxes, open_array, read_grid, read_lines
@@ -41,14 +42,14 @@ class PrecompDataset(ImageTextDataset):
 
     Raises:
         FileNotFoundError: if the features or the captions are missing.
-        ValueError: if a file is of the wrong form, or the files do not fit each other.
+        InputError: if a file is of the wrong form, or the files do not fit each other.
     """
 
     augments = False
 
     def __init__(self, split: str, root: str | Path, *, max_regions: int | None = None) -> None:
         if max_regions is not None and max_regions < 1:
-            raise ValueError(f"max_regions is {max_regions}; expected 1 or more, or None")
+            raise InputError(f"max_regions is {max_regions}; expected 1 or more, or None")
         folder = Path(root)
         if not folder.is_dir():
             raise FileNotFoundError(f"root={str(folder)!r} is not a folder")
@@ -56,7 +57,7 @@ class PrecompDataset(ImageTextDataset):
         self._features = FeatureFile(folder / f"{split}_ims.npy", max_regions=max_regions)
         rows = len(self._features)
         if rows == 0:
-            raise ValueError(f"{self._features.path} has no images: the split {split!r} is empty")
+            raise InputError(f"{self._features.path} has no images: the split {split!r} is empty")
         path = folder / f"{split}_caps.txt"
         captions = read_lines(path)
         assigned = folder / f"{split}_cap_images.txt"
@@ -66,7 +67,7 @@ class PrecompDataset(ImageTextDataset):
         elif len(captions) == 5 * rows:
             caption_images = torch.arange(rows).repeat_interleave(5)
         elif len(captions) != rows:
-            raise ValueError(
+            raise InputError(
                 f"{path} has {len(captions)} lines; expected {5 * rows} (five for each of the "
                 f"{rows} rows of {self._features.path.name}) or {rows} (one for each)"
             )
@@ -104,7 +105,7 @@ class PrecompDataset(ImageTextDataset):
         rows, regions, _ = self._features.shape
         shape = (rows, regions, regions)
         if relations.shape not in (shape, (len(self), regions, regions)):
-            raise ValueError(f"{path} has the shape {relations.shape}; expected {shape}")
+            raise InputError(f"{path} has the shape {relations.shape}; expected {shape}")
         return relations
 
     def _read_relations(self, rows: Sequence[int]) -> Tensor | None:
@@ -117,7 +118,7 @@ class PrecompDataset(ImageTextDataset):
         if bool(outside.any()):
             first = int(outside.nonzero()[0])
             low, high = relations[first].aminmax()
-            raise ValueError(
+            raise InputError(
                 f"{file.path} goes from {low:g} to {high:g} in row {rows[first] * every}; "
                 "expected [0, 1]"
             )
@@ -137,12 +138,12 @@ class PrecompDataset(ImageTextDataset):
             boxes /= _read_array(sizes_path, (rows, 2), self._every).repeat(1, 2)[:, None, :]
         if not bool(((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).all()):
             of = f"divided by {sizes_path.name}" if sizes_path.exists() else "as they are"
-            raise ValueError(
+            raise InputError(
                 f"{path} goes from {boxes.min():g} to {boxes.max():g} ({of}); expected [0, 1]: "
                 f"boxes in pixels need {sizes_path.name} with (width, height) of every image"
             )
         if not bool((boxes[..., 2:] >= boxes[..., :2]).all()):
-            raise ValueError(f"{path} has a box with x2 < x1 or y2 < y1; expected x1, y1, x2, y2")
+            raise InputError(f"{path} has a box with x2 < x1 or y2 < y1; expected x1, y1, x2, y2")
         return boxes.clamp(0, 1)
 
 
@@ -164,28 +165,28 @@ def _read_names(path: Path, count: int) -> list[str]:
     if len(names) == 5 * count:
         names = names[::5]
     if len(names) != count:
-        raise ValueError(f"{path} has {len(names)} lines; expected {count}, one for every image")
+        raise InputError(f"{path} has {len(names)} lines; expected {count}, one for every image")
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"{path} has {name!r} {times} times; expected each image once")
+        raise InputError(f"{path} has {name!r} {times} times; expected each image once")
     return names
 
 
 def _read_rows(path: Path, captions: int) -> Tensor:
     lines = read_lines(path)
     if len(lines) != captions:
-        raise ValueError(f"{path} has {len(lines)} lines; expected {captions}, one a caption")
+        raise InputError(f"{path} has {len(lines)} lines; expected {captions}, one a caption")
     try:
         return torch.tensor([int(line) for line in lines])
     except (ValueError, OverflowError, RuntimeError) as error:  # the last ones: too large
-        raise ValueError(f"{path} has a line that is no row number: {error}") from error
+        raise InputError(f"{path} has a line that is no row number: {error}") from error
 
 
 def _read_array(path: Path, shape: tuple[int, ...], every: int) -> Tensor:
     array = open_array(path)
     if array.dtype.kind not in "fiu":
-        raise ValueError(f"{path} holds {array.dtype}; expected numbers")
+        raise InputError(f"{path} holds {array.dtype}; expected numbers")
     if array.shape not in (shape, (shape[0] // every, *shape[1:])):
-        raise ValueError(f"{path} has the shape {array.shape}; expected {shape}")
+        raise InputError(f"{path} has the shape {array.shape}; expected {shape}")
     step = every if array.shape == shape else 1
     return torch.from_numpy(np.array(array[::step], dtype=np.float32))

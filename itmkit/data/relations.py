@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
+
 
 def box_relations(boxes: Tensor, threshold: float | None = 0.2) -> Tensor:
     r"""Overlap of every two boxes of an image, as intersection over union.
@@ -29,7 +31,7 @@ def box_relations(boxes: Tensor, threshold: float | None = 0.2) -> Tensor:
         Relations as float32, 0 or 1; in [0, 1] where ``threshold`` is None.
 
     Raises:
-        ValueError: if ``boxes`` or ``threshold`` is not as above, or a corner is not finite.
+        InputError: if ``boxes`` or ``threshold`` is not as above, or a corner is not finite.
 
     Example:
         >>> boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 1], [1, 1, 3, 3]])
@@ -41,13 +43,13 @@ def box_relations(boxes: Tensor, threshold: float | None = 0.2) -> Tensor:
         [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     if threshold is not None and not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; expected a number in (0, 1], or None")
+        raise InputError(f"threshold is {threshold}; expected a number in (0, 1], or None")
     if boxes.ndim < 2 or boxes.shape[-1] != 4:
-        raise ValueError(f"boxes have the shape {tuple(boxes.shape)}; expected (..., N, 4)")
+        raise InputError(f"boxes have the shape {tuple(boxes.shape)}; expected (..., N, 4)")
     corners = boxes.double()  # areas of any float32 corners are finite
     low, high = corners[..., :2], corners[..., 2:]
     if not bool(corners.isfinite().all() & (low <= high).all()):
-        raise ValueError(
+        raise InputError(
             "boxes have a corner that is not finite, or a box with x2 < x1 or y2 < y1; "
             "expected x1, y1, x2, y2"
         )

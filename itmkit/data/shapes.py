@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.data import scenes
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.vocabulary import RESERVED, Vocabulary
@@ -45,7 +46,7 @@ class ShapesDataset(ImageTextDataset):
             numbers, with the box beside them) instead of the picture.
 
     Raises:
-        ValueError: unknown split, or a length or image size that is not positive.
+        InputError: unknown split, or a length or image size that is not positive.
 
     Example:
         >>> data = ShapesDataset("val", length=8)
@@ -67,13 +68,13 @@ class ShapesDataset(ImageTextDataset):
         regions: bool = False,
     ) -> None:
         if split not in _SHARES:
-            raise ValueError(f"split must be one of {', '.join(_SHARES)}, got {split!r}")
+            raise InputError(f"split must be one of {', '.join(_SHARES)}, got {split!r}")
         if isinstance(length, Mapping):
             length = length.get(split)
         length = DEFAULT_LENGTH[split] if length is None else length
         for name, value, least in (("length", length, 1), ("image_size", image_size, 16)):
             if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+                raise InputError(f"{name} must be at least {least}, got {value}")
         self.seed, self.image_size, self.regions = seed, image_size, regions
         self.split = split
         self._painted: dict[int, np.ndarray] = {}

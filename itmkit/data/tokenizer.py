@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Texts
 from itmkit.data.vocabulary import Vocabulary, split_words
 
@@ -58,7 +59,7 @@ class WordTokenizer(Tokenizer):
         max_length: most tokens of a caption, start and end included; the rest is cut off.
 
     Raises:
-        ValueError: if ``max_length`` leaves no room for a word.
+        InputError: if ``max_length`` leaves no room for a word.
 
     Example:
         >>> tokenizer = WordTokenizer(Vocabulary.build(["a red dog"], min_count=1))
@@ -68,7 +69,7 @@ class WordTokenizer(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary | str | Path, *, max_length: int = 64) -> None:
         if max_length < 3:
-            raise ValueError(f"max_length is {max_length}; expected 3 or more")
+            raise InputError(f"max_length is {max_length}; expected 3 or more")
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.load(vocabulary)
         self.vocabulary = vocabulary
@@ -100,7 +101,7 @@ class TransformersTokenizer(Tokenizer):
     Code that comes with a model is never run.
 
     Raises:
-        ValueError: if the tokenizer has no fast form (it tells no words apart) or no pad token, or
+        InputError: if the tokenizer has no fast form (it tells no words apart) or no pad token, or
             needs code of its own.
     """
 
@@ -108,17 +109,17 @@ class TransformersTokenizer(Tokenizer):
         from transformers import AutoTokenizer
 
         if max_length < 3:
-            raise ValueError(f"max_length is {max_length}; expected 3 or more")
+            raise InputError(f"max_length is {max_length}; expected 3 or more")
         self.name_or_path = str(name_or_path)
         self.max_length = max_length
         tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
         if not tokenizer.is_fast:
-            raise ValueError(
+            raise InputError(
                 f"name_or_path={self.name_or_path!r} is a {type(tokenizer).__name__}; expected a "
                 "fast tokenizer, which tells which pieces make a word"
             )
         if tokenizer.pad_token_id is None:
-            raise ValueError(f"name_or_path={self.name_or_path!r} has no pad token")
+            raise InputError(f"name_or_path={self.name_or_path!r} has no pad token")
         self._tokenizer = tokenizer
         self.pad_id = tokenizer.pad_token_id
         self.special_ids = frozenset(tokenizer.all_special_ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -11,6 +10,9 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from itmkit.checks import InputError
+from itmkit.files import write_text
 
 PAD, START, END, UNKNOWN, MASK = "<pad>", "<start>", "<end>", "<unk>", "[MASK]"
 RESERVED = (PAD, START, END, UNKNOWN, MASK)
@@ -47,7 +49,7 @@ class Vocabulary:
         words: all words by id, with the reserved ``<pad>``, ``<start>``, ``<end>`` and ``<unk>``.
 
     Raises:
-        ValueError: if a reserved word is missing, ``<pad>`` is not first or a word comes twice.
+        InputError: if a reserved word is missing, ``<pad>`` is not first or a word comes twice.
 
     Example:
         >>> vocabulary = Vocabulary.build(["a red dog", "a red cat", "A dog!"], min_count=2)
@@ -62,12 +64,12 @@ class Vocabulary:
         self._ids = {word: i for i, word in enumerate(self.words)}
         missing = [word for word in (PAD, START, END, UNKNOWN) if word not in self._ids]
         if missing:
-            raise ValueError(f"words lacks the reserved {', '.join(missing)}")
+            raise InputError(f"words lacks the reserved {', '.join(missing)}")
         if self.words[0] != PAD:
-            raise ValueError(f"words[0] is {self.words[0]!r}; expected {PAD!r}")
+            raise InputError(f"words[0] is {self.words[0]!r}; expected {PAD!r}")
         if len(self._ids) != len(self.words):
             twice = Counter(self.words).most_common(1)[0][0]
-            raise ValueError(f"words has {twice!r} more than once")
+            raise InputError(f"words has {twice!r} more than once")
 
     @classmethod
     def build(
@@ -81,7 +83,7 @@ class Vocabulary:
             max_size: how many words are kept at most, not counting the five reserved ones.
 
         Raises:
-            ValueError: if no word is left.
+            InputError: if no word is left.
         """
         counts: Counter[str] = Counter()
         for caption in captions:
@@ -89,7 +91,7 @@ class Vocabulary:
         kept = [word for word, count in counts.items() if count >= min_count]
         kept.sort(key=lambda word: (-counts[word], word))
         if not kept[:max_size]:
-            raise ValueError(
+            raise InputError(
                 f"no word of the captions is left with min_count={min_count} and "
                 f"max_size={max_size}; lower min_count or raise max_size"
             )
@@ -100,24 +102,21 @@ class Vocabulary:
         """A vocabulary that :meth:`save` wrote, or one of the field's (SCAN) JSON files.
 
         Raises:
-            ValueError: if the file is neither.
+            InputError: if the file is neither.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+            raise InputError(f"{path} is not JSON: {error}") from error
         try:
             return cls(_words_of(content))
         except ValueError as error:
-            raise ValueError(f"{path} is not a vocabulary: {error}") from error
+            raise InputError(f"{path} is not a vocabulary: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as JSON, all of it or nothing."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
         text = json.dumps({"words": self.words}, ensure_ascii=False, indent=0)
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, text + "\n")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -170,10 +169,10 @@ def _words_of(content: Any) -> list[str]:
     elif isinstance(content, dict) and isinstance(content.get("word2idx"), dict):
         ids: dict[str, int] = content["word2idx"]
         if sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
-            raise ValueError(f"the ids of word2idx are not 0 … {len(ids) - 1}, each once")
+            raise InputError(f"the ids of word2idx are not 0 … {len(ids) - 1}, each once")
         words = sorted(ids, key=lambda word: int(ids[word]))
     else:
-        raise ValueError("expected {'words': […]}, or {'word2idx': {…}, …}")
+        raise InputError("expected {'words': […]}, or {'word2idx': {…}, …}")
     if not all(isinstance(word, str) for word in words):
-        raise ValueError("its words are not all strings")
+        raise InputError("its words are not all strings")
     return words

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.losses.checks import check_non_negative, check_positive, check_shape
+from itmkit.checks import InputError, check_non_negative, check_positive, check_shape
 from itmkit.losses.triplet import Negatives, check_negatives, triplet_loss
 
 NegativeStatistic = Literal["released", "mean"]
@@ -65,7 +65,7 @@ def adaptive_margin(
         The next margin, in float64; it is never read on the host.
 
     Raises:
-        ValueError: for a wrong shape or dtype, a number out of its range, or an unknown statistic.
+        InputError: for a wrong shape or dtype, a number out of its range, or an unknown statistic.
 
     Example:
         >>> scores = torch.tensor([[0.8, 0.1, 0.2], [0.3, 0.6, 0.1], [0.3, 0.2, 0.9]])
@@ -134,21 +134,21 @@ def _crossing(
 
 def _check_scores(scores: Tensor, positives: Tensor | None) -> None:
     if scores.dim() != 2 or scores.shape[0] != scores.shape[1]:
-        raise ValueError(f"scores: expected (n, n), got shape {tuple(scores.shape)}")
+        raise InputError(f"scores: expected (n, n), got shape {tuple(scores.shape)}")
     if positives is not None:
         check_shape(tuple(scores.shape), positives=positives)
         if positives.dtype != torch.bool:
-            raise ValueError(f"positives: expected bool, got {positives.dtype}")
+            raise InputError(f"positives: expected bool, got {positives.dtype}")
 
 
 def _check_numbers(beta: float, momentum: float, min_rows: int, negative_statistic: str) -> None:
     check_positive(beta=beta)
     if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum: expected a number in [0, 1], got {momentum!r}")
+        raise InputError(f"momentum: expected a number in [0, 1], got {momentum!r}")
     if min_rows < 2:
-        raise ValueError(f"min_rows: expected at least 2, got {min_rows!r}")
+        raise InputError(f"min_rows: expected at least 2, got {min_rows!r}")
     if negative_statistic not in ("released", "mean"):
-        raise ValueError(
+        raise InputError(
             f'negative_statistic: expected "released" or "mean", got {negative_statistic!r}'
         )
 

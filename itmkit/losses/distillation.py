@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.losses.checks import check_non_negative, check_pairs, check_positive, check_shape
+from itmkit.checks import InputError, check_non_negative, check_pairs, check_positive, check_shape
 from itmkit.precision import at_least_float32, autocast_off
 
 
@@ -59,7 +59,7 @@ def similarity_distillation_loss(
         The loss, in float32 (float64 for float64 input); zero, with a graph, for an empty batch.
 
     Raises:
-        ValueError: for a wrong shape, one queue without the other, ``queue_ids`` without a queue or
+        InputError: for a wrong shape, one queue without the other, ``queue_ids`` without a queue or
             without ``image_ids``, or a number out of its range.
 
     Example:
@@ -73,7 +73,7 @@ def similarity_distillation_loss(
     image_candidates, text_candidates = teacher_image.detach(), teacher_text.detach()
     n, queued = len(image), 0
     if (queue_image is None) != (queue_text is None):
-        raise ValueError("queue_image, queue_text: expected both or neither, got one of them")
+        raise InputError("queue_image, queue_text: expected both or neither, got one of them")
     if queue_image is not None and queue_text is not None:
         queued = len(queue_image)
         check_shape((queued, image.shape[1]), queue_image=queue_image, queue_text=queue_text)
@@ -126,7 +126,7 @@ def feature_distillation_loss(
         empty batch.
 
     Raises:
-        ValueError: for a wrong shape.
+        InputError: for a wrong shape.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -159,7 +159,7 @@ def _same_image(
 ) -> Tensor:
     """``(n, n + queued)`` bool, which candidates are of the image of the row."""
     if queue_ids is not None and (image_ids is None or queue_ids.shape != (queued,)):
-        raise ValueError(
+        raise InputError(
             f"queue_ids: expected image_ids too, and one id per queued row, shape ({queued},), "
             f"got shape {tuple(queue_ids.shape)}"
         )
@@ -175,7 +175,7 @@ def _same_image(
 def _check_numbers(temperature: float, alpha: float) -> None:
     check_positive(temperature=temperature)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected a number in [0, 1], got {alpha!r}")
+        raise InputError(f"alpha: expected a number in [0, 1], got {alpha!r}")
 
 
 class MomentumDistillationLoss(nn.Module):
@@ -195,7 +195,7 @@ class MomentumDistillationLoss(nn.Module):
         queue_text ``(q, D)``, queue_ids ``(q,)`` → ``()``.
 
     Raises:
-        ValueError: for a number out of its range.
+        InputError: for a number out of its range.
 
     Example:
         >>> _ = torch.manual_seed(0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.distributed import gather
 
 
@@ -39,7 +40,7 @@ class Distributed(nn.Module):
         what ``loss`` takes, ``(n_r, ...)`` on rank r → what it returns for ``(n_0 + … , ...)``.
 
     Raises:
-        ValueError: for a name that is no argument of the loss; when called, if the ranks differ in
+        InputError: for a name that is no argument of the loss; when called, if the ranks differ in
             any size but the first.
 
     Example:
@@ -57,7 +58,7 @@ class Distributed(nn.Module):
         self.replicated = list(replicated)
         for name in self.replicated:
             if name not in names:
-                raise ValueError(
+                raise InputError(
                     f"replicated: expected arguments of {type(loss).__name__}, which are {names}, "
                     f"got {name!r}"
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itmkit.losses.checks import check_count, check_non_negative, check_shape
+from itmkit.checks import InputError, check_count, check_non_negative, check_shape
 from itmkit.losses.triplet import HingeLoss, Negatives, check_negatives, hinge
 from itmkit.precision import at_least_float32
 
@@ -48,7 +48,7 @@ def group_triplet_loss(
         The loss, in float32 (float64 for float64 scores).
 
     Raises:
-        ValueError: for a wrong shape, a negative margin, a group size below 1, or unknown
+        InputError: for a wrong shape, a negative margin, a group size below 1, or unknown
             ``negatives``.
 
     Example:
@@ -62,7 +62,7 @@ def group_triplet_loss(
     check_count(group_size=group_size)
     rows = scores.shape[0] if scores.dim() else 0
     if scores.dim() != 2 or rows != scores.shape[1] or rows % group_size:
-        raise ValueError(
+        raise InputError(
             f"scores: expected (B*K, B*K) with K = group_size = {group_size}, "
             f"got shape {tuple(scores.shape)}"
         )

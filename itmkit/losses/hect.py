@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.losses.checks import (
+from itmkit.checks import (
+    InputError,
     check_count,
     check_non_negative,
     check_pairs,
@@ -52,7 +53,7 @@ def hect_from_similarities(
         The loss, in float32 (float64 for float64 input); zero, with a graph, without any negative.
 
     Raises:
-        ValueError: for a wrong shape or dtype, or a number out of its range.
+        InputError: for a wrong shape or dtype, or a number out of its range.
 
     Example:
         >>> hect_from_similarities(torch.tensor([1.0]), torch.tensor([[0.5]]), margin=1.5)
@@ -61,7 +62,7 @@ def hect_from_similarities(
     check_non_negative(margin=margin, contrastive_weight=contrastive_weight)
     check_positive(temperature=temperature)
     if positive.dim() != 1 or negatives.dim() != 2 or len(negatives) != len(positive):
-        raise ValueError(
+        raise InputError(
             f"positive, negatives: expected (a,) and (a, k), got shapes {tuple(positive.shape)} "
             f"and {tuple(negatives.shape)}"
         )
@@ -69,7 +70,7 @@ def hect_from_similarities(
         valid = torch.ones_like(negatives, dtype=torch.bool)
     check_shape(tuple(negatives.shape), valid=valid)
     if valid.dtype != torch.bool:
-        raise ValueError(f"valid: expected bool, got {valid.dtype}")
+        raise InputError(f"valid: expected bool, got {valid.dtype}")
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
     if negatives.shape[1] == 0:
         return (positive * 0).sum() + negatives.sum()
@@ -125,7 +126,7 @@ def hect_loss(
         The loss, in float32 (float64 for float64 input); zero, with a graph, without any negative.
 
     Raises:
-        ValueError: for a wrong shape or a number out of its range.
+        InputError: for a wrong shape or a number out of its range.
 
     Example:
         >>> _ = torch.manual_seed(0)

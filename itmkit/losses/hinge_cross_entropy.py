@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.losses.checks import check_non_negative, check_positive, check_shape
+from itmkit.checks import InputError, check_non_negative, check_positive, check_shape
 from itmkit.precision import at_least_float32
 
 
@@ -47,7 +47,7 @@ def hinge_cross_entropy_loss(
         The loss, in float32 (float64 for float64 scores); zero, with a graph, of no scores.
 
     Raises:
-        ValueError: for a wrong shape or dtype, or a number out of its range.
+        InputError: for a wrong shape or dtype, or a number out of its range.
 
     Example:
         >>> hinge_cross_entropy_loss(torch.eye(3))  # no costs: twice log 3
@@ -56,14 +56,14 @@ def hinge_cross_entropy_loss(
     check_non_negative(margin=margin)
     check_positive(temperature=temperature)
     if scores.dim() != 2 or scores.shape[0] != scores.shape[1]:
-        raise ValueError(f"scores: expected (n, n), got shape {tuple(scores.shape)}")
+        raise InputError(f"scores: expected (n, n), got shape {tuple(scores.shape)}")
     scores = at_least_float32(scores)
     diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     left_out = None
     if positives is not None:
         check_shape(tuple(scores.shape), positives=positives)
         if positives.dtype != torch.bool:
-            raise ValueError(f"positives: expected bool, got {positives.dtype}")
+            raise InputError(f"positives: expected bool, got {positives.dtype}")
         left_out = positives & ~diagonal
     if len(scores) == 0:
         return scores.sum()

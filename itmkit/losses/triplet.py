@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.losses.checks import check_non_negative, check_shape
+from itmkit.checks import InputError, check_non_negative, check_shape
 from itmkit.precision import at_least_float32
 
 Negatives = Literal["hardest", "all"]
@@ -49,7 +49,7 @@ def triplet_loss(
         The loss, in float32 (float64 for float64 scores).
 
     Raises:
-        ValueError: for a wrong shape or dtype, a negative margin, or unknown ``negatives``.
+        InputError: for a wrong shape or dtype, a negative margin, or unknown ``negatives``.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.8], [0.1, 0.7]])
@@ -59,7 +59,7 @@ def triplet_loss(
     check_non_negative(margin=margin)
     check_negatives(negatives)
     if scores.dim() != 2:
-        raise ValueError(f"scores: expected (n, m), got shape {tuple(scores.shape)}")
+        raise InputError(f"scores: expected (n, m), got shape {tuple(scores.shape)}")
     scores = at_least_float32(scores)
     if positives is None:
         check_shape((len(scores), len(scores)), scores=scores)
@@ -69,7 +69,7 @@ def triplet_loss(
     else:
         check_shape(tuple(scores.shape), positives=positives)
         if positives.dtype != torch.bool:
-            raise ValueError(f"positives: expected bool, got {positives.dtype}")
+            raise InputError(f"positives: expected bool, got {positives.dtype}")
         if negatives == "hardest":
             in_rows = _hinge_of_hardest(scores, positives, margin)
             return in_rows + _hinge_of_hardest(scores.T, positives.T, margin)
@@ -127,7 +127,7 @@ def hinge(
 def check_negatives(negatives: str) -> None:
     """Raise unless ``negatives`` names a known choice."""
     if negatives not in ("hardest", "all"):
-        raise ValueError(f'negatives: expected "hardest" or "all", got {negatives!r}')
+        raise InputError(f'negatives: expected "hardest" or "all", got {negatives!r}')
 
 
 class HingeLoss(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.metrics.ranks import check_finite, matching_pairs, ranks_by_tile
 
 _TILE_ELEMENTS = 1 << 21
@@ -31,7 +32,7 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
         int64 ranks on the device of the scores.
 
     Raises:
-        ValueError: a wrong shape, dtype or ``dim``, a score that is not finite, or a query without
+        InputError: a wrong shape, dtype or ``dim``, a score that is not finite, or a query without
             a match; the message says where.
 
     Example:
@@ -41,14 +42,14 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
         [1, 0]
     """
     if dim not in (0, 1):
-        raise ValueError(f"dim must be 0 or 1, got {dim!r}")
+        raise InputError(f"dim must be 0 or 1, got {dim!r}")
     _check_scores(scores)
     _check_bool(relevant, scores.shape, "relevant")
     pairs = relevant.nonzero()
     alone = _without_match(pairs[:, 1 - dim], scores.shape[1 - dim])
     if alone is not None:
         side = "column" if dim == 0 else "row"
-        raise ValueError(f"{side} {alone} of relevant has no match")
+        raise InputError(f"{side} {alone} of relevant has no match")
     return _matrix_ranks(scores, pairs)[1 - dim]
 
 
@@ -65,7 +66,7 @@ def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
         same for ``t2i``, and ``rsum``, the six recalls added (0 to 600).
 
     Raises:
-        ValueError: ranks that are empty, negative or not one-dimensional.
+        InputError: ranks that are empty, negative or not one-dimensional.
 
     Example:
         >>> recall = recall_from_ranks(torch.tensor([0, 7]), torch.tensor([0, 0, 2, 30]))
@@ -76,9 +77,9 @@ def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
     rsum = 0.0
     for side, ranks in (("i2t", i2t_ranks), ("t2i", t2i_ranks)):
         if ranks.ndim != 1 or len(ranks) == 0:
-            raise ValueError(f"{side}_ranks must be (queries,), got shape {tuple(ranks.shape)}")
+            raise InputError(f"{side}_ranks must be (queries,), got shape {tuple(ranks.shape)}")
         if ranks.min() < 0:
-            raise ValueError(f"{side}_ranks must be 0 or more, got {ranks.min().item()}")
+            raise InputError(f"{side}_ranks must be 0 or more, got {ranks.min().item()}")
         count = len(ranks)
         for level in _LEVELS:
             recall = 100.0 * int((ranks < level).sum()) / count
@@ -113,7 +114,7 @@ def cross_modal_recall(
         The dictionary of :func:`recall_from_ranks`.
 
     Raises:
-        ValueError: a wrong shape or dtype, a score that is not finite, or an image or caption
+        InputError: a wrong shape or dtype, a score that is not finite, or an image or caption
             without a match; the message says which.
 
     Example:
@@ -146,7 +147,7 @@ def five_fold_recall(
         The dictionary of :func:`recall_from_ranks`, every value the mean over the folds.
 
     Raises:
-        ValueError: ``folds`` does not divide ``n``, an image comes twice, or what
+        InputError: ``folds`` does not divide ``n``, an image comes twice, or what
             :func:`cross_modal_recall` raises.
 
     Example:
@@ -158,9 +159,9 @@ def five_fold_recall(
     relevant_pairs(image_ids, text_image_ids, None, tuple(scores.shape))
     count = len(image_ids)
     if folds < 1 or count % folds:
-        raise ValueError(f"folds must divide the {count} images, got {folds}")
+        raise InputError(f"folds must divide the {count} images, got {folds}")
     if len(image_ids.unique()) < count:
-        raise ValueError("image_ids must hold each image once, or a fold could share one")
+        raise InputError("image_ids must hold each image once, or a fold could share one")
     size, owners = count // folds, text_image_ids.to(image_ids.device)
     results = []
     for start in range(0, count, size):
@@ -186,14 +187,14 @@ def relevant_pairs(
         ``(p, 2)`` int64.
 
     Raises:
-        ValueError: a wrong shape or dtype, or an image or caption without a match.
+        InputError: a wrong shape or dtype, or an image or caption without a match.
     """
     sides = (("image_ids", image_ids), ("text_image_ids", text_image_ids))
     for (name, ids), size in zip(sides, shape, strict=True):
         if ids.shape != (size,):
-            raise ValueError(f"{name} must be ({size},) as scores, got {tuple(ids.shape)}")
+            raise InputError(f"{name} must be ({size},) as scores, got {tuple(ids.shape)}")
         if ids.is_floating_point():
-            raise ValueError(f"{name} must be integers, got {ids.dtype}")
+            raise InputError(f"{name} must be integers, got {ids.dtype}")
     if relevance is None:
         pairs = matching_pairs(image_ids, text_image_ids)
     else:
@@ -202,7 +203,7 @@ def relevant_pairs(
     for side, (_, ids), rows in zip(("image", "caption"), sides, pairs.unbind(1), strict=True):
         row = _without_match(rows, len(ids))
         if row is not None:
-            raise ValueError(f"{side} {row} (image id {int(ids[row])}) has no match in scores")
+            raise InputError(f"{side} {row} (image id {int(ids[row])}) has no match in scores")
     return pairs
 
 
@@ -234,14 +235,14 @@ def _without_match(rows: Tensor, count: int) -> int | None:
 
 def _check_scores(scores: Tensor) -> None:
     if scores.ndim != 2 or 0 in scores.shape:
-        raise ValueError(f"scores must be (n, m) with n, m > 0, got {tuple(scores.shape)}")
+        raise InputError(f"scores must be (n, m) with n, m > 0, got {tuple(scores.shape)}")
     if not scores.is_floating_point():
-        raise ValueError(f"scores must be floating point, got {scores.dtype}")
+        raise InputError(f"scores must be floating point, got {scores.dtype}")
 
 
 def _check_bool(relevant: Tensor, shape: tuple[int, ...], name: str) -> None:
     if relevant.shape != shape or relevant.dtype != torch.bool:
-        raise ValueError(
+        raise InputError(
             f"{name} must be bool of shape {tuple(shape)}, "
             f"got {relevant.dtype} of shape {tuple(relevant.shape)}"
         )

@@ -9,6 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.distributed import gather, rank, world_size
 
 Part = slice | Tensor
@@ -137,7 +138,7 @@ def check_finite(block: Tensor, rows: Part, columns: Part) -> None:
             part.start + place if isinstance(part, slice) else int(part[place])
             for part, place in ((rows, row), (columns, column))
         )
-        raise ValueError(f"scores must be finite, got {value} at scores[{row}, {column}]")
+        raise InputError(f"scores must be finite, got {value} at scores[{row}, {column}]")
 
 
 def _parts(length: int, size: int) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from itmkit.checks import InputError
 from itmkit.metrics.functional import recall_from_ranks
 from itmkit.metrics.ranks import matching_pairs, near_diagonal, ranks_by_tile
 
@@ -39,7 +40,7 @@ class CrossModalRecall(Metric):
         :func:`itmkit.metrics.functional.recall_from_ranks`, 0-d fp32 tensors.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, negative ``text_ids``; in ``compute`` an
+        InputError: shapes or dtypes that do not fit, negative ``text_ids``; in ``compute`` an
             embedding that is not finite, an image or caption without a match, no data, or repeated
             captions that cannot be told from new ones.
 
@@ -110,10 +111,10 @@ class CrossModalRecall(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Rank every caption for every image and every image for every caption."""
         if len(self.sizes) == 0:
-            raise ValueError("compute needs images and captions, got none")
+            raise InputError("compute needs images and captions, got none")
         m, widths, n = dim_zero_cat(self.sizes).unbind(1)
         if len(widths.unique()) > 1:
-            raise ValueError(f"embeddings differ in width: {widths.unique().tolist()}")
+            raise InputError(f"embeddings differ in width: {widths.unique().tolist()}")
         width = int(widths[0])
         image_ids, text_image_ids = dim_zero_cat(self.image_ids), dim_zero_cat(self.text_image_ids)
         text_ids = dim_zero_cat(self.text_ids)
@@ -166,12 +167,12 @@ def _check(
 ) -> None:
     for name, value in (("image", image), ("text", text)):
         if value.ndim != 2 or not value.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"{name} must be floating point (rows, D), "
                 f"got {value.dtype} of shape {tuple(value.shape)}"
             )
     if image.shape[1] != text.shape[1] or image.shape[1] == 0:
-        raise ValueError(
+        raise InputError(
             f"image and text must have one width D > 0, got {image.shape[1]} and {text.shape[1]}"
         )
     for name, ids, size in (
@@ -180,12 +181,12 @@ def _check(
         ("text_ids", text_ids, len(text)),
     ):
         if ids is not None and (ids.shape != (size,) or ids.is_floating_point()):
-            raise ValueError(
+            raise InputError(
                 f"{name} must be integers of shape ({size},), "
                 f"got {ids.dtype} of shape {tuple(ids.shape)}"
             )
     if text_ids is not None and (text_ids < 0).any():
-        raise ValueError(f"text_ids must be 0 or more, got {int(text_ids.min())}")
+        raise InputError(f"text_ids must be 0 or more, got {int(text_ids.min())}")
 
 
 def _first_rows(ids: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ def _unrepeated(image_ids: Tensor, text_image_ids: Tensor) -> Tensor:
     counts, seen, keep = Counter(owners), Counter[int](), []
     for row, owner in enumerate(owners):
         if counts[owner] % max(1, repeats[owner]):
-            raise ValueError(
+            raise InputError(
                 f"image id {owner} came {repeats[owner]} times with {counts[owner]} captions: "
                 "give text_ids to tell repeated captions from new ones"
             )
@@ -236,7 +237,7 @@ def _kept_texts(
     pairs = torch.stack([text_ids[known], text_image_ids[known]], 1).unique(dim=0)
     if len(pairs) > len(kept):
         twice = pairs[1:][pairs[1:, 0] == pairs[:-1, 0]][0, 0]
-        raise ValueError(f"text id {int(twice)} belongs to more than one image id")
+        raise InputError(f"text id {int(twice)} belongs to more than one image id")
     if len(unknown):
         unique, owner = torch.cat([image_ids, text_image_ids[unknown]]).unique(return_inverse=True)
         image_owner, text_owner = owner.split([len(image_ids), len(unknown)])
@@ -254,7 +255,7 @@ def _kept_texts(
         unclear = ((counts > 0) & (counts != counts[first])).nonzero()
         if len(unclear):
             i = int(unclear[0])
-            raise ValueError(
+            raise InputError(
                 f"image id {int(image_ids[i])} came again with {int(counts[i])} captions after "
                 f"{int(counts[first[i]])}: give text_ids to tell repeated captions from new ones"
             )
@@ -272,15 +273,15 @@ def _kept_texts(
 
 def _check_matches(image_ids: Tensor, text_image_ids: Tensor) -> None:
     if len(image_ids) == 0 or len(text_image_ids) == 0:
-        raise ValueError(
+        raise InputError(
             f"compute needs images and captions, got {len(image_ids)} and {len(text_image_ids)}"
         )
     alone = image_ids[~torch.isin(image_ids, text_image_ids)]
     if len(alone):
-        raise ValueError(f"image id {int(alone[0])} has no caption")
+        raise InputError(f"image id {int(alone[0])} has no caption")
     alone = text_image_ids[~torch.isin(text_image_ids, image_ids)]
     if len(alone):
-        raise ValueError(f"a caption belongs to image id {int(alone[0])}, which did not come")
+        raise InputError(f"a caption belongs to image id {int(alone[0])}, which did not come")
 
 
 def _normalised(embedding: Tensor, name: str, ids: Tensor) -> Tensor:
@@ -288,7 +289,7 @@ def _normalised(embedding: Tensor, name: str, ids: Tensor) -> Tensor:
     wrong = (~embedding.isfinite().all(1)).nonzero()
     if len(wrong):
         owner = int(ids[int(wrong[0])])
-        raise ValueError(f"{name} embeddings must be finite, that of image id {owner} is not")
+        raise InputError(f"{name} embeddings must be finite, that of image id {owner} is not")
     if embedding.device.type == "mps":
         embedding = embedding.cpu()
     return F.normalize(embedding.double(), dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize, xavier_linear
 from itmkit.nn.masked_batch_norm import MaskedBatchNorm
 
@@ -30,7 +31,7 @@ class AttentionFiltration(nn.Module):
         - output: ``(P, S)`` unit vectors; zero for a pair without a real one
 
     Raises:
-        ValueError: a wrong size, or a wrong shape or dtype of an input.
+        InputError: a wrong size, or a wrong shape or dtype of an input.
 
     Example:
         >>> AttentionFiltration(8)(torch.randn(3, 5, 8)).shape
@@ -40,7 +41,7 @@ class AttentionFiltration(nn.Module):
     def __init__(self, dim: int = 256) -> None:
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         self.dim = dim
         self.weight = xavier_linear(dim, 1)
         self.norm = MaskedBatchNorm(1)

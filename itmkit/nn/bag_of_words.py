@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_ids
 
 
@@ -21,7 +22,7 @@ class BagOfWords(nn.Module):
         - output: tokens ``(B, L, D)``, zero on padding, and ``mask``
 
     Raises:
-        ValueError: a wrong size, an id outside the vocabulary, or a mask that does not fit ``ids``.
+        InputError: a wrong size, an id outside the vocabulary, or a mask that does not fit ``ids``.
 
     Example:
         >>> import torch
@@ -34,9 +35,9 @@ class BagOfWords(nn.Module):
         super().__init__()
         for name, size in (("vocab_size", vocab_size), ("dim", dim)):
             if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+                raise InputError(f"{name} must be at least 1, got {size}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
         self.vocab_size = vocab_size
         self.dim = dim
         self.embedding = nn.Embedding(vocab_size, dim)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_ids
 
 
@@ -33,7 +34,7 @@ class BiGRU(nn.Module):
         - output: tokens ``(B, L, D)``, zero on padding, and ``mask``
 
     Raises:
-        ValueError: a wrong size, an id outside the vocabulary, a mask that does not fit ``ids`` or
+        InputError: a wrong size, an id outside the vocabulary, a mask that does not fit ``ids`` or
             has padding before a word, word vectors of another shape.
         FileNotFoundError: there is no file ``word_vectors``.
 
@@ -58,9 +59,9 @@ class BiGRU(nn.Module):
         sizes = {"vocab_size": vocab_size, "embed_dim": embed_dim, "dim": dim}
         for name, size in {**sizes, "num_layers": num_layers}.items():
             if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+                raise InputError(f"{name} must be at least 1, got {size}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
         self.vocab_size = vocab_size
         self.dim = dim
         self.embedding = nn.Embedding(vocab_size, embed_dim)
@@ -72,7 +73,7 @@ class BiGRU(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         check_ids(ids, mask, self.vocab_size)
         if mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise ValueError("mask must be True on the first words of a row and False after them")
+            raise InputError("mask must be True on the first words of a row and False after them")
         lengths = mask.sum(1).clamp_min(1).cpu()  # a caption without a word runs on one pad
         words = self.dropout(self.embedding(ids))
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
@@ -85,7 +86,7 @@ class BiGRU(nn.Module):
 
         vectors = torch.from_numpy(np.load(path, allow_pickle=False))
         if vectors.shape != self.embedding.weight.shape:
-            raise ValueError(
+            raise InputError(
                 f"word_vectors {path} must hold an array of shape "
                 f"{tuple(self.embedding.weight.shape)}, got {tuple(vectors.shape)}"
             )

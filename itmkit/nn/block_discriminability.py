@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 
 
@@ -33,7 +34,7 @@ def discriminate_blocks(
         pixels: an image ``(1, C, H, W)``, not a blank one, to find out what the blocks compute.
 
     Raises:
-        ValueError: the model has no such blocks, or has some that compute something else.
+        InputError: the model has no such blocks, or has some that compute something else.
 
     Example:
         >>> import timm
@@ -48,14 +49,14 @@ def discriminate_blocks(
     timm_config = getattr(model, "pretrained_cfg", None) or {}
     name = timm_config.get("architecture", type(model).__name__)
     if not blocks:
-        raise ValueError(
+        raise InputError(
             f"model must have transformer blocks with norm2 and mlp to put the feature "
             f"discriminability into, got {name}, which has none"
         )
     faults = _faults(model, blocks, pixels)
     if faults:
         block_name, fault = next(iter(faults.items()))
-        raise ValueError(
+        raise InputError(
             f"model must have blocks that add mlp(norm2(x)) to the tokens x (B, N, D), "
             f"got {name}, whose {block_name} {fault}"
         )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, inverse_root
 from itmkit.nn.linear import linear
 
@@ -69,7 +70,7 @@ def cross_attention_scores(
         The scores, in [-1, 1]; float32, or float64 if an input is.
 
     Raises:
-        ValueError: for a wrong shape, mask dtype or direction, or a number out of its range.
+        InputError: for a wrong shape, mask dtype or direction, or a number out of its range.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -79,7 +80,7 @@ def cross_attention_scores(
     """
     _check_options(direction, smooth, chunk_elements)
     if text.ndim != 3:
-        raise ValueError(f"text must have shape (batch, tokens, D), got {tuple(text.shape)}")
+        raise InputError(f"text must have shape (batch, tokens, D), got {tuple(text.shape)}")
     check_tokens("image", image, text.shape[2], image_mask, "image_mask")
     check_tokens("text", text, text.shape[2], text_mask, "text_mask")
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
@@ -288,11 +289,11 @@ def _block_shape(n: int, regions: int, m: int, words: int, elements: int) -> tup
 
 def _check_options(direction: str, smooth: float, chunk_elements: int) -> None:
     if direction not in ("t2i", "i2t", "both"):
-        raise ValueError(f"direction must be 't2i', 'i2t' or 'both', got {direction!r}")
+        raise InputError(f"direction must be 't2i', 'i2t' or 'both', got {direction!r}")
     if not 0 < smooth < float("inf"):
-        raise ValueError(f"smooth must be a finite number above 0, got {smooth}")
+        raise InputError(f"smooth must be a finite number above 0, got {smooth}")
     if chunk_elements < 1:
-        raise ValueError(f"chunk_elements must be at least 1, got {chunk_elements}")
+        raise InputError(f"chunk_elements must be at least 1, got {chunk_elements}")
 
 
 class CrossAttentionSimilarity(nn.Module):
@@ -311,7 +312,7 @@ class CrossAttentionSimilarity(nn.Module):
         or None → ``(n, m)``.
 
     Raises:
-        ValueError: for a wrong direction or a number out of its range.
+        InputError: for a wrong direction or a number out of its range.
 
     Example:
         >>> _ = torch.manual_seed(0)

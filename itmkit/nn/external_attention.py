@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 
 
@@ -34,7 +35,7 @@ class ExternalSpatialAttention(nn.Module):
         One vector a view; zero for an item without a real token.
 
     Raises:
-        ValueError: a wrong size or probability, or a wrong shape or dtype of ``x`` or ``mask``.
+        InputError: a wrong size or probability, or a wrong shape or dtype of ``x`` or ``mask``.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -47,11 +48,11 @@ class ExternalSpatialAttention(nn.Module):
     def __init__(self, dim: int, num_views: int = 1, drop: float = 0.2) -> None:
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         if num_views < 1:
-            raise ValueError(f"num_views must be at least 1, got {num_views}")
+            raise InputError(f"num_views must be at least 1, got {num_views}")
         if not 0 <= drop < 1:
-            raise ValueError(f"drop must lie in [0, 1), got {drop}")
+            raise InputError(f"drop must lie in [0, 1), got {drop}")
         self.dim = dim
         self.num_views = num_views
         self.drop = drop

@@ -7,6 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize
 
 
@@ -32,7 +33,7 @@ class FeatureDiscriminability(nn.Module):
         - output: ``(B, N, D)``, zero on padding
 
     Raises:
-        ValueError: scale or temperature out of range, a wrong shape or dtype of ``x`` or ``mask``.
+        InputError: scale or temperature out of range, a wrong shape or dtype of ``x`` or ``mask``.
 
     Example:
         >>> import torch
@@ -45,9 +46,9 @@ class FeatureDiscriminability(nn.Module):
     def __init__(self, scale: float = 0.1, temperature: float = 1.0) -> None:
         super().__init__()
         if not 0 <= scale < math.inf:
-            raise ValueError(f"scale must be at least 0 and finite, got {scale}")
+            raise InputError(f"scale must be at least 0 and finite, got {scale}")
         if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
+            raise InputError(f"temperature must be above 0 and finite, got {temperature}")
         self.scale = scale
         self.temperature = temperature
 

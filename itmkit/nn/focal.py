@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
+
 Focal = Literal["none", "equal", "prob", "global"]
 
 
@@ -42,7 +44,7 @@ def focal_attention(
         weights: ``(..., Q, C)``; context_mask, relevance ``(..., C)``; result ``(..., Q, C)``.
 
     Raises:
-        ValueError: an unknown ``focal``, or a ``relevance`` that does not go with it.
+        InputError: an unknown ``focal``, or a ``relevance`` that does not go with it.
 
     Example:
         >>> import torch
@@ -52,7 +54,7 @@ def focal_attention(
     check_focal(focal)
     if (focal == "global") != (relevance is not None):
         given = "None" if relevance is None else "a tensor"
-        raise ValueError(f'relevance goes with focal="global", got {given} and {focal!r}')
+        raise InputError(f'relevance goes with focal="global", got {given} and {focal!r}')
     if focal == "none":
         return weights
     if relevance is not None:
@@ -73,4 +75,4 @@ def focal_attention(
 def check_focal(focal: str) -> None:
     """Raise unless ``focal`` names a known choice."""
     if focal not in ("none", "equal", "prob", "global"):
-        raise ValueError(f'focal must be "none", "equal", "prob" or "global", got {focal!r}')
+        raise InputError(f'focal must be "none", "equal", "prob" or "global", got {focal!r}')

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, l2_normalize
 from itmkit.nn.linear import Linear
 
@@ -39,7 +40,7 @@ class FusionEncoder(nn.Module):
         The read-outs of image and text.
 
     Raises:
-        ValueError: a wrong size or probability, or inputs whose shapes do not fit each other.
+        InputError: a wrong size or probability, or inputs whose shapes do not fit each other.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -62,14 +63,14 @@ class FusionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+            raise InputError(f"num_layers must be at least 1, got {num_layers}")
         if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads={num_heads}, got {dim}")
+            raise InputError(f"dim must be a multiple of num_heads={num_heads}, got {dim}")
         for name, p in (("dropout", dropout), ("attention_dropout", attention_dropout)):
             if not 0 <= p < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {p}")
+                raise InputError(f"{name} must lie in [0, 1), got {p}")
         if mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio must be positive, got {mlp_ratio}")
+            raise InputError(f"mlp_ratio must be positive, got {mlp_ratio}")
         self.dim = dim
         self.norm_in = nn.LayerNorm(dim)
         self.type_embedding = nn.Parameter(0.02 * torch.randn(4, dim))
@@ -94,9 +95,9 @@ class FusionEncoder(nn.Module):
         pairs = len(image_tokens)
         for name, x in (("image_vector", image_vector), ("text_vector", text_vector)):
             if x.shape != (pairs, self.dim):
-                raise ValueError(f"{name} must be ({pairs}, {self.dim}), got {tuple(x.shape)}")
+                raise InputError(f"{name} must be ({pairs}, {self.dim}), got {tuple(x.shape)}")
         if len(text_tokens) != pairs:
-            raise ValueError(f"text_tokens must hold {pairs} pairs, got {len(text_tokens)}")
+            raise InputError(f"text_tokens must hold {pairs} pairs, got {len(text_tokens)}")
         # Attention does not see the order, so both global positions come first: the last layer
         # then computes these two alone.
         parts = [image_vector.unsqueeze(1), text_vector.unsqueeze(1), image_tokens, text_tokens]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 
 
@@ -28,7 +29,7 @@ class GraphReasoning(nn.Module):
         - output: ``(P, S)``
 
     Raises:
-        ValueError: a wrong size, or a wrong shape or dtype of an input.
+        InputError: a wrong size, or a wrong shape or dtype of an input.
 
     Example:
         >>> GraphReasoning(8)(torch.randn(3, 5, 8)).shape
@@ -39,7 +40,7 @@ class GraphReasoning(nn.Module):
         super().__init__()
         for name, value in (("dim", dim), ("steps", steps)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise InputError(f"{name} must be at least 1, got {value}")
         self.dim = dim
         self.steps = nn.ModuleList(_Step(dim) for _ in range(steps))
 

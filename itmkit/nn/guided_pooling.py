@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize, xavier_linear
 from itmkit.nn.masked_batch_norm import MaskedBatchNorm
 
@@ -34,7 +35,7 @@ class GuidedPooling(nn.Module):
         - output: ``(B, D)`` unit vectors; zero for an item without a real token
 
     Raises:
-        ValueError: a wrong size or choice, a wrong shape or dtype of an input, or with
+        InputError: a wrong size or choice, a wrong shape or dtype of an input, or with
             ``norm="batch"`` another number of tokens, or a mask.
 
     Example:
@@ -52,15 +53,15 @@ class GuidedPooling(nn.Module):
     ) -> None:
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         if norm not in ("none", "batch", "layer"):
-            raise ValueError(f'norm must be "none", "batch" or "layer", got {norm!r}')
+            raise InputError(f'norm must be "none", "batch" or "layer", got {norm!r}')
         if (norm == "batch") != (num_tokens is not None):
-            raise ValueError(f'num_tokens goes with norm="batch", got {num_tokens} and {norm!r}')
+            raise InputError(f'num_tokens goes with norm="batch", got {num_tokens} and {norm!r}')
         if num_tokens is not None and num_tokens < 1:
-            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
+            raise InputError(f"num_tokens must be at least 1, got {num_tokens}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
         self.dim = dim
         self.num_tokens = num_tokens
         self.local = xavier_linear(dim, dim)
@@ -77,7 +78,7 @@ class GuidedPooling(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         check_tokens("tokens", tokens, self.dim, mask, "mask")
         if self.num_tokens is not None and (tokens.shape[1] != self.num_tokens or mask is not None):
-            raise ValueError(
+            raise InputError(
                 f'norm="batch" wants {self.num_tokens} tokens an item and none padded, got '
                 f'{tokens.shape[1]}{"" if mask is None else " and a mask"}; norm="layer" allows it'
             )

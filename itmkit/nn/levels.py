@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.linear import Linear
 
@@ -26,7 +27,7 @@ class SharedLevels(nn.Module):
         levels: number of levels.
 
     Raises:
-        ValueError: levels or dim below 1, an encoder without ``dim``.
+        InputError: levels or dim below 1, an encoder without ``dim``.
 
     Example:
         >>> import torch
@@ -40,12 +41,12 @@ class SharedLevels(nn.Module):
     def __init__(self, encoder: nn.Module, levels: int = 3, dim: int | None = None) -> None:
         super().__init__()
         if levels < 1:
-            raise ValueError(f"levels must be at least 1, got {levels}")
+            raise InputError(f"levels must be at least 1, got {levels}")
         if dim is not None and dim < 1:
-            raise ValueError(f"dim must be at least 1 or None, got {dim}")
+            raise InputError(f"dim must be at least 1 or None, got {dim}")
         width = getattr(encoder, "dim", None)
         if not isinstance(width, int):
-            raise ValueError(f"encoder must have its width of output as dim, got dim={width!r}")
+            raise InputError(f"encoder must have its width of output as dim, got dim={width!r}")
         self.encoder = encoder
         self.levels = levels
         self.dim = width if dim is None else dim

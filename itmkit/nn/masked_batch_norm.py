@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.distributed import gather
 
 
@@ -29,7 +30,7 @@ class MaskedBatchNorm(nn.Module):
         - output: as ``x``; padded tokens are normalised too but counted nowhere
 
     Raises:
-        ValueError: ``x`` is not ``(..., dim)`` or ``mask`` does not fit it.
+        InputError: ``x`` is not ``(..., dim)`` or ``mask`` does not fit it.
 
     Example:
         >>> norm = MaskedBatchNorm(4)
@@ -45,7 +46,7 @@ class MaskedBatchNorm(nn.Module):
     def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         self.dim = dim
         self.eps = eps
         self.momentum = momentum
@@ -60,9 +61,9 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if x.shape[-1] != self.dim:
-            raise ValueError(f"x must have {self.dim} channels last, got shape {tuple(x.shape)}")
+            raise InputError(f"x must have {self.dim} channels last, got shape {tuple(x.shape)}")
         if mask is not None and mask.shape != x.shape[:-1]:
-            raise ValueError(f"mask must have shape {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
+            raise InputError(f"mask must have shape {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
         rows = x.reshape(-1, self.dim)
         if not self.training:
             mean, var = self.running_mean, self.running_var

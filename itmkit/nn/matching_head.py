@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.linear import Linear
 
 
@@ -33,7 +34,7 @@ class MatchingHead(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         self.dim = dim
         self.hidden = Linear(3 * dim, dim)
         self.logit = Linear(dim, 1)
@@ -42,6 +43,6 @@ class MatchingHead(nn.Module):
         for name, x in (("image_out", image_out), ("text_out", text_out)):
             if x.shape != (len(image_out), self.dim):
                 expected = f"({len(image_out)}, {self.dim}), that of image_out"
-                raise ValueError(f"{name} must be {expected}, got {tuple(x.shape)}")
+                raise InputError(f"{name} must be {expected}, got {tuple(x.shape)}")
         both = torch.cat([image_out, text_out, image_out * text_out], dim=-1)
         return self.logit(F.gelu(self.hidden(both))).squeeze(-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from itmkit.checks import InputError
 from itmkit.nn.attention_filtration import AttentionFiltration
 from itmkit.nn.focal import Focal, check_focal, focal_attention
 from itmkit.nn.functional import l2_normalize, xavier_linear
@@ -59,7 +60,7 @@ class RefinedSimilarity(nn.Module):
         - output: logits ``(n, m)``, at least fp32
 
     Raises:
-        ValueError: a wrong size or choice, or a wrong shape or dtype of an input.
+        InputError: a wrong size or choice, or a wrong shape or dtype of an input.
 
     Example:
         >>> image, text = torch.randn(2, 3, 8), torch.randn(4, 5, 8)
@@ -82,12 +83,12 @@ class RefinedSimilarity(nn.Module):
     ) -> None:
         super().__init__()
         if reasoning not in ("sgr", "saf"):
-            raise ValueError(f'reasoning must be "sgr" or "saf", got {reasoning!r}')
+            raise InputError(f'reasoning must be "sgr" or "saf", got {reasoning!r}')
         check_focal(focal)
         if similarity_dim < 1:
-            raise ValueError(f"similarity_dim must be at least 1, got {similarity_dim}")
+            raise InputError(f"similarity_dim must be at least 1, got {similarity_dim}")
         if chunk_pairs < 1:
-            raise ValueError(f"chunk_pairs must be at least 1, got {chunk_pairs}")
+            raise InputError(f"chunk_pairs must be at least 1, got {chunk_pairs}")
         self.dim = dim
         self.focal: Focal = focal
         self.smooth = smooth

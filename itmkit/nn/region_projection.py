@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.masked_batch_norm import MaskedBatchNorm
 
@@ -29,7 +30,7 @@ class RegionProjection(nn.Module):
         - output: tokens ``(B, N, D)``, zero on padding, and ``mask`` as given
 
     Raises:
-        ValueError: a wrong size, or a wrong shape or dtype of ``features`` or ``mask``.
+        InputError: a wrong size, or a wrong shape or dtype of ``features`` or ``mask``.
 
     Example:
         >>> import torch
@@ -49,9 +50,9 @@ class RegionProjection(nn.Module):
         super().__init__()
         for name, size in (("in_dim", in_dim), ("dim", dim), ("hidden_dim", hidden_dim)):
             if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+                raise InputError(f"{name} must be at least 1, got {size}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
         self.in_dim = in_dim
         self.dim = dim
         self.dropout = nn.Dropout(dropout)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import (
     check_tokens,
     fill_padding,
@@ -85,7 +86,7 @@ class ScanAttention(nn.Module):
         - output: ``(B, Q, D)`` unit vectors; zero without real context
 
     Raises:
-        ValueError: a wrong size, or a wrong shape or dtype of an input.
+        InputError: a wrong size, or a wrong shape or dtype of an input.
 
     Example:
         >>> x = torch.randn(2, 3, 8)
@@ -96,9 +97,9 @@ class ScanAttention(nn.Module):
     def __init__(self, dim: int, *, smooth: float = 9.0) -> None:
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         if not 0 < smooth < math.inf:
-            raise ValueError(f"smooth must be a finite number above 0, got {smooth}")
+            raise InputError(f"smooth must be a finite number above 0, got {smooth}")
         self.dim = dim
         self.smooth = smooth
         self.query = xavier_linear(dim, dim)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, inverse_root
 from itmkit.nn.guided_pooling import GuidedPooling
 from itmkit.nn.scan_attention import ScanAttention, attention_weights
@@ -91,7 +92,7 @@ class TextRefinement(nn.Module):
         The :class:`RefinedText` of all ``n × m`` pairs.
 
     Raises:
-        ValueError: a wrong size, or a wrong shape or dtype of an input.
+        InputError: a wrong size, or a wrong shape or dtype of an input.
 
     Example:
         >>> refined = TextRefinement(8)(torch.randn(4, 5, 8), torch.randn(2, 3, 8))
@@ -106,7 +107,7 @@ class TextRefinement(nn.Module):
         self.dim = dim
         self.attention = attention or ScanAttention(dim)
         if self.attention.dim != dim:
-            raise ValueError(f"attention must have dim {dim}, got {self.attention.dim}")
+            raise InputError(f"attention must have dim {dim}, got {self.attention.dim}")
         self.gru = TwoPartGRU(dim)
         self.pool = GuidedPooling(dim, dropout=dropout)
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.block_discriminability import discriminate_blocks
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.weights import freeze_unused, load_weights
@@ -36,7 +37,7 @@ class TimmBackbone(nn.Module):
         grids: rows and columns of each map for images of ``image_size``.
 
     Raises:
-        ValueError: weights that do not fit, stages that do not exist, contradicting arguments.
+        InputError: weights that do not fit, stages that do not exist, contradicting arguments.
         FileNotFoundError: there is no file ``checkpoint``.
     """
 
@@ -56,11 +57,11 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}")
+            raise InputError(f"image_size must be at least 1, got {image_size}")
         if pretrained and checkpoint is not None:
-            raise ValueError(f"checkpoint must be None when pretrained is True, got {checkpoint}")
+            raise InputError(f"checkpoint must be None when pretrained is True, got {checkpoint}")
         if checkpoint_by_order and checkpoint is None:
-            raise ValueError("checkpoint_by_order needs a checkpoint, got checkpoint=None")
+            raise InputError("checkpoint_by_order needs a checkpoint, got checkpoint=None")
         model_args = model_args or {}
         self.image_size = image_size
         self.frozen = frozen
@@ -94,12 +95,12 @@ class TimmBackbone(nn.Module):
     def maps(self, features: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Feature maps ``(B, rows, columns, channels)`` of pixels, the mask checked to be None."""
         if features.ndim != 4 or features.shape[1] != self.in_channels:
-            raise ValueError(
+            raise InputError(
                 f"features must be pixels (batch, {self.in_channels}, height, width), "
                 f"got shape {tuple(features.shape)}"
             )
         if mask is not None:
-            raise ValueError("mask must be None for pixels: an image has no padded tokens")
+            raise InputError("mask must be None for pixels: an image has no padded tokens")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._maps(features)
 
@@ -114,7 +115,7 @@ class TimmBackbone(nn.Module):
     def add_positions(self, level: int, grid: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Add embeddings of rows and columns to a map, which must have the size they are for."""
         if grid.shape[1:3] != self.grids[level]:
-            raise ValueError(
+            raise InputError(
                 f"features must give a grid of {self.grids[level]} tokens, that of "
                 f"image_size={self.image_size}, got {tuple(grid.shape[1:3])}"
             )
@@ -124,12 +125,12 @@ class TimmBackbone(nn.Module):
         count = len(self.backbone.feature_info)
         for stage in stages:
             if not -count <= stage < count:
-                raise ValueError(
+                raise InputError(
                     f"{name} must lie in [{-count}, {count}) for {model_name}, got {stage}"
                 )
         ascending = [stage % count for stage in stages]
         if not ascending or ascending != sorted(set(ascending)):
-            raise ValueError(f"{name} must be ascending stages, at least one, got {stages}")
+            raise InputError(f"{name} must be ascending stages, at least one, got {stages}")
         return ascending
 
     def _probe(self, block_discriminability: FeatureDiscriminability | None) -> None:
@@ -161,14 +162,14 @@ class TimmBackbone(nn.Module):
             channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
             return [out if channels_last else out.permute(0, 2, 3, 1)]
         if out.ndim != 3:
-            raise ValueError(f"model_name must give a grid, got features {tuple(out.shape)}")
+            raise InputError(f"model_name must give a grid, got features {tuple(out.shape)}")
         out = out[:, getattr(model, "num_prefix_tokens", 0) :]
         if hasattr(getattr(model, "patch_embed", None), "dynamic_feat_size"):
             rows, columns = model.patch_embed.dynamic_feat_size(pixels.shape[-2:])
         else:
             rows = columns = round(out.shape[1] ** 0.5)
         if rows * columns != out.shape[1]:
-            raise ValueError(f"model_name must give a grid, got {out.shape[1]} tokens")
+            raise InputError(f"model_name must give a grid, got {out.shape[1]} tokens")
         return [out.unflatten(1, (rows, columns))]
 
 
@@ -176,5 +177,5 @@ def _build(model_name: str, pretrained: bool, model_args: dict[str, Any]) -> Any
     import timm
 
     if not timm.is_model(model_name.split(".")[0]) and ":" not in model_name:
-        raise ValueError(f"model_name must be one that timm knows, got {model_name!r}")
+        raise InputError(f"model_name must be one that timm knows, got {model_name!r}")
     return timm.create_model(model_name, pretrained=pretrained, **model_args)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.linear import Linear
 from itmkit.nn.timm_backbone import TimmBackbone
 
@@ -42,7 +43,7 @@ class TimmGrid(TimmBackbone):
         grid: rows and columns for images of ``image_size``.
 
     Raises:
-        ValueError: features that are not pixels, weights that do not fit, contradicting arguments.
+        InputError: features that are not pixels, weights that do not fit, contradicting arguments.
         FileNotFoundError: there is no file ``checkpoint``.
 
     Example:
@@ -69,9 +70,9 @@ class TimmGrid(TimmBackbone):
         projection: nn.Module | None = None,
     ) -> None:
         if dim is not None and dim < 1:
-            raise ValueError(f"dim must be at least 1 or None, got {dim}")
+            raise InputError(f"dim must be at least 1 or None, got {dim}")
         if projection is not None and dim not in (None, _width(projection)):
-            raise ValueError(f"dim must be None when projection is given, got {dim}")
+            raise InputError(f"dim must be None when projection is given, got {dim}")
         super().__init__(
             model_name,
             stages=None if out_index == -1 else [out_index],
@@ -113,5 +114,5 @@ class TimmGrid(TimmBackbone):
 def _width(projection: nn.Module) -> int:
     dim = getattr(projection, "dim", None)
     if not isinstance(dim, int):
-        raise ValueError(f"projection must have its width of output as dim, got dim={dim!r}")
+        raise InputError(f"projection must have its width of output as dim, got dim={dim!r}")
     return dim

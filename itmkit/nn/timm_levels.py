@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.linear import Linear
 from itmkit.nn.region_projection import RegionProjection
@@ -51,7 +52,7 @@ class TimmLevels(TimmBackbone):
         grids: rows and columns of each level for images of ``image_size``.
 
     Raises:
-        ValueError: features that are not pixels, stages or weights that do not fit, contradicting
+        InputError: features that are not pixels, stages or weights that do not fit, contradicting
             arguments, block_discriminability for a backbone without transformer blocks.
         FileNotFoundError: there is no file ``checkpoint``.
 
@@ -80,9 +81,9 @@ class TimmLevels(TimmBackbone):
         hidden_dim: int | None = None,
     ) -> None:
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         if hidden_dim is not None and hidden_dim < 1:
-            raise ValueError(f"hidden_dim must be at least 1 or None, got {hidden_dim}")
+            raise InputError(f"hidden_dim must be at least 1 or None, got {hidden_dim}")
         super().__init__(
             model_name,
             stages=out_indices,

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.functional import check_ids
 from itmkit.nn.weights import freeze_unused
@@ -34,7 +35,7 @@ class TransformerBackbone(nn.Module):
         width: width of a hidden state.
 
     Raises:
-        ValueError: not exactly one of ``name_or_path`` and ``config``, a config without
+        InputError: not exactly one of ``name_or_path`` and ``config``, a config without
             ``model_type``, a layer that does not exist, block_discriminability for a model without
             a list of its layers.
     """
@@ -51,7 +52,7 @@ class TransformerBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if (name_or_path is None) == (config is None):
-            raise ValueError(
+            raise InputError(
                 "exactly one of name_or_path and config must be given, got "
                 f"name_or_path={name_or_path!r} and config={config!r}"
             )
@@ -79,7 +80,7 @@ class TransformerBackbone(nn.Module):
         """The hidden states ``(B, L, width)`` of the layers, after a check of the input."""
         check_ids(ids, mask, self.vocab_size)
         if self.max_length is not None and ids.shape[1] > self.max_length:
-            raise ValueError(
+            raise InputError(
                 f"ids must have at most {self.max_length} tokens a row, the positions of the "
                 f"model, got {ids.shape[1]}"
             )
@@ -111,7 +112,7 @@ class TransformerBackbone(nn.Module):
             count = len(states)
             for layer in self._layers:
                 if layer != -1 and not -count <= layer < count:
-                    raise ValueError(
+                    raise InputError(
                         f"{layers_name} must lie in [{-count}, {count}) for this model, got {layer}"
                     )
             if not self.frozen:
@@ -147,7 +148,7 @@ def _layer_list(model: Any) -> nn.ModuleList:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise ValueError(
+    raise InputError(
         f"block_discriminability needs a model with a list of its layers, "
         f"num_hidden_layers={count} long, got {type(model).__name__}, which has none"
     )
@@ -164,9 +165,9 @@ def _build(name_or_path: str | Path | None, config: dict[str, Any] | str | Path 
         if isinstance(config, (str, Path)):
             config = json.loads(Path(config).read_text(encoding="utf-8"))
         if not isinstance(config, dict) or "model_type" not in config:
-            raise ValueError(f"config must be a mapping with a model_type, got {config!r}")
+            raise InputError(f"config must be a mapping with a model_type, got {config!r}")
         if config["model_type"] not in CONFIG_MAPPING:
-            raise ValueError(
+            raise InputError(
                 f"model_type of config must be one that transformers knows, "
                 f"got {config['model_type']!r}"
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.linear import Linear
@@ -43,7 +44,7 @@ class TransformerLevels(TransformerBackbone):
         backbone: the transformers model.
 
     Raises:
-        ValueError: not exactly one of ``name_or_path`` and ``config``, a config without
+        InputError: not exactly one of ``name_or_path`` and ``config``, a config without
             ``model_type``, a layer that does not exist, an id outside the vocabulary, more tokens
             than the model has positions, block_discriminability for a model without a list of its
             layers.
@@ -71,11 +72,11 @@ class TransformerLevels(TransformerBackbone):
         level_discriminability: FeatureDiscriminability | None = None,
     ) -> None:
         if not layers:
-            raise ValueError(f"layers must name at least one hidden state, got {layers}")
+            raise InputError(f"layers must name at least one hidden state, got {layers}")
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
         super().__init__(
             name_or_path,
             config,

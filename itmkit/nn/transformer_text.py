@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.transformer_backbone import TransformerBackbone
 
@@ -34,7 +35,7 @@ class TransformerText(TransformerBackbone):
         backbone: the transformers model.
 
     Raises:
-        ValueError: not exactly one of ``name_or_path`` and ``config``, a config without
+        InputError: not exactly one of ``name_or_path`` and ``config``, a config without
             ``model_type``, a layer that does not exist, an id outside the vocabulary, more tokens
             than the model has positions.
 
@@ -59,9 +60,9 @@ class TransformerText(TransformerBackbone):
         dropout: float = 0.0,
     ) -> None:
         if dim is not None and dim < 1:
-            raise ValueError(f"dim must be at least 1 or None, got {dim}")
+            raise InputError(f"dim must be at least 1 or None, got {dim}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
         super().__init__(name_or_path, config, layers=[layer], layers_name="layer", frozen=frozen)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Identity() if dim is None else nn.Linear(self.width, dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize
 from itmkit.nn.linear import Linear, linear
 
@@ -26,7 +27,7 @@ class TwoPartGRU(nn.Module):
         - output: tokens ``(B, 2N, D)``, zero on padding, and their mask ``(B, 2N)`` or None
 
     Raises:
-        ValueError: a wrong size, or a wrong shape or dtype of an input.
+        InputError: a wrong size, or a wrong shape or dtype of an input.
 
     Example:
         >>> gru = TwoPartGRU(4)
@@ -38,7 +39,7 @@ class TwoPartGRU(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise InputError(f"dim must be at least 1, got {dim}")
         self.dim = dim
         self.input = Linear(dim, 3 * dim)  # reset, update and new gate, as in nn.GRU
         self.hidden = Linear(dim, 3 * dim)
@@ -50,7 +51,7 @@ class TwoPartGRU(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         check_tokens("first", first, self.dim, mask, "mask")
         if second.shape != first.shape:
-            raise ValueError(
+            raise InputError(
                 f"second must have the shape of first {tuple(first.shape)}, "
                 f"got {tuple(second.shape)}"
             )

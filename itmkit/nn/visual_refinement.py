@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize, xavier_linear
 from itmkit.nn.guided_pooling import GuidedPooling
 from itmkit.nn.scan_attention import ScanAttention, attention_weights
@@ -62,7 +63,7 @@ class VisualRefinement(nn.Module):
         The :class:`RefinedImage`.
 
     Raises:
-        ValueError: a wrong size, or a wrong shape or dtype of an input.
+        InputError: a wrong size, or a wrong shape or dtype of an input.
 
     Example:
         >>> import torch
@@ -82,11 +83,11 @@ class VisualRefinement(nn.Module):
     ) -> None:
         super().__init__()
         if num_regions is not None and num_regions < 1:
-            raise ValueError(f"num_regions must be at least 1, got {num_regions}")
+            raise InputError(f"num_regions must be at least 1, got {num_regions}")
         self.dim = dim
         self.attention = attention or ScanAttention(dim)
         if self.attention.dim != dim:
-            raise ValueError(f"attention must have dim {dim}, got {self.attention.dim}")
+            raise InputError(f"attention must have dim {dim}, got {self.attention.dim}")
         self.relation_query = xavier_linear(dim, dim)
         self.relation_key = xavier_linear(dim, dim)
         self.gru = TwoPartGRU(dim)
@@ -103,7 +104,7 @@ class VisualRefinement(nn.Module):
         """``pos`` ``(B, N, D)``: what each region finds in those it overlaps with."""
         check_tokens("image", image, self.dim, mask, "mask")
         if relations.shape != (*image.shape[:2], image.shape[1]):
-            raise ValueError(
+            raise InputError(
                 f"relations must have shape {(*image.shape[:2], image.shape[1])}, "
                 f"got {tuple(relations.shape)}"
             )

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
+
 
 def load_weights(module: nn.Module, path: str | Path, *, by_order: bool = False) -> None:
     """Load a state dict from a file into ``module``, all of it.
@@ -19,7 +21,7 @@ def load_weights(module: nn.Module, path: str | Path, *, by_order: bool = False)
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is broken, or the names, number or shapes of its tensors do not fit.
+        InputError: the file is broken, or the names, number or shapes of its tensors do not fit.
 
     Example:
         >>> import tempfile
@@ -35,18 +37,18 @@ def load_weights(module: nn.Module, path: str | Path, *, by_order: bool = False)
     own = module.state_dict()
     if by_order:
         if len(tensors) != len(own):
-            raise ValueError(f"{path} holds {len(tensors)} tensors, the model has {len(own)}")
+            raise InputError(f"{path} holds {len(tensors)} tensors, the model has {len(own)}")
         tensors = dict(zip(own, tensors.values(), strict=True))
     missing = [name for name in own if name not in tensors]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
-        raise ValueError(
+        raise InputError(
             f"{path} does not fit the model: {len(missing)} missing {missing[:3]}, "
             f"{len(unexpected)} unexpected {unexpected[:3]}"
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
-            raise ValueError(
+            raise InputError(
                 f"{path} does not fit the model: {name} has shape {tuple(tensor.shape)} in the "
                 f"file and {tuple(own[name].shape)} in the model"
             )
@@ -80,10 +82,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has errors of its own for a broken file
-        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+        raise InputError(f"checkpoint {path} cannot be read: {error}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ValueError(f"checkpoint {path} does not hold a state dict")
+        raise InputError(f"checkpoint {path} does not hold a state dict")
     return dict(content)

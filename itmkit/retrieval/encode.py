@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.protocol import RetrievalModel
 
@@ -45,10 +46,10 @@ class Gallery:
         ids: whichever process encoded what, the gallery is the same.
 
         Raises:
-            ValueError: no parts.
+            InputError: no parts.
         """
         if not parts:
-            raise ValueError("parts must hold at least one gallery, got none")
+            raise InputError("parts must hold at least one gallery, got none")
         image_ids = torch.cat([part.image_ids for part in parts])
         text_image_ids = torch.cat([part.text_image_ids for part in parts])
         text_ids = torch.cat([part.text_ids for part in parts])
@@ -116,7 +117,7 @@ def encode(
         The gallery, in the order in which images and captions first came, ids on the CPU.
 
     Raises:
-        ValueError: the batches hold no image.
+        InputError: the batches hold no image.
     """
     images: list[Encoding] = []
     texts: list[Encoding] = []
@@ -137,7 +138,7 @@ def encode(
                 ids[1].extend(batch.text_image_ids[rows].tolist())
                 ids[2].extend(batch.text_ids[rows].tolist())
     if not images:
-        raise ValueError(f"batches held 0 images and {len(ids[2])} captions; expected an image")
+        raise InputError(f"batches held 0 images and {len(ids[2])} captions; expected an image")
     return Gallery(
         _joined(images), _joined(texts), *(torch.tensor(i, dtype=torch.int64) for i in ids)
     )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
+
 _COMMON = frozenset({"vector", "tokens", "mask", "boxes"})
 
 
@@ -27,7 +29,7 @@ class Encoding:
             the system's own.
 
     Raises:
-        ValueError: no tensor at all, rows that do not agree, or a mask that is not bool ``(n, N)``
+        InputError: no tensor at all, rows that do not agree, or a mask that is not bool ``(n, N)``
             with the ``N`` of its tokens.
 
     Example:
@@ -50,25 +52,25 @@ class Encoding:
         rows = None
         for name, value in fields.items():
             if name.startswith("_") or hasattr(Encoding, name):
-                raise ValueError(f"a field cannot be named {name!r}")
+                raise InputError(f"a field cannot be named {name!r}")
             if value is None:
                 continue
             if not isinstance(value, Tensor) or value.ndim == 0:
-                raise ValueError(f"{name} must be a tensor with one row an item, got {value!r}")
+                raise InputError(f"{name} must be a tensor with one row an item, got {value!r}")
             rows = rows or (name, len(value))
             if len(value) != rows[1]:
-                raise ValueError(f"{name} has {len(value)} rows, but {rows[0]} has {rows[1]}")
+                raise InputError(f"{name} has {len(value)} rows, but {rows[0]} has {rows[1]}")
             if name.endswith("mask") and (value.dtype != torch.bool or value.ndim != 2):
-                raise ValueError(
+                raise InputError(
                     f"{name} must be bool (n, N), got {value.dtype} of shape {tuple(value.shape)}"
                 )
             tokens = fields.get(name.removesuffix("mask") + "tokens")
             if name.endswith("mask") and tokens is not None and value.shape != tokens.shape[:2]:
-                raise ValueError(
+                raise InputError(
                     f"{name} has shape {tuple(value.shape)}, its tokens {tuple(tokens.shape)}"
                 )
         if rows is None:
-            raise ValueError("an Encoding needs at least one tensor, got none")
+            raise InputError("an Encoding needs at least one tensor, got none")
         self._fields = dict(fields)
 
     def __getattr__(self, name: str) -> Any:
@@ -127,10 +129,10 @@ class Encoding:
             One encoding of all rows, in the order given.
 
         Raises:
-            ValueError: nothing to join, fields that differ, or padding that no mask would record.
+            InputError: nothing to join, fields that differ, or padding that no mask would record.
         """
         if len(parts) == 0:
-            raise ValueError("parts must hold at least one Encoding, got none")
+            raise InputError("parts must hold at least one Encoding, got none")
         names = dict.fromkeys(name for part in parts for name in part.items())
         for name in [n for n in names if n.endswith("tokens")]:
             if len({p.items()[name].shape[1] for p in parts if name in p.items()}) > 1:
@@ -151,7 +153,7 @@ def _field(part: Encoding, name: str) -> Tensor:
         return fields[name]
     tokens = fields.get(name.removesuffix("mask") + "tokens") if name.endswith("mask") else None
     if tokens is None:
-        raise ValueError(f"parts must have the same fields: {name} is not in {part}")
+        raise InputError(f"parts must have the same fields: {name} is not in {part}")
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
@@ -160,12 +162,12 @@ def _join(name: str, values: list[Tensor], mask_lengths: set[int]) -> Tensor:
     if len({v.shape[1:] for v in values}) == 1:
         return torch.cat(values)
     if values[0].ndim < 3 and not name.endswith("mask"):
-        raise ValueError(f"{name} differs in shape: {sorted({tuple(v.shape) for v in values})}")
+        raise InputError(f"{name} differs in shape: {sorted({tuple(v.shape) for v in values})}")
     if len({(v.ndim, v.shape[2:]) for v in values}) > 1:
-        raise ValueError(f"{name} differs in shape: {sorted({tuple(v.shape) for v in values})}")
+        raise InputError(f"{name} differs in shape: {sorted({tuple(v.shape) for v in values})}")
     longest = max(v.shape[1] for v in values)
     if longest not in mask_lengths:
-        raise ValueError(f"{name} differs in length and no mask would tell its padding apart")
+        raise InputError(f"{name} differs in length and no mask would tell its padding apart")
     total = sum(len(v) for v in values)
     out = values[0].new_zeros((total, longest, *values[0].shape[2:]))
     start = 0

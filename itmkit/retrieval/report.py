@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+from itmkit.checks import InputError
+from itmkit.files import write_text
 
 _COLUMNS = (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("medr", "medR"))
 _SIDES = (("i2t", "image to text"), ("t2i", "text to image"))
@@ -25,7 +27,7 @@ def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         The table, without a newline at its end.
 
     Raises:
-        ValueError: no rows.
+        InputError: no rows.
 
     Example:
         >>> recall = {"i2t_r1": 61.25, "i2t_medr": 1.0, "rsum": 523.8}
@@ -36,7 +38,7 @@ def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         MATE    61.2     -     -   1.0       -     -     -     -   523.8
     """
     if not rows:
-        raise ValueError("rows must hold at least one row, got none")
+        raise InputError("rows must hold at least one row, got none")
     width = max(len(name) for name in rows)
     sides = [" " * width, *(f"{title:^24}" for _, title in _SIDES)]
     heads = [" " * width]
@@ -69,10 +71,11 @@ def write_metrics(
         stage: goes in front of every name, as in ``test/i2t_r1``.
 
     Raises:
-        ValueError: an empty stage, a value that is not finite, or a file there that is not a JSON
+        InputError: an empty stage, a value that is not finite, or a file there that is not a JSON
             object.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_metrics(f"{folder}/metrics.json", {"rsum": 523.8}, "val")
         ...     write_metrics(f"{folder}/metrics.json", {"rsum": 520.1}, "test")
@@ -81,27 +84,18 @@ def write_metrics(
     """
     path = Path(path)
     if not stage:
-        raise ValueError(f"stage must be a name, got {stage!r}")
+        raise InputError(f"stage must be a name, got {stage!r}")
     content: dict[str, float] = {}
     if path.exists():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
+            raise InputError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+            raise InputError(f"{path} must hold a JSON object, got {type(content).__name__}")
     content.update({f"{stage}/{name}": round(float(v), 4) for name, v in metrics.items()})
     try:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     except ValueError as error:
-        raise ValueError(f"metrics of {stage} must be finite, got {dict(metrics)}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        raise InputError(f"metrics of {stage} must be finite, got {dict(metrics)}") from error
+    write_text(path, text)

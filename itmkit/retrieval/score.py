@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.retrieval.encode import evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.protocol import RetrievalModel
@@ -25,7 +26,7 @@ def score_matrix(
         ``(n, m)`` fp32 on the device of ``images``.
 
     Raises:
-        ValueError: ``chunk_size`` below 1, or a score of the wrong shape.
+        InputError: ``chunk_size`` below 1, or a score of the wrong shape.
     """
     check_at_least("chunk_size", chunk_size, 1)
     scores = torch.empty(len(images), len(texts), device=images.device)
@@ -59,7 +60,7 @@ def pair_scores(
         ``(p,)`` fp32 on the device of ``images``.
 
     Raises:
-        ValueError: ``chunk_size`` below 1, or a score that has the wrong shape or is not finite.
+        InputError: ``chunk_size`` below 1, or a score that has the wrong shape or is not finite.
     """
     check_at_least("chunk_size", chunk_size, 1)
     scores = torch.empty(len(pairs), device=images.device)
@@ -74,12 +75,12 @@ def pair_scores(
                 torch.stack([local_rows, local_columns], 1).to(matcher.device),
             )
             if block.shape != (len(part),):
-                raise ValueError(f"matcher.rerank must be ({len(part)},), got {tuple(block.shape)}")
+                raise InputError(f"matcher.rerank must be ({len(part)},), got {tuple(block.shape)}")
             scores[start : start + chunk_size] = block
     wrong = (~scores.isfinite()).nonzero()
     if len(wrong):
         row, column = pairs[int(wrong[0])].tolist()
-        raise ValueError(
+        raise InputError(
             f"matcher.rerank must be finite, got {scores[int(wrong[0])].item()} "
             f"for image row {row} and caption row {column}"
         )
@@ -90,7 +91,7 @@ def score_block(matcher: RetrievalModel, images: Encoding, texts: Encoding) -> T
     """Scores of a block of images and captions, of the right shape."""
     block = matcher.score(images, texts)
     if block.shape != (len(images), len(texts)):
-        raise ValueError(
+        raise InputError(
             f"matcher.score must be ({len(images)}, {len(texts)}), got {tuple(block.shape)}"
         )
     return block
@@ -104,11 +105,11 @@ def second_stage(
     weight = matcher.rerank_weight if weight is None else weight
     check_at_least("top_k", top_k, 0)
     if not 0 <= weight <= 1:
-        raise ValueError(f"weight must be in [0, 1], got {weight}")
+        raise InputError(f"weight must be in [0, 1], got {weight}")
     return (top_k if weight > 0 else 0), weight
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
     """Raise a ``ValueError`` that names a number that is too small."""
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise InputError(f"{name} must be at least {least}, got {value}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.retrieval.candidates import Best
 from itmkit.retrieval.encode import evaluating
 from itmkit.retrieval.encoding import Encoding
@@ -39,7 +40,7 @@ def best_captions(
         row are blended, those behind them global.
 
     Raises:
-        ValueError: an argument out of its range, or a score that is not finite.
+        InputError: an argument out of its range, or a score that is not finite.
     """
     return _search(matcher, images, texts, k, top_k, weight, chunk_size, images_are_queries=True)
 
@@ -69,7 +70,7 @@ def best_images(
         Scores ``(m, k)`` fp32 and image rows ``(m, k)`` int64, as in :func:`best_captions`.
 
     Raises:
-        ValueError: an argument out of its range, or a score that is not finite.
+        InputError: an argument out of its range, or a score that is not finite.
     """
     return _search(matcher, texts, images, k, top_k, weight, chunk_size, images_are_queries=False)
 
@@ -105,7 +106,7 @@ def _search(
                 wrong = (~block.isfinite()).nonzero()
                 if len(wrong):
                     query, item = wrong[0].tolist()
-                    raise ValueError(
+                    raise InputError(
                         f"matcher.score must be finite, got {block[query, item].item()} "
                         f"for query {start + query} and item {first + item}"
                     )

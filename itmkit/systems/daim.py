@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather, gather_tokens
 from itmkit.losses import AdaptiveMarginTripletLoss
@@ -46,7 +47,7 @@ class DAIM(Matcher):
         lr_factors: see :class:`Matcher`.
 
     Raises:
-        ValueError: if widths or numbers of levels do not agree, or a number is out of its range.
+        InputError: if widths or numbers of levels do not agree, or a number is out of its range.
     """
 
     def __init__(
@@ -70,17 +71,17 @@ class DAIM(Matcher):
             lr_factors=lr_factors,
         )
         if text_encoder.dim != image_encoder.dim:
-            raise ValueError(
+            raise InputError(
                 f"text_encoder.dim is {text_encoder.dim}, image_encoder.dim {image_encoder.dim}"
             )
         levels: int = getattr(image_encoder, "levels", 1)
         if getattr(text_encoder, "levels", 1) != levels:
-            raise ValueError(
+            raise InputError(
                 f"text_encoder.levels is {getattr(text_encoder, 'levels', 1)}, "
                 f"image_encoder.levels {levels}"
             )
         if warmup < 0:
-            raise ValueError(f"warmup must be at least 0, got {warmup}")
+            raise InputError(f"warmup must be at least 0, got {warmup}")
         self.warmup = warmup
         self.warmup_unit = warmup_unit
         self.image_encoder = image_encoder
@@ -107,7 +108,7 @@ class DAIM(Matcher):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != len(batch.images):
-            raise ValueError(
+            raise InputError(
                 f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
                 "expected one an image (caption_views: 1 of the data)"
             )

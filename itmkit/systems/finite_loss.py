@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.distributed import rank, world_size
 
 
@@ -43,7 +44,7 @@ class FiniteLoss:
             step: how to call the step.
 
         Raises:
-            ValueError: if the loss of the step before, or elsewhere than on a GPU this one's, is
+            InputError: if the loss of the step before, or elsewhere than on a GPU this one's, is
                 not finite.
         """
         values = torch.stack([term.detach().to(terms["loss"]) for term in terms.values()])
@@ -61,7 +62,7 @@ class FiniteLoss:
         """Raise if the latest loss is not finite, as often as asked.
 
         Raises:
-            ValueError: with the step, its terms and the images of this process.
+            InputError: with the step, its terms and the images of this process.
         """
         latest = self._latest
         if latest is None:
@@ -75,7 +76,7 @@ class FiniteLoss:
         told = ", ".join(f"{name}={value:.6g}" for name, value in values.items())
         process = f" of process {rank()}" if world_size() > 1 else ""
         rows = ", ".join(map(str, latest.image_ids.tolist()))
-        raise ValueError(
+        raise InputError(
             f"the training loss is not finite in {latest.name}: {told}; "
             f"rows of the images{process} in the training data: {rows}"
         )

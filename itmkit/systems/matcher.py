@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import world_size
 from itmkit.nn.linear import linear
@@ -44,7 +45,7 @@ class Matcher(LightningModule, ABC):
         rerank_weight: share of the second stage's score in the order of the candidates, in [0, 1].
 
     Raises:
-        ValueError: if a number is out of its range.
+        InputError: if a number is out of its range.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class Matcher(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if rerank_top_k < 0:
-            raise ValueError(f"rerank_top_k must be at least 0, got {rerank_top_k}")
+            raise InputError(f"rerank_top_k must be at least 0, got {rerank_top_k}")
         if not 0 <= rerank_weight <= 1:
-            raise ValueError(f"rerank_weight must lie in [0, 1], got {rerank_weight}")
+            raise InputError(f"rerank_weight must lie in [0, 1], got {rerank_weight}")
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
@@ -92,7 +93,7 @@ class Matcher(LightningModule, ABC):
 
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         """Second-stage scores ``(p,)`` of the pairs ``(p, 2)`` of an image and a caption row."""
-        raise ValueError(f"{type(self).__name__} has no second stage; rerank_top_k must be 0")
+        raise InputError(f"{type(self).__name__} has no second stage; rerank_top_k must be 0")
 
     # ------------------------------------------------------------------------------- training
 
@@ -122,7 +123,7 @@ class Matcher(LightningModule, ABC):
                 factor = self.lr_factors[max(starts, key=len)] if starts else 1.0
                 groups.setdefault(factor, []).append(parameter)
         if unused:
-            raise ValueError(
+            raise InputError(
                 f"lr_factors names {sorted(unused)[0]!r}, but no parameter of "
                 f"{type(self).__name__} starts so"
             )
@@ -190,13 +191,13 @@ class Matcher(LightningModule, ABC):
         self._finite_loss.look()
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
-                raise ValueError(f"nothing is saved: the weights of {name!r} are not finite")
+                raise InputError(f"nothing is saved: the weights of {name!r} are not finite")
         checkpoint["system"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained, own = checkpoint.get("system"), type(self).__name__
         if trained != own:
-            raise ValueError(f"the checkpoint is of the system {trained}; expected {own}")
+            raise InputError(f"the checkpoint is of the system {trained}; expected {own}")
 
 
 def _adamw(params: Any) -> torch.optim.Optimizer:

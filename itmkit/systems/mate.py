@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from itmkit.callbacks import MomentumTeacher
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather, gather_tokens, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss
@@ -72,7 +73,7 @@ class MATE(Matcher):
         rerank_weight: see :class:`Matcher`.
 
     Raises:
-        ValueError: if widths do not agree, or a number is out of its range.
+        InputError: if widths do not agree, or a number is out of its range.
     """
 
     queue_image: Tensor
@@ -118,12 +119,12 @@ class MATE(Matcher):
         dim: int = image_encoder.dim  # type: ignore[assignment]
         for name, module in (("text_encoder", text_encoder), ("fusion", fusion)):
             if module is not None and module.dim != dim:
-                raise ValueError(f"{name}.dim is {module.dim}, image_encoder.dim {dim}")
+                raise InputError(f"{name}.dim is {module.dim}, image_encoder.dim {dim}")
         if rerank_top_k and fusion is None:
-            raise ValueError(f"rerank_top_k is {rerank_top_k}, but there is no fusion encoder")
+            raise InputError(f"rerank_top_k is {rerank_top_k}, but there is no fusion encoder")
         self.triplet = triplet or GroupTripletLoss(group_size=views)
         if self.triplet.group_size != views:
-            raise ValueError(f"triplet.group_size is {self.triplet.group_size}, views {views}")
+            raise InputError(f"triplet.group_size is {self.triplet.group_size}, views {views}")
         self.hect = hect or HECTLoss()
         self.distillation = distillation or MomentumDistillationLoss()
         self.weights = {
@@ -136,9 +137,9 @@ class MATE(Matcher):
         numbers |= {f"{name}_weight": weight for name, weight in self.weights.items()}
         for name, value in numbers.items():
             if value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+                raise InputError(f"{name} must be at least 0, got {value}")
         if fusion_pairs is not None and fusion_pairs < 1:
-            raise ValueError(f"fusion_pairs must be at least 1 or None, got {fusion_pairs}")
+            raise InputError(f"fusion_pairs must be at least 1 or None, got {fusion_pairs}")
         self.views = views
         self.fusion_pairs = fusion_pairs
         self.momentum = momentum
@@ -188,7 +189,7 @@ class MATE(Matcher):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != self.views * len(batch.images):
-            raise ValueError(
+            raise InputError(
                 f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
                 f"expected views={self.views} an image (caption_views of the data)"
             )
@@ -240,7 +241,7 @@ class MATE(Matcher):
         """The teacher's vectors of all views, and the images they belong to."""
         teacher: Any = getattr(self, "teacher", None)  # set by MomentumTeacher
         if teacher is None:
-            raise ValueError(
+            raise InputError(
                 "distillation_weight is not 0, but there is no teacher: train with a Trainer, or "
                 "use MomentumTeacher"
             )

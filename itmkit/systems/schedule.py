@@ -7,6 +7,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from itmkit.checks import InputError
+
 
 class WarmupCosine(LambdaLR):
     """Linear rise over ``warmup_steps``, then half a cosine to ``final`` at ``total_steps``.
@@ -20,7 +22,7 @@ class WarmupCosine(LambdaLR):
         final: share of the peak that is left at the end, in [0, 1].
 
     Raises:
-        ValueError: if a number is out of its range.
+        InputError: if a number is out of its range.
 
     Example:
         >>> import torch
@@ -39,13 +41,13 @@ class WarmupCosine(LambdaLR):
         self, optimizer: Optimizer, warmup_steps: int, total_steps: int, *, final: float = 0.0
     ) -> None:
         if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
+            raise InputError(f"warmup_steps must be at least 0, got {warmup_steps}")
         if total_steps <= warmup_steps:
-            raise ValueError(
+            raise InputError(
                 f"total_steps must be more than warmup_steps={warmup_steps}, got {total_steps}"
             )
         if not 0 <= final <= 1:
-            raise ValueError(f"final must lie in [0, 1], got {final}")
+            raise InputError(f"final must lie in [0, 1], got {final}")
 
         def factor(step: int) -> float:
             if step < warmup_steps:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather, gather_tokens
 from itmkit.losses import HingeCrossEntropyLoss
@@ -53,7 +54,7 @@ class TVRN(Matcher):
         lr_factors: see :class:`Matcher`.
 
     Raises:
-        ValueError: if widths do not agree, or a number is out of its range; in use, for region
+        InputError: if widths do not agree, or a number is out of its range; in use, for region
             features without relations.
     """
 
@@ -82,7 +83,7 @@ class TVRN(Matcher):
         )
         dim: int = image_encoder.dim  # type: ignore[assignment]
         if text_encoder.dim != dim:
-            raise ValueError(f"text_encoder.dim is {text_encoder.dim}, image_encoder.dim {dim}")
+            raise InputError(f"text_encoder.dim is {text_encoder.dim}, image_encoder.dim {dim}")
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.similarity = RefinedSimilarity(
@@ -124,7 +125,7 @@ class TVRN(Matcher):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != len(batch.images):
-            raise ValueError(
+            raise InputError(
                 f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
                 "expected one an image (caption_views: 1 of the data)"
             )
@@ -146,7 +147,7 @@ def _relations(images: Images, tokens: Tensor) -> Tensor:
         return torch.eye(tokens.shape[1], dtype=tokens.dtype, device=tokens.device).expand(
             len(tokens), -1, -1
         )
-    raise ValueError(
+    raise InputError(
         "images.relations must be given with region features, got None: set relation_threshold "
         "of the data"
     )

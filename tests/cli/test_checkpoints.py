@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from itmkit.cli import main
-from itmkit.cli.checkpoints import LastCheckpoint, WholeCheckpointIO, copy_whole, written_whole
+from itmkit.cli.checkpoints import LastCheckpoint, WholeCheckpointIO
+from itmkit.files import atomic_write, copy_file
 
 CONFIG = """\
 model: {class_path: tiny_matcher.TinyMatcher}
@@ -94,11 +95,11 @@ def test_error_of_a_full_disk_in_a_run_is_one_line(
 def test_copy_takes_its_name_at_the_end(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "folder/target"
     source.write_bytes(b"0123456789")
-    with suppress(KeyboardInterrupt), written_whole(target) as file:
+    with suppress(KeyboardInterrupt), atomic_write(target) as file:
         file.write(b"012")
         raise KeyboardInterrupt
     assert list(target.parent.iterdir()) == []
-    copy_whole(source, target)
+    copy_file(source, target)
     assert target.read_bytes() == source.read_bytes()
 
 

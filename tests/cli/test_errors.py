@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from itmkit.cli.errors import one_line, told_in_one_line
+from itmkit.cli.errors import one_line, report_user_errors
 from itmkit.configs import config_path
 
 
@@ -51,7 +51,7 @@ def test_values_refused_by_itmkit_are_the_users() -> None:
 )
 def test_all_else_is_not(error: Exception) -> None:
     assert one_line(raised(error)) is None
-    with pytest.raises(type(error)), told_in_one_line():
+    with pytest.raises(type(error)), report_user_errors():
         raise error
 
 
@@ -65,7 +65,7 @@ def test_wrong_trainer_and_weights_are_the_users() -> None:
 
 
 def test_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, told_in_one_line():
+    with pytest.raises(SystemExit) as stop, report_user_errors():
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err == "itmkit: interrupted\n"

@@ -209,7 +209,7 @@ def test_guard_one_row_keeps():
 
 def test_guard_min_rows_below_two_is_an_error():
     for few in (1, 0, -3):
-        with pytest.raises(ValueError, match=f"min_rows: .*{few}"):
+        with pytest.raises(ValueError, match=f"min_rows.*{few}"):
             AdaptiveMarginTripletLoss(min_rows=few)
 
 
@@ -413,7 +413,7 @@ def test_negatives_can_be_set():
     torch.testing.assert_close(loss(scores), expected)
     loss.negatives = "hardest"
     torch.testing.assert_close(loss(scores), triplet_loss(scores, margin=0.2))
-    with pytest.raises(ValueError, match=r"negatives: .*'semi'"):
+    with pytest.raises(ValueError, match=r"negatives.*'semi'"):
         loss.negatives = "semi"
 
 
@@ -429,7 +429,7 @@ def test_negatives_can_be_set():
     ],
 )
 def test_error_numbers(name, value):
-    with pytest.raises(ValueError, match=f"{name}: .*{value}"):
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
         AdaptiveMarginTripletLoss(**{name: value})
 
 
@@ -437,9 +437,9 @@ def test_error_numbers(name, value):
 def test_error_shapes(training):
     loss = AdaptiveMarginTripletLoss().train(training)
     for shape in ((), (3,), (3, 4)):
-        with pytest.raises(ValueError, match="scores: "):
+        with pytest.raises(ValueError, match="scores"):
             loss(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"positives: .*\(1, 3\)"):
+    with pytest.raises(ValueError, match=r"positives.*\(1, 3\)"):
         loss(torch.zeros(3, 3), torch.zeros(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="positives: expected bool"):
+    with pytest.raises(ValueError, match=r"positives.*expected bool"):
         loss(torch.zeros(3, 3), torch.zeros(3, 3))

@@ -203,22 +203,22 @@ def test_compile():
     [("temperature", 0), ("alpha", 1.5), ("similarity_weight", -1), ("feature_weight", -1)],
 )
 def test_error_numbers(name, value):
-    with pytest.raises(ValueError, match=f"{name}: .*{value}"):
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
         MomentumDistillationLoss(**{name: value})
 
 
 def test_error_shapes():
     four, queues = vectors(4, 3), vectors(2, 2)
     loss = MomentumDistillationLoss()
-    with pytest.raises(ValueError, match="image, text, teacher_image, teacher_text: "):
+    with pytest.raises(ValueError, match="image, text, teacher_image, teacher_text have"):
         loss(*four[:3], torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="image_ids: "):
+    with pytest.raises(ValueError, match="image_ids"):
         loss(*four, torch.arange(2))
-    with pytest.raises(ValueError, match="queue_image, queue_text: expected both"):
+    with pytest.raises(ValueError, match=r"queue_image, queue_text.*expected both"):
         loss(*four, None, queues[0])
-    with pytest.raises(ValueError, match="queue_text: "):
+    with pytest.raises(ValueError, match="queue_text"):
         loss(*four, None, queues[0], torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="queue_ids: "):
+    with pytest.raises(ValueError, match="queue_ids"):
         loss(*four, None, *queues, torch.arange(2))
-    with pytest.raises(ValueError, match="queue_ids: "):
+    with pytest.raises(ValueError, match="queue_ids"):
         loss(*four, torch.arange(3), *queues, torch.arange(3))

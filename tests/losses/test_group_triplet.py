@@ -137,15 +137,15 @@ def test_negatives_can_be_set():
     scores = torch.randn(6, 6)
     loss.negatives = "hardest"
     assert loss(scores) == GroupTripletLoss()(scores) != GroupTripletLoss(negatives="all")(scores)
-    with pytest.raises(ValueError, match=r"negatives: .*'semi'"):
+    with pytest.raises(ValueError, match=r"negatives.*'semi'"):
         loss.negatives = "semi"
 
 
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"margin": -1}, "margin: .*-1"),
-        ({"group_size": 0}, "group_size: .*0"),
+        ({"margin": -1}, "margin.*-1"),
+        ({"group_size": 0}, "group_size.*0"),
         ({"negatives": "none"}, "negatives: .*'none'"),
     ],
 )
@@ -158,10 +158,10 @@ def test_error_numbers(numbers, message):
 
 @pytest.mark.parametrize("shape", [(4,), (4, 6), (5, 5)])
 def test_error_scores(shape):
-    with pytest.raises(ValueError, match="scores: "):
+    with pytest.raises(ValueError, match="scores"):
         GroupTripletLoss()(torch.zeros(shape))
 
 
 def test_error_image_ids():
-    with pytest.raises(ValueError, match=r"image_ids: expected shape \(2,\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"image_ids has the shape \(4,\); expected \(2,\)"):
         GroupTripletLoss()(torch.zeros(4, 4), torch.arange(4))

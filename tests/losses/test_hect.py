@@ -188,20 +188,20 @@ def test_compile():
     [("margin", -1), ("temperature", 0), ("contrastive_weight", -0.5), ("num_hard_negatives", 0)],
 )
 def test_error_numbers(name, value):
-    with pytest.raises(ValueError, match=f"{name}: .*{value}"):
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
         HECTLoss(**{name: value})
-    with pytest.raises(ValueError, match=f"{name}: .*{value}"):
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
         hect_loss(*pairs(3), **{name: value})
 
 
 def test_error_shapes():
-    with pytest.raises(ValueError, match="image, text: "):
+    with pytest.raises(ValueError, match="image, text have"):
         hect_loss(torch.zeros(3, 4), torch.zeros(4, 4))
-    with pytest.raises(ValueError, match="image_ids: "):
+    with pytest.raises(ValueError, match="image_ids"):
         hect_loss(torch.zeros(3, 4), torch.zeros(3, 4), torch.arange(6))
-    with pytest.raises(ValueError, match="positive, negatives: "):
+    with pytest.raises(ValueError, match="positive, negatives"):
         hect_from_similarities(torch.zeros(3), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="valid: "):
+    with pytest.raises(ValueError, match="valid"):
         hect_from_similarities(torch.zeros(3), torch.zeros(3, 2), torch.ones(3, 1).bool())
-    with pytest.raises(ValueError, match="valid: expected bool"):
+    with pytest.raises(ValueError, match=r"valid.*expected bool"):
         hect_from_similarities(torch.zeros(3), torch.zeros(3, 2), torch.ones(3, 2))

@@ -165,19 +165,19 @@ def test_compile():
     ("name", "value"), [("margin", -1), ("margin", math.inf), ("temperature", 0)]
 )
 def test_error_numbers(name, value):
-    with pytest.raises(ValueError, match=f"{name}: .*{value}"):
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
         HingeCrossEntropyLoss(**{name: value})
-    with pytest.raises(ValueError, match=f"{name}: .*{value}"):
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
         hinge_cross_entropy_loss(torch.eye(2), **{name: value})
 
 
 def test_error_shapes():
     for shape in ((), (3,), (3, 4)):
-        with pytest.raises(ValueError, match="scores: "):
+        with pytest.raises(ValueError, match="scores"):
             hinge_cross_entropy_loss(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"positives: .*\(1, 3\)"):
+    with pytest.raises(ValueError, match=r"positives.*\(1, 3\)"):
         hinge_cross_entropy_loss(torch.zeros(3, 3), torch.zeros(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="positives: expected bool"):
+    with pytest.raises(ValueError, match=r"positives.*expected bool"):
         hinge_cross_entropy_loss(torch.zeros(3, 3), torch.zeros(3, 3))
 
 

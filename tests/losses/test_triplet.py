@@ -141,7 +141,7 @@ def test_negatives_can_be_set():
     scores = torch.randn(5, 5)
     loss.negatives = "hardest"
     assert loss(scores) == TripletLoss()(scores) != TripletLoss(negatives="all")(scores)
-    with pytest.raises(ValueError, match=r"negatives: .*'semi'"):
+    with pytest.raises(ValueError, match=r"negatives.*'semi'"):
         loss.negatives = "semi"
     assert loss.negatives == "hardest"
 
@@ -149,8 +149,8 @@ def test_negatives_can_be_set():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"margin": -1}, "margin: .*-1"),
-        ({"margin": float("nan")}, "margin: .*nan"),
+        ({"margin": -1}, "margin.*-1"),
+        ({"margin": float("nan")}, "margin.*nan"),
         ({"negatives": "none"}, "negatives: .*'none'"),
     ],
 )
@@ -163,13 +163,13 @@ def test_error_numbers(numbers, message):
 
 def test_error_shapes():
     loss = TripletLoss()
-    with pytest.raises(ValueError, match=r"scores: .*\(3,\)"):
+    with pytest.raises(ValueError, match=r"scores.*\(3,\)"):
         loss(torch.zeros(3))
-    with pytest.raises(ValueError, match=r"scores: .*\(3, 4\)"):
+    with pytest.raises(ValueError, match=r"scores.*\(3, 4\)"):
         loss(torch.zeros(3, 4))
-    with pytest.raises(ValueError, match=r"positives: .*\(4, 3\)"):
+    with pytest.raises(ValueError, match=r"positives.*\(4, 3\)"):
         loss(torch.zeros(3, 4), torch.zeros(4, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"positives: expected bool, got torch\.float32"):
+    with pytest.raises(ValueError, match=r"positives.*expected bool, got torch\.float32"):
         loss(torch.zeros(3, 4), torch.zeros(3, 4))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 
 from itmkit.metrics.functional import cross_modal_recall
-from itmkit.retrieval import report
 from itmkit.retrieval.report import recall_table, write_metrics
 
 IDS = torch.arange(3)
@@ -61,9 +61,9 @@ def test_error_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         write_metrics(path, {"rsum": 2.0}, "")
 
     def full(*_):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         write_metrics(path, {"rsum": 2.0}, "test")
     assert path.read_text() == before

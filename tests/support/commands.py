@@ -156,14 +156,14 @@ def _arm(kill: Kill, with_signal: int) -> None:
             self.file.write(content[middle:])
 
     def half(owner: Any) -> None:
-        original = owner.written_whole
+        original = owner.atomic_write
 
         @contextmanager
         def written(target: Path) -> Iterator[Half]:
             with original(target) as file:
                 yield Half(file)
 
-        owner.written_whole = written
+        owner.atomic_write = written
 
     def around_rename(*, after: bool) -> None:
         original = os.replace

@@ -1,0 +1,90 @@
+"""What is said of a wrong argument, option or file, and the checks that many places need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, get_args
+
+if TYPE_CHECKING:  # the help of the command line waits for no torch
+    from torch import Tensor
+
+
+class InputError(ValueError):
+    """An argument, option or file is not as expected: its user can mend it.
+
+    The message names the argument or file, its value, and what was expected. The command line tells
+    it in one line; any other ``ValueError`` is a fault of the program and keeps its traceback.
+    """
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """A sentence with the closest of the known names, or nothing.
+
+    Example:
+        >>> did_you_mean("mate/shape", ["mate/shapes", "daim/shapes"])
+        ". Did you mean 'mate/shapes'?"
+    """
+    close = get_close_matches(wrong, list(known), n=1)
+    return f". Did you mean '{close[0]}'?" if close else ""
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise unless ``value`` is one of ``choices``, a collection or a ``Literal`` type.
+
+    Raises:
+        InputError: with the name, the value and the choices.
+
+    Example:
+        >>> check_choice("unit", "epochs", ["epoch", "step"])
+        Traceback (most recent call last):
+        itmkit.checks.InputError: unit is 'epochs'; expected one of 'epoch', 'step'
+    """
+    allowed: Collection[Any] = get_args(choices) or choices
+    if not any(type(value) is type(one) and value == one for one in allowed):
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+
+
+def check_non_negative(**numbers: float | Tensor) -> None:
+    """Raise unless each number is finite and at least 0; a tensor is trusted."""
+    from torch import Tensor
+
+    for name, value in numbers.items():
+        if not isinstance(value, Tensor) and not 0 <= value < math.inf:
+            raise InputError(f"{name} is {value!r}; expected a finite number of at least 0")
+
+
+def check_positive(**numbers: float) -> None:
+    """Raise unless each number is finite and above 0."""
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} is {value!r}; expected a finite number above 0")
+
+
+def check_share(**numbers: float) -> None:
+    """Raise unless each number lies in [0, 1]."""
+    for name, value in numbers.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{name} is {value!r}; expected a number in [0, 1]")
+
+
+def check_count(least: int = 1, /, **numbers: int) -> None:
+    """Raise unless each number is at least ``least``."""
+    for name, value in numbers.items():
+        if value < least:
+            raise InputError(f"{name} is {value!r}; expected {least} or more")
+
+
+def check_shape(shape: tuple[int, ...], **tensors: Tensor) -> None:
+    """Raise unless each tensor has that shape."""
+    for name, tensor in tensors.items():
+        if tensor.shape != shape:
+            raise InputError(f"{name} has the shape {tuple(tensor.shape)}; expected {shape}")
+
+
+def check_pairs(**vectors: Tensor) -> None:
+    """Raise unless all are matrices ``(n, D)`` of one shape."""
+    shapes = [tuple(tensor.shape) for tensor in vectors.values()]
+    if len(shapes[0]) != 2 or len(set(shapes)) != 1:
+        raise InputError(f"{', '.join(vectors)} have the shapes {shapes}; expected one, (n, D)")
