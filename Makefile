@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.itmkit-installed
 
-.PHONY: env demo test test-long bench lint types build clean
+.PHONY: env demo test test-long test-extras bench lint types build clean
 
 env: $(INSTALLED)
 
@@ -31,6 +31,11 @@ test: env
 # What takes minutes: 2,000 steps of each system (ITMKIT_LONG_STEPS), many kills and resumes.
 test-long: env
 	$(BIN)/python -m pytest -m long -rA --disable-warnings $(PYTEST_ARGS) tests
+
+# The tests of optional parts, which are skipped where these are not installed.
+test-extras: env
+	$(BIN)/python -m pip install --quiet --editable ".[heif]"
+	$(BIN)/python -m pytest -rs $(PYTEST_ARGS) tests/data
 
 bench: env
 	$(BIN)/python -m pip install --quiet --group bench

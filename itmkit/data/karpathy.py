@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, did_you_mean
 from itmkit.data.batch import Images
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.feature_file import FeatureFile, grid_boxes, read_grid, read_lines
-from itmkit.data.photo import check_inside, check_name, read_photo
+from itmkit.data.photo import check_inside, check_name, find_photo, read_photo
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -124,7 +124,7 @@ class KarpathyDataset(ImageTextDataset):
         """
         if self._features is not None:
             return Regions(self._features.read([self._feature_rows[row]])[0], self._boxes)
-        path = self.folder / self.names[row]
+        path = find_photo(self.folder, self.names[row])
         if not self.follow_links:
             check_inside(path, self.folder)
         photo = read_photo(path, side=self.image_size, max_pixels=self.max_pixels)
@@ -167,23 +167,30 @@ class KarpathyDataset(ImageTextDataset):
         there: dict[str, dict[str, os.DirEntry[str]]] = {}
         missing: list[Path] = []
         for name in self.names:
-            parent, file = os.path.split(name)
-            folder = self.folder / parent
+            path = find_photo(self.folder, name)
+            folder, file = path.parent, path.name
+            parent = str(folder)
             if parent not in there:
                 if not self.follow_links:
                     check_inside(folder, self.folder)
                 entries = os.scandir(folder) if folder.is_dir() else ()
                 there[parent] = {entry.name: entry for entry in entries}
-            path, entry = folder / file, there[parent].get(file)
+            entry = there[parent].get(file)
             link = entry is not None and entry.is_symlink()
             if link and not self.follow_links:
                 check_inside(path, self.folder)
             if entry is None or not (path if link else entry).is_file():
                 missing.append(path)
         if missing:
+            first = missing[0].name
+            others = [
+                file
+                for file in there[str(missing[0].parent)]
+                if file.casefold() == first.casefold()
+            ]
             raise FileNotFoundError(
                 f"{missing[0]} is missing, one of {len(missing)} missing images of the split "
-                f"{self.split!r}"
+                f"{self.split!r}{did_you_mean(first, others)}"
             )
 
     def _open_features(self, folder: Path) -> None:

@@ -5,26 +5,49 @@ from __future__ import annotations
 import errno
 import os
 import re
+import unicodedata
+from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from itmkit.checks import InputError
 from itmkit.data.dataset import BadSampleError
 
 #: What Pillow may decode; all else is refused, above all EPS, for which it starts Ghostscript.
+#: AVIF and HEIF are decoded where there is a decoder.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+
+#: Endings, in lower case, of the names of photos in a folder without annotations.
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff .avif .heic "
+    ".heif .hif".split()
+)
 
 _NOT_OF_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
     """Decode a photo: turned upright as its EXIF says, transparent parts over white, as RGB.
 
     Args:
-        path: of a JPEG, PNG, WebP, BMP, GIF, PPM or TIFF file.
+        path: of a JPEG, PNG, WebP, BMP, GIF (of moving ones the first picture), PPM or TIFF file,
+            whatever its name ends in; of an AVIF file with Pillow 11.3 or newer, and of a HEIC file
+            with ``pillow-heif``: the extra ``itmkit[heif]`` has both.
         side: to which the shorter side will be scaled; a JPEG much larger is decoded smaller.
         max_pixels: most pixels of the photo, and of the photo scaled.
 
@@ -34,12 +57,16 @@ def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
     if not path.is_file():  # a pipe would be waited for, for ever
         raise BadSampleError(f"{path} is missing, or not a file")
     try:
-        with Image.open(path, formats=FORMATS) as photo:
-            _check_size(path, photo.size, side, max_pixels)
-            # a JPEG is decoded at half, a quarter or an eighth, where that is large enough
-            photo.draft("RGB", (2 * side, 2 * side))
-            ImageOps.exif_transpose(photo, in_place=True)  # else a photo that is upright is copied
-            return _rgb(photo)
+        with path.open("rb") as file:
+            try:
+                return _decoded(path, file, side, max_pixels)
+            except ValueError as error:
+                file.seek(0)
+                if isinstance(error, InputError) or file.read(len(_PNG)) != _PNG:
+                    raise
+                # Pillow refuses a PNG with long texts, lest they fill the memory
+                file.seek(0)
+                return _decoded(path, _without_metadata(file.read()), side, max_pixels)
     except (BadSampleError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -47,7 +74,20 @@ def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
     except Exception as error:  # bytes that are no photo raise nearly anything in Pillow
         if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
             raise
+        if isinstance(error, UnidentifiedImageError):
+            error = InputError(
+                f"cannot identify its format; expected {', '.join(FORMATS)}, AVIF or HEIC"
+            )
         raise BadSampleError(f"{path} is not a readable image: {error}") from error
+
+
+def find_photo(folder: Path, name: str) -> Path:
+    """The path of a photo, also where name and file write accents differently (NFC or NFD)."""
+    path = folder / name
+    if name.isascii() or path.exists():
+        return path
+    others = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((other for other in others if other.exists()), path)
 
 
 def check_name(name: str, source: Path) -> None:
@@ -78,6 +118,64 @@ def check_inside(path: Path, folder: Path) -> None:
             f"{path} is a link to {real}; expected a file inside the image folder {folder}, or "
             "follow_links=True"
         )
+
+
+def _decoded(path: Path, file: IO[bytes], side: int, max_pixels: int) -> Image.Image:
+    start = file.read(64)
+    file.seek(0)
+    if not start:
+        raise InputError("the file is empty")
+    formats = _formats(path, start)
+    with Image.open(file, formats=formats) as photo:
+        _check_size(path, photo.size, side, max_pixels)
+        if photo.format in ("JPEG", "MPO"):
+            # decoded at half, a quarter or an eighth, where that is large enough
+            photo.draft("RGB", (2 * side, 2 * side))
+        photo.load()  # Pillow turns some formats itself, and then takes the orientation away
+        turn = _UPRIGHT.get(_orientation(photo))
+        rgb = _rgb(photo)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _formats(path: Path, start: bytes) -> tuple[str, ...]:
+    if start[4:8] != b"ftyp":
+        return FORMATS
+    end = min(int.from_bytes(start[:4], "big"), len(start))
+    brands = {start[8:12], *(start[i : i + 4] for i in range(16, end, 4))}
+    if brands & {b"avif", b"avis"}:
+        if not features.check("avif"):
+            raise BadSampleError(f"{path} is an AVIF image: pip install 'itmkit[heif]' to read it")
+        return ("AVIF",)
+    if not any(brand[:3] in (b"hei", b"hev", b"mif", b"msf") for brand in brands):
+        return FORMATS  # a film: of no format that is read
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise BadSampleError(
+            f"{path} is a HEIC image: pip install 'itmkit[heif]' to read it"
+        ) from error
+    if "HEIF" not in Image.OPEN:
+        register_heif_opener()
+    return ("HEIF",)
+
+
+def _orientation(photo: Image.Image) -> int:
+    """The orientation that EXIF or XMP tells, 1 (upright) where there is none to read."""
+    try:
+        value = photo.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(value[0] if isinstance(value, tuple) else value)
+    except Exception:  # Pillow raises nearly anything on EXIF that is none
+        return 1
+
+
+def _without_metadata(png: bytes) -> IO[bytes]:
+    """A PNG file without its texts and colour profile; an orientation in a text is lost."""
+    kept, place = [_PNG], len(_PNG)
+    while place < len(png):
+        start, place = place, place + 12 + int.from_bytes(png[place : place + 4], "big")
+        if png[start + 4 : start + 8] not in _PNG_METADATA:
+            kept.append(png[start:place])
+    return BytesIO(b"".join(kept))
 
 
 def _check_size(path: Path, size: tuple[int, int], side: int, max_pixels: int) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL import features as pillow
 from torch import Tensor, nn
 
 from itmkit.data.dataset import BadSampleError
@@ -27,6 +29,7 @@ from itmkit.data.vocabulary import Vocabulary
 from itmkit.nn import BiGRU
 
 Make = Callable[[Path], object]  # writes the fault, into a path that it is given
+Tag = tuple[bytes, bytes]  # of EXIF, its head and its value
 Check = Callable[[Any], bool]  # what is right about that which is read all the same
 
 
@@ -102,43 +105,128 @@ def damaged(change: Callable[[bytes], bytes]) -> Make:
     return lambda path: path.write_bytes(change(jpeg()))
 
 
-def png_of(width: int, height: int) -> Make:
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    check = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+
+def png_of(width: int, height: int, *chunks: bytes) -> Make:
     """A PNG of a few bytes that says it is of some size."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content))
-            + kind
-            + content
-            + struct.pack(">I", zlib.crc32(kind + content))
-        )
-
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    return lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    return lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + body)
 
 
-def turned(orientation: int) -> Make:
-    """A photo, dark above and bright below, stored as EXIF says."""
-    upright = np.zeros((64, 64), dtype=np.uint8)
-    upright[32:] = 255
-    stored = {3: np.rot90(upright, 2), 6: np.rot90(upright), 8: np.rot90(upright, 3)}
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return lambda path: Image.fromarray(stored[orientation].copy()).save(
-        path, format="JPEG", exif=exif
+def png_with(kind: bytes, content: bytes, *, last: bool = False) -> Make:
+    """A red PNG with one more chunk, before or behind its pixels."""
+
+    def make(path: Path) -> None:
+        saved("RGB", (255, 0, 0))(path)
+        png = path.read_bytes()
+        place = png.index(b"IEND") - 4 if last else png.index(b"IDAT") - 4
+        path.write_bytes(png[:place] + chunk(kind, content) + png[place:])
+
+    return make
+
+
+LONG_TEXT = zlib.compress(b"a" * 2_000_000)
+
+UPRIGHT = np.zeros((64, 64), dtype=np.uint8)  # dark above and bright below
+UPRIGHT[32:] = 255
+STORED = {3: np.rot90(UPRIGHT, 2), 6: np.rot90(UPRIGHT), 8: np.rot90(UPRIGHT, 3)}
+
+
+def turned(orientation: int, *tags: Tag, form: str = "JPEG") -> Make:
+    """A photo, dark above and bright below, stored as EXIF says, with some more tags."""
+    stored = Image.fromarray(STORED[orientation].copy())
+    exif = exif_of(tag(0x0112, 3, struct.pack(">HH", orientation, 0)), *tags)
+    return lambda path: stored.save(path, format=form, exif=exif)
+
+
+def tag(number: int, kind: int, value: bytes, count: int = 1) -> Tag:
+    """A tag of EXIF; 2 is text, 3 and 4 are SHORT and LONG, 5 and 10 fractions, 7 is bytes."""
+    return struct.pack(">HHI", number, kind, count), value
+
+
+def exif_of(*tags: Tag) -> bytes:
+    """EXIF in which values of more than four bytes follow the tags."""
+    table, values = struct.pack(">H", len(tags)), b""
+    for head, value in sorted(tags):
+        if len(value) > 4:
+            place = 8 + 2 + 12 * len(tags) + 4 + len(values)
+            values, value = values + value, struct.pack(">I", place)
+        table += head + value.ljust(4, b"\0")
+    return b"Exif\0\0MM\0*\0\0\0\x08" + table + bytes(4) + values
+
+
+ODD_TAGS = {
+    "resolution over 0": tag(0x011A, 5, struct.pack(">II", 72, 0)),
+    "resolution over -1": tag(0x011A, 10, struct.pack(">ii", 72, -1)),
+    "resolution of text": tag(0x011A, 2, b"72 dpi\0\0", 7),
+    "unit of text": tag(0x0128, 2, b"inch\0", 5),
+    "unit of bytes": tag(0x0128, 7, b"\xff\xfe\xfd\xfc", 4),
+    "width above 65,535": tag(0x0100, 4, struct.pack(">I", 70_000)),
+    "unit above 65,535": tag(0x0128, 4, struct.pack(">I", 70_000)),
+    "width below 0": tag(0x0100, 9, struct.pack(">i", -5)),
+    "unit below 0": tag(0x0128, 8, struct.pack(">hh", -2, 0)),
+    "text of numbers": tag(0x010F, 3, struct.pack(">HH", 7, 8), 2),
+    "folder of tags that is nowhere": tag(0x8769, 4, struct.pack(">I", 2**32 - 1)),
+    "folder of tags of text": tag(0x8769, 2, b"abcdef\0", 7),
+    "unknown type": tag(0x0131, 77, bytes(4)),
+}
+
+
+def moving(form: str) -> Make:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    return lambda path: frames[0].save(
+        path, format=form, save_all=True, append_images=frames[1:], lossless=True
     )
+
+
+def see_through(path: Path) -> None:
+    """A palette image all of whose pixels are transparent."""
+    Image.new("P", (40, 32), 0).save(path, format="PNG", transparency=0)
+
+
+def avif_cut(path: Path) -> None:
+    avif(6)(path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def heic(path: Path) -> None:
+    """A HEIC file turned by EXIF, where there is an encoder."""
+    plugin = pytest.importorskip("pillow_heif")
+    exif = exif_of(tag(0x0112, 3, struct.pack(">HH", 6, 0)))
+    image = plugin.from_pillow(Image.fromarray(STORED[6].copy()).convert("RGB"))
+    image.info["exif"] = exif
+    image.save(path, quality=-1)
+
+
+def avif(orientation: int) -> Make:
+    if not pillow.check("avif"):
+        return lambda path: pytest.skip("this Pillow has no AVIF")
+    return turned(orientation, form="AVIF")
+
+
+def named(form: str) -> Make:
+    """The photo under a name with an accent that the annotations write in the other form."""
+
+    def make(path: Path) -> None:
+        annotations = path.parents[1] / "dataset.json"
+        other = {"NFC": "NFD", "NFD": "NFC"}[form]
+        name = unicodedata.normalize(other, "caf\u00e9.jpg")
+        annotations.write_text(annotations.read_text().replace("p.jpg", name), encoding="utf-8")
+        path = path.with_name(unicodedata.normalize(form, "caf\u00e9.jpg"))
+        saved("RGB", (255, 0, 0))(path)
+
+    return make
 
 
 def with_exif(exif: bytes) -> Make:
     return lambda path: Image.new("RGB", (40, 32), (255, 0, 0)).save(
         path, format="JPEG", exif=exif, quality=100
     )
-
-
-def animated(path: Path) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:])
 
 
 def link_out(path: Path) -> None:
@@ -182,7 +270,7 @@ PHOTOS = [
     Fault(photo, "jpeg without its start", damaged(lambda jpeg: b"\0" * 9 + jpeg[9:]), UNREADABLE),
     # a JPEG whose middle is overwritten is still a JPEG: no decoder tells
     Fault(photo, "jpeg overwritten", damaged(lambda j: j[:2000] + bytes(50) + j[2050:]), is_finite),
-    Fault(photo, "empty file", lambda path: path.write_bytes(b""), UNREADABLE),
+    Fault(photo, "empty file", lambda p: p.write_bytes(b""), f"{UNREADABLE}: the file is empty"),
     Fault(photo, "text", lambda path: path.write_text("not a photo"), UNREADABLE),
     Fault(photo, "web page", lambda path: path.write_text("<html>404</html>"), UNREADABLE),
     Fault(
@@ -203,7 +291,7 @@ PHOTOS = [
     Fault(photo, "grey jpeg", saved("L", 128, form="JPEG"), is_colour(*GREY)),
     Fault(photo, "black and white", saved("1", 1), is_colour(*WHITE)),
     Fault(photo, "palette", saved("P", 0, form="GIF"), is_colour(0, 0, 0)),
-    Fault(photo, "animated", animated, is_colour(*RED)),
+    Fault(photo, "animated", moving("GIF"), is_colour(*RED)),
     Fault(photo, "transparent", saved("RGBA", (255, 0, 0, 0)), is_colour(*WHITE)),
     Fault(photo, "half transparent", saved("RGBA", (0, 0, 0, 127)), is_colour(*GREY)),
     Fault(photo, "grey with alpha", saved("LA", (0, 0)), is_colour(*WHITE)),
@@ -232,6 +320,42 @@ PHOTOS = [
         "p.jpg has 500000 x 1 pixels, which with 16 on the shorter side are more than max_pixels",
     ),
     *(Fault(photo, f"exif {number}", turned(number), is_upright) for number in (3, 6, 8)),
+    *(
+        Fault(photo, f"exif {form} {name}", turned(6, odd, form=form), is_upright)
+        for name, odd in ODD_TAGS.items()
+        for form in ("JPEG", "PNG", "WEBP")
+    ),
+    Fault(photo, "tiff turned", turned(6, form="TIFF"), is_upright),
+    Fault(photo, "avif turned", avif(6), is_upright),
+    Fault(photo, "avif cut short", avif_cut, UNREADABLE),
+    Fault(photo, "heic turned", heic, is_upright),
+    *(
+        Fault(photo, f"png with a long text, {kind!r}", png_with(kind, content), is_colour(*RED))
+        for kind, content in (
+            (b"zTXt", b"comment\0\0" + LONG_TEXT),
+            (b"iTXt", b"comment\0\1\0\0\0" + LONG_TEXT),
+            (b"iCCP", b"profile\0\0" + LONG_TEXT),
+        )
+    ),
+    Fault(
+        photo,
+        "png with a long text behind its pixels",
+        png_with(b"zTXt", b"comment\0\0" + LONG_TEXT, last=True),
+        is_colour(*RED),
+    ),
+    Fault(
+        photo,
+        "a gigapixel with a long text",
+        png_of(32_000, 32_000, chunk(b"zTXt", b"comment\0\0" + LONG_TEXT)),
+        "p.jpg has more than max_pixels=100000000",
+    ),
+    *(Fault(photo, f"name in {form}", named(form), is_colour(*RED)) for form in ("NFC", "NFD")),
+    *(Fault(photo, f"moving {form}", moving(form), is_colour(*RED)) for form in ("WEBP", "PNG")),
+    Fault(photo, "several pictures of a phone", moving("MPO"), is_colour(*RED)),
+    Fault(photo, "bmp", saved("RGB", (10, 20, 30), form="BMP"), is_colour(10, 20, 30)),
+    Fault(photo, "tiff", saved("RGB", (10, 20, 30), form="TIFF"), is_colour(10, 20, 30)),
+    Fault(photo, "cmyk tiff", saved("CMYK", (0, 255, 255, 0), form="TIFF"), is_colour(*RED)),
+    Fault(photo, "palette with transparency", see_through, is_colour(*WHITE)),
     Fault(photo, "exif of zeros", with_exif(b"Exif\0\0" + bytes(60)), is_colour(255, 0, 0)),
     Fault(photo, "exif cut", with_exif(b"Exif\0\0MM\0*\0\0\0\x08\0\x09"), is_colour(255, 0, 0)),
     Fault(

@@ -160,6 +160,14 @@ def test_error_of_missing_photos(photos: Photos) -> None:
     assert len(KarpathyDataset("train", annotations, images, check_images=False)) == 4
 
 
+def test_error_of_a_missing_photo_names_that_of_another_case(photos: Photos) -> None:
+    annotations, images = photos()
+    (images / "train_0.jpg").rename(images / "train_0.JPG")
+    message = "train_0.jpg is missing, .* of the split 'train'. Did you mean 'train_0.JPG'?"
+    with pytest.raises(FileNotFoundError, match=message):
+        KarpathyDataset("train", annotations, images)
+
+
 def test_links_that_lead_out_are_found_at_once(photos: Photos, tmp_path: Path) -> None:
     annotations, images = photos(folder="val2014")
     outside = tmp_path / "outside"

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from itmkit.data.dataset import BadSampleError
+from itmkit.data.photo import read_photo
+
+
+def box(*brands: bytes) -> bytes:
+    """The start of an AVIF or HEIC file."""
+    content = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+    return (4 + len(content)).to_bytes(4, "big") + content + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("brands", "told"),
+    [
+        ((b"heic", b"mif1"), "p.jpg is a HEIC image: pip install 'itmkit[heif]' to read it"),
+        ((b"mif1", b"heix"), "p.jpg is a HEIC image: pip install"),
+        ((b"mif1", b"avif"), "p.jpg is an AVIF image: pip install 'itmkit[heif]' to read it"),
+        ((b"isom", b"mp42"), "cannot identify its format; expected JPEG, PNG, WEBP"),
+    ],
+)
+def test_error_of_a_photo_without_decoder_names_the_extra(
+    brands: tuple[bytes, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    (tmp_path / "p.jpg").write_bytes(box(*brands))
+    with pytest.raises(BadSampleError, match=re.escape(told)):
+        read_photo(tmp_path / "p.jpg", side=8, max_pixels=100)
