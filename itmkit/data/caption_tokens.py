@@ -48,6 +48,16 @@ class CaptionTokens:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def share(self, token: int) -> float:
+        """How many of all tokens are this one, in [0, 1], not counting those that are no word.
+
+        Example:
+            >>> CaptionTokens([Caption([1, 7, 3, 2], [-1, 0, 1, -1])]).share(3)
+            0.5
+        """
+        words = self._words >= 0
+        return float((self._ids[words] == token).sum() / max(words.sum(), 1))
+
     def padded(self, rows: Sequence[int] | Tensor, pad_id: int) -> Texts:
         """Some of the captions as a batch, as :func:`pad_texts` makes it."""
         own = np.asarray(rows, dtype=np.int64)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Generator
 from torch.utils.data import DataLoader
 
@@ -32,6 +33,8 @@ from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
 from itmkit.files import write_text
 
+MOST_UNKNOWN = 0.2  # share of the tokens of a split, above which a warning is due
+
 
 class ImageTextData(LightningDataModule):
     """The splits of a dataset as batches.
@@ -44,7 +47,8 @@ class ImageTextData(LightningDataModule):
     Args:
         dataset: makes the dataset of a split from the name of the split.
         tokenizer: of the captions; where None, the words of the dataset's own vocabulary, or of
-            one built from the training captions. Checkpoints carry these words.
+            one built from the training captions. Checkpoints carry these words. A split of which
+            more than a fifth of the tokens are unknown is warned of, once.
         batch_size: captions of a training batch, on each process.
         eval_batch_size: images of an evaluation batch, on each process.
         caption_views: tokenisations of every training caption, adjacent in the batch.
@@ -138,6 +142,7 @@ class ImageTextData(LightningDataModule):
         self._tokenizer = tokenizer
         self._splits: dict[str, ImageTextDataset] = {}
         self._tokens: dict[str, CaptionTokens] = {}
+        self._warned: set[str] = set()  # splits whose unknown words were told
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -292,7 +297,20 @@ class ImageTextData(LightningDataModule):
         if split not in self._tokens:
             captions = self.split(split).captions
             self._tokens[split] = CaptionTokens(map(self.tokenizer.encode, captions))
+            self._warn_of_unknown(split)
         return self._tokens[split]
+
+    def _warn_of_unknown(self, split: str) -> None:
+        unk_id = self.tokenizer.unk_id
+        share = 0.0 if unk_id is None else self._tokens[split].share(unk_id)
+        if share > MOST_UNKNOWN and split not in self._warned:
+            self._warned.add(split)
+            rank_zero_warn(
+                f"{share:.1%} of the tokens of the captions of split {split!r} are unknown to the "
+                f"{type(self.tokenizer).__name__}; expected at most {MOST_UNKNOWN:.0%}. A "
+                "vocabulary of other captions or of another language, or a high "
+                "vocabulary_min_count, are the usual reasons"
+            )
 
     def _reading(self) -> dict[str, Any]:
         # A generator of its own: making an iterator then draws nothing from torch's global one.

@@ -37,6 +37,8 @@ class Tokenizer(ABC):
     pad_id: int
     #: id of a masked word; None where the tokenizer has none
     mask_id: int | None
+    #: id of what the tokenizer does not know; None where it has none
+    unk_id: int | None = None
     #: ids that stand for no word
     special_ids: frozenset[int]
     #: ``(w,)`` int64, the ids that a random token is drawn from
@@ -76,6 +78,7 @@ class WordTokenizer(Tokenizer):
         self.max_length = max_length
         self.pad_id = vocabulary.pad_id
         self.mask_id = vocabulary.mask_id
+        self.unk_id = vocabulary.unk_id
         self.special_ids = vocabulary.special_ids
         self.content_ids = _content_ids(len(vocabulary), self.special_ids)
 
@@ -124,6 +127,7 @@ class TransformersTokenizer(Tokenizer):
         self.pad_id = tokenizer.pad_token_id
         self.special_ids = frozenset(tokenizer.all_special_ids)
         self.mask_id = tokenizer.mask_token_id
+        self.unk_id = tokenizer.unk_token_id
         unused = {
             i for piece, i in tokenizer.get_vocab().items() if piece.startswith("[unused")
         } | self.special_ids

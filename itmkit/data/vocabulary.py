@@ -25,16 +25,37 @@ _SOME = rf"(?![\0-\u02ff])[{_MARKS}]{{1,30}}"  # most words end before a charact
 _LETTERS = rf"[^\W_]+(?:{_SOME}[^\W_]+)*(?:{_SOME})?"
 _WORD = re.compile(rf"{_LETTERS}(?:['’](?!s\b){_LETTERS})*|['’]s\b")
 
+# Scripts that are written without spaces between words: Thai, Lao, Burmese, Khmer, Tai Le, New Tai
+# Lue, Tai Tham, Balinese, kana, Bopomofo, Javanese, Tai Viet, Ahom, and Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f"
+    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u312f\u31a0-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9f"
+    "\U000116d0-\U000116ff\U00011700-\U0001174f\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
+)
+# One letter of them with what belongs to it: marks, the vowel am of Thai and Lao, the half-width
+# voicing of kana, and the letters that a Burmese, Khmer or Tai Tham sign stacks below it.
+_LETTER = rf"[{_UNSPACED}](?<=[^\W\d_])"
+_CLUSTER = re.compile(
+    rf"{_LETTER}(?:[\u0e33\u0eb3\uff9e\uff9f{_MARKS}]|(?<=[\u1039\u17d2\u1a60]){_LETTER}){{,30}}"
+)
+
 
 def split_words(caption: str) -> list[str]:
     """The lower-case words of a caption, without its punctuation; ``'s`` is a word of its own.
 
-    An accented letter is one character (Unicode's NFC), however the caption spells it.
+    In scripts that have no space between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese …) a
+    letter with its marks is a word. An accented letter is one character (Unicode's NFC), however
+    the caption spells it.
 
     Example:
         >>> split_words("A dog's ball; two café-tables don't move!")
         ['a', 'dog', "'s", 'ball', 'two', 'café', 'tables', "don't", 'move']
+        >>> split_words("一只dog在跑")
+        ['一', '只', 'dog', '在', '跑']
     """
+    if not caption.isascii():
+        caption = _CLUSTER.sub(r" \g<0> ", caption)
     words = (word.replace("’", "'") for word in _WORD.findall(caption.lower()))
     return [word if word.isascii() else unicodedata.normalize("NFC", word) for word in words]
 

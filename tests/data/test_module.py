@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,12 +175,44 @@ def test_captions_are_tokenised_once(noise: CaptionNoise | None) -> None:
     assert Counting.encoded == captions
 
 
+@pytest.mark.filterwarnings("ignore:.*are unknown to the WordTokenizer")
 def test_words_of_a_checkpoint_replace_tokens_made_before(tmp_path: Path) -> None:
     data, other = data_of(batch_size=30), data_of(batch_size=30, vocabulary_max_size=2)
     whole = list(data.train_dataloader())
     assert not same(other.train_dataloader(), whole)
     other.load_state_dict(data.state_dict())
     assert same(other.train_dataloader(), whole)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_unknown_words_are_warned_of_once_a_split(split: str) -> None:
+    class Foreign(ToyDataset):
+        """A fifth of the words of one split is unknown, or a little more of them."""
+
+        vocabulary = Vocabulary.build([" ".join(WORDS)], min_count=1)
+        more = False
+
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            known, unknown = WORDS[0], "犬"
+            words = [known] * 4 + [unknown] + [unknown] * self.more
+            self.captions = [" ".join(words)] * len(self.captions) if name == split else WORDS * 30
+            self.captions = self.captions[: len(self.caption_images)]
+
+    def loaders(data: ImageTextData) -> None:
+        for _ in range(2):
+            data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+            data.load_state_dict(data.state_dict())  # which has all captions tokenised again
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaders(data_of(dataset=Foreign))
+    Foreign.more = True
+    data = data_of(dataset=Foreign)
+    with pytest.warns(UserWarning, match="are unknown to the WordTokenizer") as caught:
+        loaders(data)
+    (message,) = (str(warning.message) for warning in caught)
+    assert message.startswith(f"33.3% of the tokens of the captions of split {split!r}")
 
 
 def test_bucketed_batches_have_less_padding_and_the_same_captions() -> None:
@@ -207,6 +240,7 @@ def test_vocabulary_comes_from_the_training_captions_or_the_dataset() -> None:
     assert vocabulary_of(data_of(dataset=Own)) == Own.vocabulary
 
 
+@pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")
 def test_word_pieces(bert_folder: Path) -> None:
     data = data_of(tokenizer=TransformersTokenizer(bert_folder), noise=CaptionNoise())
     batch = next(iter(data.train_dataloader()))

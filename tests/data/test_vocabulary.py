@@ -35,11 +35,42 @@ def test_smoke_words_have_no_punctuation_and_any_script() -> None:
         ("কুকুর দৌড়ায়; நாய் ஓடுகிறது", ["কুকুর", "দৌড়ায়", "நாய்", "ஓடுகிறது"]),
         ("כֶּלֶב רָץ! كَلْبٌ يَجْرِي", ["כֶּלֶב", "רָץ", "كَلْبٌ", "يَجْرِي"]),
         ("می\u200cدود", ["می\u200cدود"]),
-        ("ที่นี่ ❤\ufe0f \u0301 -\u0301x", ["ที่นี่", "x"]),  # no word begins with a mark
+        ("❤\ufe0f \u0301 -\u0301x", ["x"]),  # no word begins with a mark
     ],
 )
 def test_marks_belong_to_their_word(caption: str, words: list[str]) -> None:
     assert split_words(caption) == [unicodedata.normalize("NFC", word) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("一只dog在跑。", ["一", "只", "dog", "在", "跑"]),
+        ("12只狗３匹, dog's在", ["12", "只", "狗", "３", "匹", "dog", "'s", "在"]),
+        ("犬が走るボール", ["犬", "が", "走", "る", "ボ", "ー", "ル"]),
+        ("か\u3099 ﾊﾞｽ", ["が", "ﾊﾞ", "ｽ"]),
+        ("ที่นี่น้ำ ๑๒ตัว", ["ที่", "นี่", "น้ำ", "๑๒", "ตั", "ว"]),
+        ("ນ້ຳໝາ", ["ນ້ຳ", "ໝ", "າ"]),
+        ("ស្រុកខ្មែរ", ["ស្រុ", "ក", "ខ្មែ", "រ"]),  # a sign stacks the next letter below
+        ("မြန်မာ တက္က", ["မြ", "န်", "မာ", "တ", "က္က"]),
+        ("ᥖᥭᥰ ᦺᦑ ᩅᩢᩃ", ["ᥖ", "ᥭ", "ᥰ", "ᦺ", "ᦑ", "ᩅᩢ", "ᩃ"]),
+        ("𠮷野家", ["𠮷", "野", "家"]),
+        ("café在가나다 हिन्दी में", ["café", "在", "가나다", "हिन्दी", "में"]),  # Hangul has spaces
+    ],
+)
+def test_scripts_without_spaces_are_split_by_letters(caption: str, words: list[str]) -> None:
+    found = split_words(caption)
+    assert found == [unicodedata.normalize("NFC", word) for word in words]
+
+
+def test_most_words_of_new_chinese_captions_are_known() -> None:
+    """As one word each, captions had next to no word in common."""
+    things = ["狗", "猫", "男人", "女孩", "红球", "山羊", "老虎", "白马"]
+    places = ["草地", "海边", "街道", "桌子", "山坡", "河流", "屋顶", "雪地"]
+    captions = [f"一只{thing}在{place}上跑。" for thing in things for place in places]
+    vocabulary = Vocabulary.build(captions[::3] + captions[1::3], min_count=2)
+    words = [word for caption in captions[2::3] for word in split_words(caption)]
+    assert sum(word in vocabulary for word in words) > 0.9 * len(words)
 
 
 def test_time_for_a_heap_of_marks_is_short() -> None:
@@ -50,9 +81,14 @@ def test_time_for_a_heap_of_marks_is_short() -> None:
     assert time.process_time() - start < 1
 
 
-@given(st.text(st.characters(exclude_categories=["M", "Cs"], exclude_characters="\u200c\u200d")))
+@given(
+    st.text(
+        st.characters(max_codepoint=0xDFF, exclude_categories=["M"])
+        | st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3)  # Hangul
+    )
+)
 def test_words_of_text_without_marks_are_runs_of_letters_and_digits(text: str) -> None:
-    """As :func:`split_words` was, so that vocabularies keep their words."""
+    """As :func:`split_words` was, so that vocabularies keep their words; in scripts with spaces."""
     assume(unicodedata.is_normalized("NFC", text.lower()))
     assume(not any(unicodedata.category(c)[0] == "M" for c in text.lower()))
     runs = re.findall(r"[^\W_]+(?:['’](?!s\b)[^\W_]+)*|['’]s\b", text.lower())

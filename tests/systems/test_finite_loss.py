@@ -60,7 +60,7 @@ def fit(folder: Path, matcher: TinyMatcher, *, every: int = 1, **options: Any) -
         callbacks=callbacks,
         **{"max_epochs": 4, "limit_val_batches": 0} | options,
     )
-    trainer.fit(matcher, ImageTextData(TinyDataset, batch_size=2))
+    trainer.fit(matcher, ImageTextData(TinyDataset, batch_size=2, vocabulary_min_count=1))
 
 
 def saved(folder: Path) -> dict[str, dict[str, Any]]:
