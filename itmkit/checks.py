@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:  # the help of the command line waits for no torch
@@ -28,6 +30,48 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """
     close = get_close_matches(wrong, list(known), n=1)
     return f". Did you mean '{close[0]}'?" if close else ""
+
+
+def raised_in(error: BaseException) -> list[tuple[str, str]]:
+    """Module and function of each frame that an error came through, the innermost last."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
+
+
+@contextmanager
+def constructor_errors() -> Iterator[None]:
+    """Let the error of a constructor that jsonargparse calls come out as it was raised.
+
+    jsonargparse tries every type that an option may have, and then raises an error which says that
+    the value has none of the types, over the error of the constructor.
+    """
+    try:
+        yield
+    except Exception as caught:
+        error = next((one for one in _wrapped(caught) if not _by_jsonargparse(one)), caught)
+        if error is caught:
+            raise
+        raise error from (error.__cause__ or error.__context__)
+
+
+def _by_jsonargparse(error: BaseException) -> bool:
+    frames = raised_in(error)
+    return not frames or frames[-1][0].partition(".")[0] == "jsonargparse"
+
+
+def _wrapped(error: BaseException) -> Iterator[Exception]:
+    """The error, and behind one of jsonargparse all that it stands for."""
+    if isinstance(error, Exception):
+        yield error
+    if not _by_jsonargparse(error):
+        return
+    reasons = [error.__cause__ or error.__context__]
+    for frame, _ in walk_tb(error.__traceback__):  # of a union the first alone is the cause
+        if frame.f_code.co_name == "raise_union_unexpected_value":
+            reasons = frame.f_locals.get("exceptions", reasons)
+    for reason in reasons:
+        if reason is not None:
+            yield from _wrapped(reason)
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

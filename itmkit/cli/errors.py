@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, constructor_errors, raised_in
 
 _WORKER_GONE = re.compile(r"DataLoader worker (\(pid|was killed)")
 _PROCESS_GONE = re.compile(
@@ -17,6 +17,11 @@ _PROCESS_GONE = re.compile(
     r"|remote process exited"
 )
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\s")
+#: where Lightning checks what a Trainer is asked for; the logging of a system is code, not options
+_TRAINER_SETUP = re.compile(
+    r"lightning\.(pytorch\.(trainer(?!\.connectors\.logger_connector)|accelerators|callbacks|loggers"
+    r"|plugins|profilers|strategies)|fabric\.(accelerators|plugins|strategies))\b"
+)
 
 
 def fail(message: str) -> NoReturn:
@@ -32,7 +37,8 @@ def report_user_errors() -> Iterator[None]:
     With the environment variable ``ITMKIT_DEBUG=1`` every error keeps its traceback.
     """
     try:
-        yield
+        with constructor_errors():
+            yield
     except KeyboardInterrupt:
         print("itmkit: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -46,9 +52,9 @@ def report_user_errors() -> Iterator[None]:
 def one_line(error: Exception) -> str | None:
     """What to tell a user of an error, or None if the error is not theirs.
 
-    Theirs are: files and network (``OSError``), what itmkit refuses (``InputError``), a Trainer
-    that cannot be had as configured, a killed process of the data, weights that do not fit the
-    model, and what the other processes see when one of a run ends.
+    Theirs are: files and network (``OSError``), what itmkit refuses (``InputError``), a Trainer or
+    optimizer that cannot be had as configured, a killed process of the data, weights that do not
+    fit the model, and what the other processes see when one of a run ends.
 
     Args:
         error: the error as caught, with its traceback.
@@ -63,7 +69,7 @@ def one_line(error: Exception) -> str | None:
         text = text.rpartition(f"{type(error).__name__}: ")[2]
     if isinstance(error, OSError):
         return _line(text if error.filename is None else f"{error.strerror}: '{error.filename}'")
-    if isinstance(error, (InputError, MisconfigurationException)):
+    if isinstance(error, (InputError, MisconfigurationException)) or _is_refused_option(error):
         return _line(text)
     if isinstance(error, RuntimeError) and _PROCESS_GONE.search(text):
         return "another process of this run has ended; its own error says why"
@@ -74,6 +80,26 @@ def one_line(error: Exception) -> str | None:
         head, *details = (line.strip() for line in text.splitlines())
         return _line(f"{head} {' '.join(details)}", limit=400)
     return None
+
+
+def _is_refused_option(error: Exception) -> bool:
+    """Whether Lightning or torch refused an option of the Trainer, or of an optimizer or schedule.
+
+    Their errors have no type of their own, so the place tells: a module that sets a Trainer up, the
+    set-up of the training loop, or a constructor in ``torch.optim`` with what that calls there.
+    """
+    frames = raised_in(error)
+    if isinstance(error, TypeError):  # elsewhere it is a hook that takes other arguments
+        kinds = ("lightning.pytorch.trainer.trainer", "__init__") in frames
+    else:
+        kinds = isinstance(error, (ValueError, RuntimeError, ImportError))
+    if not frames or not kinds:
+        return False
+    module, function = frames[-1]
+    if module.startswith("torch.optim."):
+        return any(name == "__init__" for where, name in frames if where.startswith("torch.optim."))
+    in_loop = (module, function) == ("lightning.pytorch.loops.fit_loop", "setup_data")
+    return in_loop or _TRAINER_SETUP.match(module) is not None
 
 
 def _line(text: str, *, limit: int = 2000) -> str:

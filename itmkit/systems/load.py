@@ -9,6 +9,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from itmkit.checks import constructor_errors
 from itmkit.data.module import ImageTextData
 from itmkit.systems.matcher import Matcher
 
@@ -36,7 +37,8 @@ def load_run(
     parser.add_lightning_class_args(Matcher, "model", subclass_mode=True)
     parser.add_lightning_class_args(ImageTextData, "data", subclass_mode=True)
     parsed = parser.parse_object({name: config[name] for name in ("model", "data")})
-    built = parser.instantiate_classes(parsed)
+    with constructor_errors():
+        built = parser.instantiate_classes(parsed)
     model, data = built.model, built.data
     state: dict[str, Any] = torch.load(folder / checkpoint, map_location="cpu", weights_only=True)
     model.on_load_checkpoint(state)

@@ -69,3 +69,17 @@ def test_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err == "itmkit: interrupted\n"
+
+
+def test_faults_inside_of_libraries_are_not_the_users() -> None:
+    """The same types of error, from the same libraries, but not from checks of options."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    weights = torch.zeros(1, requires_grad=True)
+    for fault in (
+        lambda: optimizer.load_state_dict({"param_groups": [{}, {}], "state": {}}),
+        lambda: torch.nn.Linear(2, 2)(torch.zeros(3)),
+        lambda: weights.expand(2).backward(),
+        lambda: dict(zip([1], [1, 2], strict=True)),
+    ):
+        assert one_line(caught(fault)) is None
+    assert one_line(caught(lambda: torch.optim.SGD([weights], lr=-1.0))) is not None

@@ -43,6 +43,14 @@ class OtherMatcher(TinyMatcher):
     """The same under another name."""
 
 
+class FaultyMatcher(TinyMatcher):
+    """The same with a fault of the program in its constructor."""
+
+    def __init__(self, dim: int = 4, rate: float = 0.1) -> None:
+        super().__init__(dim, rate)
+        dict(zip(range(dim), range(dim + 1), strict=True))
+
+
 class BreakingMatcher(TinyMatcher):
     """The same until a batch whose loss is not a number, or has gradients that are none.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from itmkit.checks import InputError
 from itmkit.cli import main
 from itmkit.retrieval import encode, evaluate
 from itmkit.systems import MATE, load_run
@@ -67,4 +68,12 @@ def test_error_of_a_checkpoint_of_another_system(run_folder, tmp_path):
     state = torch.load(path, weights_only=True)
     torch.save(state | {"system": "DAIM"}, path)
     with pytest.raises(ValueError, match="is of the system DAIM; expected MATE"):
+        load_run(copy)
+
+
+def test_error_of_a_constructor_is_raised_as_it_is(run_folder, tmp_path):
+    copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("test_byobnet", "resnet500"))
+    with pytest.raises(InputError, match="^[^\n]*resnet500[^\n]*$"):
         load_run(copy)
