@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from collectives import counted
 from processes import join, leave, run_ranks
 from torch import Tensor, nn
 
-from itmkit.distributed import gather, gather_tokens, rank, world_size
+from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss, TripletLoss
+from itmkit.retrieval import Encoding
 
 SIZES = {"uneven": (3, 2), "even": (2, 2), "one_empty": (4, 0), "both_empty": (0, 0)}
 SPLITS = {"even": (4, 4), "uneven": (5, 3), "one_empty": (8, 0)}  # pairs of the gradient contract
@@ -62,6 +64,19 @@ def captions(case: str, own_rank: int) -> tuple[Tensor, Tensor]:
     return tokens.contiguous(), mask
 
 
+def packed(case: str, own_rank: int) -> tuple[list[Tensor], list[Tensor], list[str]]:
+    """Tensors of several dtypes gathered at once, their gradients, and the collectives made."""
+    own = rows(case, own_rank)
+    wide = own.double()[:, None].expand(-1, 3).clone().requires_grad_()
+    narrow = own.to(torch.bfloat16).requires_grad_()
+    tensors = [wide, own % 2 == 0, narrow, own, torch.zeros(len(own), 0)]
+    with counted() as collectives:
+        out = gather_all(tensors, sizes=SIZES[case])
+        loss = (own_rank + 1) * (out[0].sum() + 2 * out[2].double().sum())
+        gradients = torch.autograd.grad(loss, [wide, narrow])
+    return [one.detach() for one in out], list(gradients), collectives
+
+
 def run(folder: Path) -> None:
     own_rank = join(folder)
     found: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
@@ -79,11 +94,15 @@ def run(folder: Path) -> None:
         found[f"{case}/half"] = gather(own.to(torch.bfloat16))
         tokens, mask = captions(case, own_rank)
         tokens.requires_grad_()
-        gathered, mask = gather_tokens(tokens, mask)
-        found[f"{case}/captions"] = gathered.detach(), mask
+        encoding = Encoding(tokens=tokens, mask=mask, vector=None).gathered()
+        found[f"{case}/captions"] = encoding.tokens.detach(), encoding.mask
         weight = weight[:, None, None] * torch.arange(1.0, 6).double()[:, None]
-        (found[f"{case}/captions_grad"],) = torch.autograd.grad((weight * gathered).sum(), tokens)
-        found[f"{case}/unmasked"] = gather_tokens(own[:, None, None].expand(-1, 3, 2), None)
+        (found[f"{case}/captions_grad"],) = torch.autograd.grad(
+            (weight * encoding.tokens).sum(), tokens
+        )
+        plain = Encoding(tokens=own[:, None, None].expand(-1, 3, 2)).gathered()
+        found[f"{case}/unmasked"] = plain.tokens, plain.mask
+        found[f"{case}/packed"] = packed(case, own_rank)
     try:
         gather(torch.zeros(2, 3 + own_rank))
     except ValueError as error:
@@ -171,6 +190,21 @@ def test_ddp_backward_of_tokens_sums_over_ranks(found, case):
         assert torch.equal(own[f"{case}/captions_grad"], expected)
 
 
+@pytest.mark.parametrize("case", SIZES)
+def test_ddp_one_collective_each_way_for_several_tensors_of_known_sizes(found, case):
+    expected = torch.cat([rows(case, n) for n in range(2)])
+    for own, size in zip(found, SIZES[case], strict=True):
+        (wide, even, narrow, plain, empty), gradients, collectives = own[f"{case}/packed"]
+        assert torch.equal(wide, expected.double()[:, None].expand(-1, 3))
+        assert torch.equal(even, expected % 2 == 0)
+        assert torch.equal(narrow, expected.to(torch.bfloat16))
+        assert torch.equal(plain, expected)
+        assert empty.shape == (len(expected), 0)
+        assert torch.equal(gradients[0], torch.full((size, 3), 3.0).double())
+        assert torch.equal(gradients[1], torch.full((size,), 6.0, dtype=torch.bfloat16))
+        assert collectives == ["all_gather", "reduce_scatter"]
+
+
 def test_ddp_rank_and_world_size(found):
     assert [own["rank"] for own in found] == [0, 1]
     assert [own["world_size"] for own in found] == [2, 2]
@@ -185,10 +219,8 @@ def test_ddp_error_when_other_sizes_differ(found):
 def test_one_process_gets_its_tensor_back():
     tensor = torch.randn(3, 2, requires_grad=True)
     assert gather(tensor) is tensor
-    tokens, mask = torch.randn(3, 4, 2), torch.ones(3, 4, dtype=torch.bool)
-    assert gather_tokens(tokens, mask)[0] is tokens
-    assert gather_tokens(tokens, mask)[1] is mask
-    assert gather_tokens(tokens, None)[1] is None
+    encoding = Encoding(tokens=torch.randn(3, 4, 2))
+    assert encoding.gathered() is encoding
     assert (rank(), world_size()) == (0, 1)
 
 
@@ -203,7 +235,7 @@ def test_one_process_with_a_group(tmp_path):
 
 @pytest.mark.parametrize("shape", [(), (1,) * 9])
 def test_error_dimensions(shape):
-    with pytest.raises(ValueError, match="tensor: expected 1 to 8 dimensions"):
+    with pytest.raises(ValueError, match="dimensions; expected 1 to 8"):
         gather(torch.zeros(shape))
 
 

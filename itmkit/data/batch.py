@@ -71,6 +71,7 @@ class Batch:
         image_ids: ``(n,)`` int64, the row of each image in its dataset.
         text_image_ids: ``(m,)`` int64, the row of the image each caption belongs to.
         text_ids: ``(m,)`` int64, the row of each caption in its dataset.
+        sizes: in training, number of images of this batch on every process; None where not known.
     """
 
     images: Images
@@ -78,6 +79,7 @@ class Batch:
     image_ids: Tensor
     text_image_ids: Tensor
     text_ids: Tensor
+    sizes: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -90,6 +92,7 @@ class Batch:
             self.image_ids.pin_memory(),
             self.text_image_ids.pin_memory(),
             self.text_ids.pin_memory(),
+            self.sizes,
         )
 
 

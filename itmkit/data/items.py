@@ -19,7 +19,7 @@ from itmkit.data.caption_tokens import CaptionTokens
 from itmkit.data.collate import collate_images, relate
 from itmkit.data.dataset import BadSampleError, ImageTextDataset, Regions
 from itmkit.data.loader import Loader
-from itmkit.data.order import ResumableLoader, mixed_seed, seeded
+from itmkit.data.order import EpochOrder, ResumableLoader, mixed_seed, seeded
 from itmkit.data.tokenizer import Tokenizer, pad_texts
 
 _MOST_DRAWS = 100  # where half of the images can be used, no run will see so many bad ones
@@ -233,7 +233,11 @@ class TrainingLoader(ResumableLoader):
     """Yields the batches of :class:`TrainingPairs`."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return _batches(super().__iter__(), self.dataset)  # type: ignore[arg-type]
+        for batch in _batches(super().__iter__(), self.dataset):  # type: ignore[arg-type]
+            if isinstance(self.sampler, EpochOrder):  # whole batches, the same on every process
+                yield replace(batch, sizes=(len(batch),) * self.sampler.num_replicas)
+            else:
+                yield batch
 
 
 class EvaluationLoader(Loader):

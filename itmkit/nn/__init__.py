@@ -5,6 +5,7 @@ from __future__ import annotations
 from itmkit.nn.attention_filtration import AttentionFiltration
 from itmkit.nn.bag_of_words import BagOfWords
 from itmkit.nn.bigru import BiGRU
+from itmkit.nn.contract import Tokens
 from itmkit.nn.cross_attention import CrossAttentionSimilarity
 from itmkit.nn.external_attention import ExternalSpatialAttention
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
@@ -45,6 +46,7 @@ __all__ = [
     "TextRefinement",
     "TimmGrid",
     "TimmLevels",
+    "Tokens",
     "TransformerLevels",
     "TransformerText",
     "TwoPartGRU",

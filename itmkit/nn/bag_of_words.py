@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_ids
 
 
@@ -43,7 +44,7 @@ class BagOfWords(nn.Module):
         self.embedding = nn.Embedding(vocab_size, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor) -> Tokens:
         check_ids(ids, mask, self.vocab_size)
         tokens = self.dropout(self.embedding(ids))
-        return tokens.masked_fill(~mask.unsqueeze(-1), 0), mask
+        return Tokens(tokens.masked_fill(~mask.unsqueeze(-1), 0), mask)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from itmkit.checks import InputError
+from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_ids
 
 
@@ -70,7 +71,7 @@ class BiGRU(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(embed_dim, dim, num_layers, batch_first=True, bidirectional=True)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor) -> Tokens:
         check_ids(ids, mask, self.vocab_size)
         if mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
             raise InputError("mask must be True on the first words of a row and False after them")
@@ -79,7 +80,7 @@ class BiGRU(nn.Module):
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         out, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=len(ids.T))
         tokens = out.unflatten(-1, (2, self.dim)).mean(-2)
-        return tokens.masked_fill(~mask.unsqueeze(-1), 0), mask
+        return Tokens(tokens.masked_fill(~mask.unsqueeze(-1), 0), mask)
 
     def _load_vectors(self, path: Path) -> None:
         import numpy as np

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.nn.contract import Tokens, encoder_width
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.linear import Linear
 
@@ -44,14 +45,14 @@ class SharedLevels(nn.Module):
             raise InputError(f"levels must be at least 1, got {levels}")
         if dim is not None and dim < 1:
             raise InputError(f"dim must be at least 1 or None, got {dim}")
-        width = getattr(encoder, "dim", None)
-        if not isinstance(width, int):
-            raise InputError(f"encoder must have its width of output as dim, got dim={width!r}")
+        width = encoder_width("encoder", encoder)
         self.encoder = encoder
         self.levels = levels
         self.dim = width if dim is None else dim
         self.projections = nn.ModuleList(Linear(width, self.dim) for _ in range(levels))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> list[tuple[Tensor, Tensor | None]]:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tokens]:
         tokens, mask = self.encoder(x, mask)
-        return [(fill_padding(projection(tokens), mask), mask) for projection in self.projections]
+        return [
+            Tokens(fill_padding(projection(tokens), mask), mask) for projection in self.projections
+        ]

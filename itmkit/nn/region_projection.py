@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.masked_batch_norm import MaskedBatchNorm
 
@@ -61,8 +62,8 @@ class RegionProjection(nn.Module):
         self.norm = MaskedBatchNorm(hidden_dim)
         self.out = xavier_linear(hidden_dim, dim)
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tokens:
         check_tokens("features", features, self.in_dim, mask, "mask")
         x = fill_padding(self.dropout(features), mask)
         tokens = self.linear(x) + self.out(self.norm(self.hidden(x), mask).relu())
-        return fill_padding(tokens, mask), mask
+        return Tokens(fill_padding(tokens, mask), mask)

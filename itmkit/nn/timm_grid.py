@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.nn.contract import Tokens, encoder_width
 from itmkit.nn.linear import Linear
 from itmkit.nn.timm_backbone import TimmBackbone
 
@@ -71,7 +72,7 @@ class TimmGrid(TimmBackbone):
     ) -> None:
         if dim is not None and dim < 1:
             raise InputError(f"dim must be at least 1 or None, got {dim}")
-        if projection is not None and dim not in (None, _width(projection)):
+        if projection is not None and dim not in (None, encoder_width("projection", projection)):
             raise InputError(f"dim must be None when projection is given, got {dim}")
         super().__init__(
             model_name,
@@ -87,7 +88,7 @@ class TimmGrid(TimmBackbone):
         self.grid: tuple[int, int] = self.grids[0]
         self.projection = projection
         if projection is not None:
-            self.dim = _width(projection)
+            self.dim = encoder_width("projection", projection)
         elif dim is not None:
             self.projection = nn.Sequential(Linear(self.channels[0], dim), nn.LayerNorm(dim))
             self.dim = dim
@@ -99,7 +100,7 @@ class TimmGrid(TimmBackbone):
             self.row_embedding, self.column_embedding = self.position_embeddings(0)
         self.train()
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tokens:
         (grid,) = self.maps(features, mask)
         if self.row_embedding is not None and self.column_embedding is not None:
             grid = self.add_positions(0, grid, self.row_embedding, self.column_embedding)
@@ -108,11 +109,4 @@ class TimmGrid(TimmBackbone):
             tokens = self.projection(tokens)
         elif self.projection is not None:
             tokens, _ = self.projection(tokens, None)
-        return tokens, None
-
-
-def _width(projection: nn.Module) -> int:
-    dim = getattr(projection, "dim", None)
-    if not isinstance(dim, int):
-        raise InputError(f"projection must have its width of output as dim, got dim={dim!r}")
-    return dim
+        return Tokens(tokens)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.nn.contract import Tokens
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.linear import Linear
 from itmkit.nn.region_projection import RegionProjection
@@ -115,8 +116,8 @@ class TimmLevels(TimmBackbone):
                 self.column_embeddings.append(column)
         self.train()
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> list[tuple[Tensor, None]]:
-        out: list[tuple[Tensor, None]] = []
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> list[Tokens]:
+        out = []
         for level, grid in enumerate(self.maps(features, mask)):
             if self.level_discriminability is not None:
                 tokens = self.level_discriminability(grid.flatten(1, 2))
@@ -126,5 +127,5 @@ class TimmLevels(TimmBackbone):
                 grid = self.add_positions(level, grid, row, column)
             tokens = self.norms[level](grid.flatten(1, 2))
             projected = self.projections[level](tokens)
-            out.append((projected if isinstance(projected, Tensor) else projected[0], None))
+            out.append(Tokens(projected if isinstance(projected, Tensor) else projected[0]))
         return out

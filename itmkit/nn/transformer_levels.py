@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.nn.contract import Tokens
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.linear import Linear
@@ -92,11 +93,11 @@ class TransformerLevels(TransformerBackbone):
         self.projections = nn.ModuleList(Linear(self.width, dim) for _ in layers)
         self.train()
 
-    def forward(self, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, ids: Tensor, mask: Tensor) -> list[Tokens]:
         out = []
         for hidden, projection in zip(self.hidden_states(ids, mask), self.projections, strict=True):
             if self.level_discriminability is not None:
                 hidden = self.level_discriminability(hidden, mask)
             tokens = projection(self.dropout(hidden))
-            out.append((fill_padding(tokens, mask), mask))
+            out.append(Tokens(fill_padding(tokens, mask), mask))
         return out

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.transformer_backbone import TransformerBackbone
 
@@ -69,7 +70,7 @@ class TransformerText(TransformerBackbone):
         self.dim: int = self.width if dim is None else dim
         self.train()
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor) -> Tokens:
         (hidden,) = self.hidden_states(ids, mask)
         tokens = self.projection(self.dropout(hidden))
-        return fill_padding(tokens, mask), mask
+        return Tokens(fill_padding(tokens, mask), mask)

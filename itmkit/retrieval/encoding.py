@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from itmkit.checks import InputError
+from itmkit.distributed import gather, gather_all, world_size
 
 _COMMON = frozenset({"vector", "tokens", "mask", "boxes"})
 
@@ -114,6 +116,39 @@ class Encoding:
             **{name: None if v is None else v.to(device) for name, v in self._fields.items()}
         )
 
+    def gathered(self, *, sizes: Sequence[int] | None = None) -> Encoding:
+        """Return the rows of all processes, the same on each, with exact gradients.
+
+        Tokens are padded to the longest of all processes, as :meth:`cat` does it. Every process
+        calls this with the same fields; only masks may be missing where nothing is padded. See
+        :func:`itmkit.distributed.gather`.
+
+        Args:
+            sizes: number of rows of every process, where known.
+        """
+        if world_size() == 1:
+            return self
+        fields = self.items()
+        masks = {n: n.removesuffix("tokens") + "mask" for n in fields if n.endswith("tokens")}
+        lone = [n for n in fields if n.endswith("mask") and n not in masks.values()]
+        long = [n for n, value in fields.items() if value.ndim > 2] + lone
+        own = [fields[n].shape[1] for n in long] + [mask in fields for mask in masks.values()]
+        told = (
+            [[]]
+            if not own
+            else gather(torch.tensor([own], device=self.device), sizes=[1] * world_size()).tolist()
+        )
+        lengths = {name: [row[i] for row in told] for i, name in enumerate(long)}
+        for i, (name, mask) in enumerate(masks.items(), len(long)):
+            if any(row[i] for row in told) or len(set(lengths[name])) > 1:
+                fields[mask] = _field(self, mask)
+                lengths[mask] = lengths[name]
+        for name, found in lengths.items():
+            fields[name] = _lengthened(fields[name], max(found))
+        rows = gather_all(list(fields.values()), sizes=sizes)
+        absent = {name: None for name in self._fields if name not in fields}
+        return Encoding(**dict(zip(fields, rows, strict=True)), **absent)
+
     @staticmethod
     def cat(parts: Sequence[Encoding]) -> Encoding:
         """Join encodings along their rows, padding tokens to the longest.
@@ -168,10 +203,9 @@ def _join(name: str, values: list[Tensor], mask_lengths: set[int]) -> Tensor:
     longest = max(v.shape[1] for v in values)
     if longest not in mask_lengths:
         raise InputError(f"{name} differs in length and no mask would tell its padding apart")
-    total = sum(len(v) for v in values)
-    out = values[0].new_zeros((total, longest, *values[0].shape[2:]))
-    start = 0
-    for value in values:
-        out[start : start + len(value), : value.shape[1]] = value
-        start += len(value)
-    return out
+    return torch.cat([_lengthened(value, longest) for value in values])
+
+
+def _lengthened(value: Tensor, length: int) -> Tensor:
+    """Padded at the end of dimension 1 with 0 / False."""
+    return F.pad(value, (0, 0) * (value.ndim - 2) + (0, length - value.shape[1]))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
-from itmkit.distributed import gather, gather_tokens
 from itmkit.losses import AdaptiveMarginTripletLoss
 from itmkit.nn import CrossAttentionSimilarity
+from itmkit.nn.contract import Tokens, common_levels, common_width
 from itmkit.retrieval import Encoding
 from itmkit.systems.matcher import Matcher
 
@@ -70,16 +70,8 @@ class DAIM(Matcher):
             lr_scheduler_interval=lr_scheduler_interval,
             lr_factors=lr_factors,
         )
-        if text_encoder.dim != image_encoder.dim:
-            raise InputError(
-                f"text_encoder.dim is {text_encoder.dim}, image_encoder.dim {image_encoder.dim}"
-            )
-        levels: int = getattr(image_encoder, "levels", 1)
-        if getattr(text_encoder, "levels", 1) != levels:
-            raise InputError(
-                f"text_encoder.levels is {getattr(text_encoder, 'levels', 1)}, "
-                f"image_encoder.levels {levels}"
-            )
+        common_width(image_encoder=image_encoder, text_encoder=text_encoder)
+        levels = common_levels(image_encoder=image_encoder, text_encoder=text_encoder)
         if warmup < 0:
             raise InputError(f"warmup must be at least 0, got {warmup}")
         self.warmup = warmup
@@ -107,35 +99,26 @@ class DAIM(Matcher):
         return total
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        if len(batch.texts) != len(batch.images):
-            raise InputError(
-                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
-                "expected one an image (caption_views: 1 of the data)"
-            )
-        captions = self._tokens(self.encode_text(batch.texts))
-        everyone = _encoding([gather_tokens(*level) for level in captions])
-        # Every process scores its own images with all captions.
-        scores = gather(self.score(self.encode_image(batch.images), everyone))
-        ids = gather(batch.image_ids)
+        scores, positives = self.batch_scores(batch)
         warming_up = self.trained_less_than(self.warmup, self.warmup_unit)
         self.triplet.negatives = "all" if warming_up else "hardest"
-        return {"loss": self.triplet(scores, ids[:, None] == ids)}
+        return {"loss": self.triplet(scores, positives)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         self.log("train/margin", self.triplet.margin.float(), batch_size=len(batch))
         return loss
 
-    def _tokens(self, encoding: Encoding) -> list[tuple[Tensor, Tensor | None]]:
-        """Tokens and mask of every level."""
+    def _tokens(self, encoding: Encoding) -> list[Tokens]:
+        """Tokens of every level."""
         fields = encoding.items()
         return [
-            (fields[f"level{level}_tokens"], fields.get(f"level{level}_mask"))
+            Tokens(fields[f"level{level}_tokens"], fields.get(f"level{level}_mask"))
             for level in range(self.levels)
         ]
 
 
-def _encoding(levels: Any) -> Encoding:
+def _encoding(levels: list[Tokens] | Tokens) -> Encoding:
     """What an encoder of several levels, or of one, gives."""
     fields: dict[str, Tensor | None] = {}
     for level, (tokens, mask) in enumerate(levels if isinstance(levels, list) else [levels]):

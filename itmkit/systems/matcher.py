@@ -16,7 +16,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
-from itmkit.distributed import world_size
+from itmkit.distributed import gather_all, world_size
 from itmkit.nn.linear import linear
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
@@ -94,6 +94,32 @@ class Matcher(LightningModule, ABC):
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         """Second-stage scores ``(p,)`` of the pairs ``(p, 2)`` of an image and a caption row."""
         raise InputError(f"{type(self).__name__} has no second stage; rerank_top_k must be 0")
+
+    def batch_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores of a training batch over all processes, and which of its pairs are true.
+
+        Every process scores its own images with the captions of all. For systems that are trained
+        on their scores alone.
+
+        Args:
+            batch: with one caption an image.
+
+        Returns:
+            Scores ``(n, n)`` of the global batch, with exact gradients, and bool ``(n, n)``; the
+            same on every process.
+
+        Raises:
+            InputError: if the batch does not have one caption an image.
+        """
+        if len(batch.texts) != len(batch.images):
+            raise InputError(
+                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
+                "expected one an image (caption_views: 1 of the data)"
+            )
+        texts = self.encode_text(batch.texts).gathered(sizes=batch.sizes)
+        scores = self.score(self.encode_image(batch.images), texts)
+        scores, ids = gather_all([scores, batch.image_ids], sizes=batch.sizes)
+        return scores, ids[:, None] == ids
 
     # ------------------------------------------------------------------------------- training
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from itmkit.callbacks import MomentumTeacher
 from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
-from itmkit.distributed import gather, gather_tokens, rank, world_size
+from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss
 from itmkit.nn import ExternalSpatialAttention, FusionEncoder, MatchingHead, l2_normalize
+from itmkit.nn.contract import common_width
 from itmkit.precision import at_least_float32
 from itmkit.retrieval import Encoding
 from itmkit.systems.matcher import Matcher, cosine_scores
@@ -116,10 +117,7 @@ class MATE(Matcher):
             rerank_top_k=rerank_top_k,
             rerank_weight=rerank_weight,
         )
-        dim: int = image_encoder.dim  # type: ignore[assignment]
-        for name, module in (("text_encoder", text_encoder), ("fusion", fusion)):
-            if module is not None and module.dim != dim:
-                raise InputError(f"{name}.dim is {module.dim}, image_encoder.dim {dim}")
+        dim = common_width(image_encoder=image_encoder, text_encoder=text_encoder, fusion=fusion)
         if rerank_top_k and fusion is None:
             raise InputError(f"rerank_top_k is {rerank_top_k}, but there is no fusion encoder")
         self.triplet = triplet or GroupTripletLoss(group_size=views)
@@ -195,9 +193,18 @@ class MATE(Matcher):
             )
         image_tokens, image_mask = self.image_encoder(batch.images.features, batch.images.mask)
         text_tokens, text_mask = self.text_encoder(batch.texts.ids, batch.texts.mask)
-        image = gather(l2_normalize(self.image_pool(image_tokens, image_mask)))
-        text = gather(l2_normalize(self.text_pool(text_tokens, text_mask)))
-        ids = gather(batch.image_ids)
+        image = l2_normalize(self.image_pool(image_tokens, image_mask))
+        text = l2_normalize(self.text_pool(text_tokens, text_mask))
+        dim, own = image.shape[1], len(batch.images)
+        # All that the loss needs of the other processes, a row an image: the views side by side.
+        sides = {"image": image.reshape(own, -1), "text": text.reshape(own, -1)}
+        if self.weights["fusion"]:  # which takes one view of each pair
+            sides |= {"image_tokens": image_tokens, "text_tokens": text_tokens[:: self.views]}
+            sides |= {"text_mask": text_mask[:: self.views]}
+            sides |= {"image_mask": image_mask} if image_mask is not None else {}
+        batch_sides = Encoding(ids=batch.image_ids, **sides).gathered(sizes=batch.sizes)
+        image, text = batch_sides.image.reshape(-1, dim), batch_sides.text.reshape(-1, dim)
+        ids = batch_sides.ids
         view_ids = ids.repeat_interleave(self.views, output_size=len(image))
         scores = cosine_scores(image, text)
         terms: dict[str, Tensor] = {}
@@ -211,11 +218,10 @@ class MATE(Matcher):
             taught = self._teach(batch, view_ids)
             terms["distillation"] = self.distillation(image, text, *taught, *self._queue())
         if self.weights["fusion"]:
-            # One view of each pair is enough here.
-            step = self.views
+            step, fields = self.views, batch_sides.items()
             terms["fusion"] = self._fusion_loss(
-                _encoding(image[::step], *gather_tokens(image_tokens, image_mask)),
-                _encoding(text[::step], *gather_tokens(text_tokens[::step], text_mask[::step])),
+                _encoding(image[::step], fields["image_tokens"], fields.get("image_mask")),
+                _encoding(text[::step], fields["text_tokens"], fields["text_mask"]),
                 scores.detach()[::step, ::step].masked_fill(ids[:, None] == ids, -torch.inf),
             )
         terms["loss"] = sum(
@@ -249,7 +255,9 @@ class MATE(Matcher):
             *teacher.image_encoder(batch.images.features, batch.images.mask)
         ).repeat_interleave(self.views, dim=0)
         text = teacher.text_pool(*teacher.text_encoder(batch.texts.ids, batch.texts.mask))
-        self._taught = gather(l2_normalize(image)), gather(l2_normalize(text)), view_ids
+        sizes = batch.sizes and [self.views * size for size in batch.sizes]
+        image, text = gather_all([l2_normalize(image), l2_normalize(text)], sizes=sizes)
+        self._taught = image, text, view_ids
         return self._taught
 
     def _queue(self) -> tuple[Tensor, Tensor, Tensor] | tuple[()]:
@@ -278,8 +286,9 @@ class MATE(Matcher):
             [torch.cat([anchors, anchors, hard_image]), torch.cat([anchors, hard_text, anchors])], 1
         )
         # Every process scores its share of the pairs.
-        mine = pairs.tensor_split(world_size())[rank()]
-        true, *wrong = gather(self.rerank(image, text, mine)).chunk(3)
+        shares = pairs.tensor_split(world_size())
+        scores = self.rerank(image, text, shares[rank()])
+        true, *wrong = gather(scores, sizes=[len(share) for share in shares]).chunk(3)
         valid = (candidates.amax(dim=1) > -torch.inf)[anchors].repeat(2)
         if self.matching_head is None:
             return self.hect.from_similarities(

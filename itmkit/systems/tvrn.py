@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
-from itmkit.distributed import gather, gather_tokens
 from itmkit.losses import HingeCrossEntropyLoss
 from itmkit.nn import RefinedSimilarity, l2_normalize
+from itmkit.nn.contract import common_width
 from itmkit.nn.focal import Focal
 from itmkit.nn.visual_refinement import RefinedImage
 from itmkit.retrieval import Encoding
@@ -81,9 +81,7 @@ class TVRN(Matcher):
             lr_scheduler_interval=lr_scheduler_interval,
             lr_factors=lr_factors,
         )
-        dim: int = image_encoder.dim  # type: ignore[assignment]
-        if text_encoder.dim != dim:
-            raise InputError(f"text_encoder.dim is {text_encoder.dim}, image_encoder.dim {dim}")
+        dim = common_width(image_encoder=image_encoder, text_encoder=text_encoder)
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.similarity = RefinedSimilarity(
@@ -124,19 +122,8 @@ class TVRN(Matcher):
         return self.similarity.score(refined, texts.tokens.to(dtype), texts.mask)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        if len(batch.texts) != len(batch.images):
-            raise InputError(
-                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
-                "expected one an image (caption_views: 1 of the data)"
-            )
-        texts = self.encode_text(batch.texts)
-        tokens, mask = gather_tokens(texts.tokens, texts.mask)
-        # Every process scores its own images with all captions.
-        logits = gather(
-            self.score(self.encode_image(batch.images), Encoding(tokens=tokens, mask=mask))
-        )
-        ids = gather(batch.image_ids)
-        return {"loss": self.hinge_cross_entropy(logits.sigmoid(), ids[:, None] == ids)}
+        logits, positives = self.batch_scores(batch)
+        return {"loss": self.hinge_cross_entropy(logits.sigmoid(), positives)}
 
 
 def _relations(images: Images, tokens: Tensor) -> Tensor:

@@ -212,7 +212,10 @@ def test_state_dict_round_trip() -> None:
         ({"checkpoint_by_order": True}, "checkpoint_by_order needs a checkpoint"),
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
         ({"out_index": 9}, r"out_index must lie in \[-5, 5\) for test_resnet, got 9"),
-        ({"projection": nn.Linear(96, 8)}, "projection must have .* dim, got dim=None"),
+        (
+            {"projection": nn.Linear(96, 8)},
+            "projection is a Linear without a width dim; expected an encoder",
+        ),
         ({"projection": RegionProjection(96, 8), "dim": 4}, "dim must be None .*got 4"),
     ],
 )

@@ -211,9 +211,19 @@ def test_backbone_is_frozen_in_the_first_epoch(tmp_path):
 @pytest.mark.parametrize(
     ("image", "text", "options", "message"),
     [
-        ("stages", "gru", {}, "text_encoder.levels is 1, image_encoder.levels 2"),
-        ("grid", "gru_levels", {}, "text_encoder.levels is 2, image_encoder.levels 1"),
-        ("stages", "bert_levels", {}, "text_encoder.levels is 3, image_encoder.levels 2"),
+        ("stages", "gru", {}, "image_encoder.levels 2, text_encoder.levels 1; expected one number"),
+        (
+            "grid",
+            "gru_levels",
+            {},
+            "image_encoder.levels 1, text_encoder.levels 2; expected one number",
+        ),
+        (
+            "stages",
+            "bert_levels",
+            {},
+            "image_encoder.levels 2, text_encoder.levels 3; expected one number",
+        ),
         ("stages", "gru_levels", {"warmup": -1}, "warmup must be at least 0, got -1"),
     ],
 )
@@ -223,7 +233,7 @@ def test_error_of_an_argument(image, text, options, message):
 
 
 def test_error_of_widths_that_disagree():
-    with pytest.raises(ValueError, match=r"text_encoder.dim is 8, image_encoder.dim 16"):
+    with pytest.raises(ValueError, match="image_encoder.dim 16, text_encoder.dim 8; expected one"):
         DAIM(IMAGE_ENCODERS["regions"](), BiGRU(64, 8, 8))
 
 

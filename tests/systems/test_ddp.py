@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from collectives import counted
 from processes import join, leave, run_ranks
 from related_shapes import RelatedShapes
 from torch import Tensor, nn
@@ -19,7 +20,14 @@ from torch import Tensor, nn
 from itmkit.data import Batch, Images, ImageTextData, Texts
 from itmkit.distributed import world_size
 from itmkit.losses import AdaptiveMarginTripletLoss
-from itmkit.nn import BiGRU, FusionEncoder, MatchingHead, RegionProjection, SharedLevels
+from itmkit.nn import (
+    BiGRU,
+    FusionEncoder,
+    MaskedBatchNorm,
+    MatchingHead,
+    RegionProjection,
+    SharedLevels,
+)
 from itmkit.systems import DAIM, MATE, TVRN, Matcher
 
 DIM = 16
@@ -27,11 +35,12 @@ DIM = 16
 BOUNDS = {2: (0, 4, 7), 3: (0, 3, 5, 7)}
 
 
-def make_mate(matching_head: bool = False, **options: Any) -> MATE:
+def make_mate(matching_head: bool = False, *, fusion: bool = True, **options: Any) -> MATE:
+    off = {"dropout": 0.0, "attention_dropout": 0.0}
     mate = MATE(
         RegionProjection(437, DIM, hidden_dim=DIM),
         BiGRU(64, DIM, DIM),
-        FusionEncoder(DIM, num_layers=1, num_heads=2, dropout=0.0, attention_dropout=0.0),
+        FusionEncoder(DIM, num_layers=1, num_heads=2, **off) if fusion else None,
         matching_head=MatchingHead(DIM) if matching_head else None,
         token_drop=0.0,
         warmup=0,
@@ -70,6 +79,7 @@ MATE_CASES: dict[str, Callable[[], Matcher]] = {
     "mate_two_views": make_mate,
     "mate_teacher": partial(make_mate, distillation_weight=1.0, queue_size=6),
     "mate_matching_head": partial(make_mate, views=1, matching_head=True),
+    "mate_plain": partial(make_mate, fusion=False, distillation_weight=1.0, queue_size=6),
     "mate_few_pairs": partial(make_mate, fusion_pairs=3),
 }
 OTHER_CASES: dict[str, Callable[[], Matcher]] = {
@@ -82,6 +92,11 @@ OTHER_CASES: dict[str, Callable[[], Matcher]] = {
     "tvrn_four_regions": partial(make_tvrn, reasoning="saf", num_regions=4),
 }
 CASES = {2: MATE_CASES | OTHER_CASES, 3: OTHER_CASES}
+
+
+#: Collectives of a step: MATE's are one gather of all it needs, one of the teacher's vectors, one
+#: of pair scores, and those of the gradients; lengths of tokens are exchanged once.
+COUNTED = {"mate_plain": 3, "mate_teacher": 6, "daim_levels": 5, "tvrn_sgr": 5}
 
 
 def make_system(case: str) -> Matcher:
@@ -156,8 +171,31 @@ def run(folder: Path) -> None:
         found[case] = result(system, model(batch))
         regions, words = batch.images.features.shape[1], batch.texts.ids.shape[1]
         found[case]["padding"] = regions, words, mask is not None
+    if world_size() == 2:
+        found["collectives"] = {case: collectives_of(case, rank) for case in COUNTED}
     torch.save(found, folder / f"{rank}.pt")
     leave()
+
+
+def collectives_of(case: str, rank: int) -> list[str]:
+    """What a step on three pairs a process calls, without those of BatchNorm."""
+    system = make_system(case)
+    for module in system.modules():
+        if isinstance(module, MaskedBatchNorm):
+            module.eval()
+    batch = share(make_batch(case), rank)
+    views = len(batch.texts) // len(batch)
+    batch = Batch(
+        Images(batch.images.features[:3], None, relations=batch.images.relations[:3]),
+        Texts(batch.texts.ids[: 3 * views], batch.texts.mask[: 3 * views]),
+        batch.image_ids[:3],
+        batch.text_image_ids[: 3 * views],
+        batch.text_ids[: 3 * views],
+        sizes=(3, 3),
+    )
+    with counted() as made:
+        system.loss(batch)["loss"].backward()
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +234,12 @@ def test_ddp_step_is_that_of_one_process(
                 )
 
 
+@pytest.mark.parametrize("case", COUNTED)
+def test_ddp_collectives_of_a_step(found: dict[int, list[dict[str, Any]]], case: str) -> None:
+    for own in found[2]:
+        assert len(own["collectives"][case]) == COUNTED[case], own["collectives"][case]
+
+
 def test_ddp_cases_are_those_that_matter(
     expected: dict[str, dict[str, dict[str, Tensor | None]]],
 ) -> None:
@@ -203,7 +247,8 @@ def test_ddp_cases_are_those_that_matter(
     for case, one in expected.items():
         assert all(term > 0 for term in one["terms"].values())
         if "mate" in case:
-            assert len(one["terms"]) == 4 + (case == "mate_teacher")
+            without = {"mate_teacher": 0, "mate_plain": 1}.get(case, 1)
+            assert len(one["terms"]) == 5 - without
         if "daim" in case:
             assert one["buffers"]["triplet.margin"] != 0.4
         counts = [value for name, value in one["buffers"].items() if name.endswith("tracked")]

@@ -154,7 +154,7 @@ def test_parameter_groups_follow_lr_factors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fusion": FusionEncoder(8, 1, 2)}, "fusion.dim is 8, image_encoder.dim 16"),
+        ({"fusion": FusionEncoder(8, 1, 2)}, "text_encoder.dim 16, fusion.dim 8; expected one"),
         ({"views": 3, "triplet": GroupTripletLoss()}, "triplet.group_size is 2, views 3"),
         ({"fusion": None, "rerank_top_k": 5}, "rerank_top_k is 5, but there is no fusion encoder"),
         ({"hect_weight": -1.0}, "hect_weight must be at least 0, got -1.0"),
