@@ -21,6 +21,7 @@ from itmkit.nn.linear import linear
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
 from itmkit.systems.finite_loss import FiniteLoss
+from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
 
 
 class Matcher(LightningModule, ABC):
@@ -37,10 +38,12 @@ class Matcher(LightningModule, ABC):
     Args:
         optimizer: makes the optimizer from parameter groups; None: AdamW, lr 2e-4, weight decay
             1e-4.
-        lr_scheduler: makes the schedule from the optimizer; None: a constant learning rate.
+        lr_scheduler: makes the schedule from the optimizer; None: a constant learning rate. A
+            ``ReduceLROnPlateau`` without a ``monitor`` watches ``val/rsum``.
         lr_scheduler_interval: whether the schedule advances by ``epoch`` or by ``step``.
         lr_factors: factor on the learning rate of all parameters whose name starts so, such as
-            ``{"text_encoder.backbone": 0.1}``; the longest start wins.
+            ``{"text_encoder.backbone": 0.1}``; the longest start wins. Schedules keep the ratio of
+            the rates; those that cannot are refused.
         rerank_top_k: candidates of a query that the second stage puts in order; 0 for none.
         rerank_weight: share of the second stage's score in the order of the candidates, in [0, 1].
 
@@ -126,6 +129,9 @@ class Matcher(LightningModule, ABC):
     def on_fit_start(self) -> None:
         self._finite_loss = FiniteLoss()
 
+    def on_train_start(self) -> None:
+        fit_to_run(self.trainer)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms = self.loss(batch)
         step = f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
@@ -159,11 +165,10 @@ class Matcher(LightningModule, ABC):
             group["lr"] = group["lr"] * group["lr_factor"]
         if self.lr_scheduler is None:
             return optimizer
-        schedule = {
-            "scheduler": self.lr_scheduler(optimizer),
-            "interval": self.lr_scheduler_interval,
-        }
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        schedule = self.lr_scheduler(optimizer)
+        scale_by_lr_factor(schedule)
+        config = scheduler_config(schedule, self.lr_scheduler_interval)
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def trained_less_than(self, count: int, unit: Literal["epoch", "step"]) -> bool:
         """Whether training is younger than so many epochs or steps."""

@@ -78,7 +78,7 @@ def write_config(
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-3}},
                 "lr_scheduler": {
                     "class_path": "itmkit.systems.WarmupCosine",
-                    "init_args": {"warmup_steps": 3, "total_steps": 40},
+                    "init_args": {"warmup_steps": 3},
                 },
                 "lr_scheduler_interval": "step",
             },
