@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -170,7 +171,11 @@ class MatcherCLI(LightningCLI):
         self.checkpoint: BestCheckpoint | None = None
         self.last: LastCheckpoint | None = None
         if self.subcommand == "fit":
-            callbacks += [ExactResume(), LambdaCallback(on_train_start=self._announce)]
+            options_of_run = yaml.safe_load(self._config_text)
+            callbacks += [
+                ExactResume(options_of_run),
+                LambdaCallback(on_train_start=self._announce),
+            ]
         callbacks.append(EndTogether())
         if options.sync_batchnorm:
             kwargs["plugins"] = [*_as_list(options.plugins), BatchNormSync()]

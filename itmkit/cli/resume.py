@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -10,8 +11,19 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
+from lightning.pytorch.utilities import rank_zero_only
 
+from itmkit.cli.resumed_options import (
+    Change,
+    apply_options,
+    changed_options,
+    constructor_arguments,
+    describe,
+    flat_options,
+)
+from itmkit.data.order import mixed_seed
 from itmkit.distributed import rank, world_size
 
 KEY = "resume"
@@ -25,14 +37,30 @@ class ExactResume(Callback):
     corrects two errors of Lightning in runs with ``max_steps``: where that ended training inside an
     epoch, the checkpoint says that the epoch is over, and a longer run that resumes would leave out
     the rest of it; and a run that resumes from the end of an epoch would leave out the next one.
+
+    Options that differ from those of the checkpoint are applied and told, or refused, where
+    Lightning would restore the old ones: of the optimizer and its schedule
+    (:func:`~itmkit.cli.resumed_options.apply_options`), of callbacks, and the seed. A resumed run
+    has all of its ``max_time``. On another number of processes each draws new random numbers.
+
+    Args:
+        options: what the run was configured with, nested, in plain values; told where it differs.
+
+    Raises:
+        InputError: when a resumed fit starts, for an option that cannot be changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self._options = flat_options(options or {})
+        self._configured: dict[str, Any] = {}
+        self._checkpoint: dict[str, Any] | None = None  # while it is restored
+        self._arguments: dict[Callback, dict[str, Any]] = {}  # of callbacks, before that
         self._resumed: dict[str, Any] | None = None
-        self._validates = False
+        self._validates = self._draws_anew = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._resumed, self._validates = None, False
+        self._resumed = self._checkpoint = None
+        self._validates = self._draws_anew = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validates = True
@@ -52,6 +80,8 @@ class ExactResume(Callback):
             "processes": everyone,
             "row": _row_to_come(trainer),
             "validates": self._validates or validation_comes,
+            "options": self._options,
+            "configured": self._configured,
         }
         loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
@@ -67,7 +97,35 @@ class ExactResume(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._resumed = checkpoint.get(KEY)
+        if trainer.state.fn != "fit":
+            return
+        self._resumed, self._checkpoint = checkpoint.get(KEY), checkpoint
+        callbacks: list[Callback] = cast(Any, trainer).callbacks
+        self._arguments = {one: constructor_arguments(one) for one in callbacks}
+        for timer in callbacks:
+            if isinstance(timer, Timer):
+                checkpoint["callbacks"].pop(timer.state_key, None)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._configured = describe(trainer, pl_module)
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return
+        resumed = self._resumed or {}
+        changes = changed_options(resumed.get("options", self._options), self._options)
+        words = {change.name.rpartition(".")[2] for change in changes}
+        applied = apply_options(checkpoint, resumed.get("configured"), trainer, pl_module)
+        for callback, arguments in self._arguments.items():
+            restored = constructor_arguments(callback)
+            for name, value in arguments.items():
+                if restored[name] is not value and restored[name] != value:
+                    setattr(callback, name, value)
+                    told = f"{type(callback).__name__}.{name}"
+                    applied.append(Change(told, restored[name], value))
+        changes += [one for one in applied if one.name.rpartition(".")[2] not in words]
+        for change in changes:
+            rank_zero_only(print)(f"changed since the checkpoint: {change}")
+        self._draws_anew = "seed_everything" in words
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._resumed is None:
@@ -80,12 +138,11 @@ class ExactResume(Callback):
             validation.restarting = False
             validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
         processes, row = self._resumed["processes"], self._resumed["row"]
-        if len(processes) == world_size():
-            mine = processes[rank()]
-            _set_random_state(mine["random"])
-            parameters = dict(pl_module.named_parameters())
-            for name, gradient in mine["gradients"].items():
-                parameters[name].grad = gradient.to(parameters[name].device)
+        if len(processes) == world_size() and not self._draws_anew:
+            _set_random_state(processes[rank()]["random"])
+        else:
+            _draw_anew(trainer.global_step)
+        _set_gradients(pl_module, [one["gradients"] for one in processes])
         for logger in trainer.loggers if row else ():
             logger.log_metrics(dict(row["metrics"]), step=row["step"])
             logger.save()
@@ -129,11 +186,29 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def _draw_anew(step: int) -> None:
+    """Random numbers of this process alone that no run with this seed has drawn before a step."""
+    seed = mixed_seed(torch.initial_seed(), world_size(), rank(), step)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 def _gradients(trainer: Trainer, pl_module: LightningModule) -> dict[str, torch.Tensor]:
     if not trainer.fit_loop._should_accumulate():
         return {}
     parameters = pl_module.named_parameters()
     return {name: one.grad for name, one in parameters if one.grad is not None}
+
+
+def _set_gradients(pl_module: LightningModule, processes: list[dict[str, torch.Tensor]]) -> None:
+    """Those of this process; on another number of processes the mean, as of DDP."""
+    mine = [processes[rank()]] if len(processes) == world_size() else processes
+    parameters = dict(pl_module.named_parameters())
+    for name in {name: None for gradients in mine for name in gradients}:
+        found = [gradients[name] for gradients in mine if name in gradients]
+        parameter = parameters[name]
+        parameter.grad = sum(found[1:], found[0]).to(parameter.device) / len(mine)
 
 
 def _at_batch_end(trainer: Trainer) -> bool:

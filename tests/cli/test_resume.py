@@ -1,6 +1,7 @@
 """A run that is killed and resumed is the run that was not, bit for bit: real processes, SIGKILL.
 
-All through the command line, with the command that README documents.
+All through the command line, with the command that README documents; but for what a checkpoint of
+another number of processes becomes, at the end.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import Command, Ended, Kill, run_command
+from lightning.pytorch import LightningModule, seed_everything
+from stopped_runs import Batches, Stop, assert_equal, snapshot, trainer_of
 from tiny_runs import differences, everything, load, rows, runs, write_config
+
+from itmkit.cli.resume import ExactResume
 
 LAST = "runs/tiny/latest/checkpoints/last.ckpt"
 EVERY_TWO = ("--last.every_n_train_steps", "2")
@@ -326,3 +332,57 @@ def children(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += [int(word) for word in (task / "children").read_text().split()]
     return sorted(found)
+
+
+class Dropping(LightningModule):
+    """Remembers which of its weights were dropped in each step."""
+
+    def __init__(self, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 16)
+        self.dropout = torch.nn.Dropout(dropout)
+        self.dropped: list[list[bool]] = []
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        kept = self.dropout(torch.ones(16))
+        self.dropped.append((kept == 0).tolist())
+        return (self.linear(batch[0]) * kept).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(module: Dropping, *stop: Stop, ckpt_path: Path | None = None, **options: Any) -> None:
+    seed_everything(1)
+    torch.manual_seed(1)
+    trainer = trainer_of(ExactResume(), *stop, **options)
+    trainer.fit(module, Batches(), ckpt_path=ckpt_path)
+
+
+def test_another_number_of_processes_draws_what_was_not_drawn_before(tmp_path: Path) -> None:
+    first, same, other = Dropping(), Dropping(), Dropping()
+    path = tmp_path / "two.ckpt"
+    train(first, Stop(path, 2))
+    train(same, ckpt_path=path)
+    content = load(path)
+    content["resume"]["processes"] *= 2
+    torch.save(content, path)
+    train(other, ckpt_path=path)
+    assert len(same.dropped) == len(other.dropped) == 4
+    assert all(mask not in first.dropped + same.dropped for mask in other.dropped)
+
+
+def test_gradients_of_another_number_of_processes_are_averaged(tmp_path: Path) -> None:
+    whole, first, rest = Dropping(0.0), Dropping(0.0), Dropping(0.0)
+    first.load_state_dict(whole.state_dict())
+    path = tmp_path / "three.ckpt"
+    train(whole, accumulate_grad_batches=2)
+    train(first, Stop(path, 3), accumulate_grad_batches=2)
+    content = load(path)
+    (process,) = content["resume"]["processes"]
+    assert process["gradients"].keys() == {"linear.weight", "linear.bias"}
+    doubled = {name: 2 * gradient for name, gradient in process["gradients"].items()}
+    content["resume"]["processes"] = [process | {"gradients": doubled}, process | {"gradients": {}}]
+    torch.save(content, path)
+    train(rest, ckpt_path=path, accumulate_grad_batches=2)
+    assert_equal(snapshot(rest), snapshot(whole))

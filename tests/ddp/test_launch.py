@@ -12,6 +12,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -427,3 +428,22 @@ def test_resumed_on_another_number_of_processes(expected: dict[str, torch.Tensor
     found = torch.load(last, weights_only=True)["state_dict"]
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key], tensor, atol=1e-6, rtol=0, msg=key)
+
+
+def test_each_process_has_dropout_of_its_own_after_one_was_resumed_on_two() -> None:
+    words = ["--name=more", "--model.text_encoder.dropout=0.5"]
+    main(["fit", "--config=tiny.yaml", *words, "--data.batch_size=8"])
+    last = Path("runs/more/latest/checkpoints/last.ckpt")
+    before = random_states(last)
+    more = ["--trainer.max_epochs=2", f"--ckpt_path={last}"]
+    code, told = run_session(Path(), "fit", "--config=tiny.yaml", *words, *TWO, *more)
+    assert code == 0, told
+    after = random_states(last)
+    assert [len(before), len(after)] == [1, 2]
+    assert not any(a.equal(b) for a, b in combinations([*before, *after], 2))
+
+
+def random_states(checkpoint: Path) -> list[torch.Tensor]:
+    """Of torch, of each process that saved a checkpoint."""
+    content = torch.load(checkpoint, weights_only=True)["resume"]["processes"]
+    return [process["random"]["torch"] for process in content]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
@@ -37,6 +39,23 @@ class TinyMatcher(Matcher):
         scores = self.score(self.encode_image(batch.images), self.encode_text(batch.texts))
         targets = torch.arange(len(scores))
         return {"loss": nn.functional.cross_entropy(scores, targets)}
+
+
+class OptimizedMatcher(TinyMatcher):
+    """The same with any optimizer and schedule."""
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_factors: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.lr_factors = lr_factors or {}
 
 
 class OtherMatcher(TinyMatcher):

@@ -124,8 +124,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def everything(run: Path) -> dict[str, Any]:
-    """All that the last checkpoint of a run holds, without the names of folders."""
+    """All that the last checkpoint of a run holds, without names of folders and options."""
     content = load(run / "checkpoints/last.ckpt")
+    del content["resume"]["options"]
     states: dict[str, Any] = content["callbacks"]
     for name, state in states.items():
         if "Checkpoint" in name:
