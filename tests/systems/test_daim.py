@@ -233,7 +233,7 @@ def test_error_of_an_argument(image, text, options, message):
 
 
 def test_error_of_widths_that_disagree():
-    with pytest.raises(ValueError, match="image_encoder.dim 16, text_encoder.dim 8; expected one"):
+    with pytest.raises(ValueError, match=r"image_encoder.dim 16, text_encoder.dim 8; expected one"):
         DAIM(IMAGE_ENCODERS["regions"](), BiGRU(64, 8, 8))
 
 

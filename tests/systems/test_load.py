@@ -75,5 +75,5 @@ def test_error_of_a_constructor_is_raised_as_it_is(run_folder, tmp_path):
     copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("test_byobnet", "resnet500"))
-    with pytest.raises(InputError, match="^[^\n]*resnet500[^\n]*$"):
+    with pytest.raises(InputError, match=r"^[^\n]*resnet500[^\n]*$"):
         load_run(copy)

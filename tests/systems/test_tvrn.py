@@ -167,7 +167,7 @@ def test_error_of_an_argument(options, message):
 
 
 def test_error_of_widths_that_disagree():
-    with pytest.raises(ValueError, match="image_encoder.dim 16, text_encoder.dim 8; expected one"):
+    with pytest.raises(ValueError, match=r"image_encoder.dim 16, text_encoder.dim 8; expected one"):
         TVRN(RegionProjection(437, DIM, hidden_dim=8), BiGRU(64, 8, 8))
 
 
