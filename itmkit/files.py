@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from itmkit.checks import InputError
 
 
 @contextmanager
@@ -52,6 +55,54 @@ def copy_file(source: str | Path, target: str | Path) -> None:
         shutil.copyfileobj(content, file)
 
 
-def user_path(path: str | Path) -> Path:
-    """A path as a user types it: ``~`` is the home folder."""
-    return Path(path).expanduser()
+def read_text(path: str | Path) -> str:
+    r"""The text of a UTF-8 file, with or without a byte order mark; line ends are ``\n``.
+
+    A lone ``\r`` is no line end: it stays as it is.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is not UTF-8.
+    """
+    path = user_path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{path} is UTF-16; expected UTF-8")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = 1 + content[: error.start].count(b"\n")
+        raise InputError(f"{path} is not UTF-8: {error.reason} in line {line}") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file in UTF-8 holds.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is not UTF-8, or not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user types it: ``~`` is the home folder, ``~name`` that of another user."""
+    return Path(os.path.expanduser(path))
+
+
+def check_folder(argument: str, folder: Path) -> None:
+    """Raise unless there is such a folder.
+
+    Raises:
+        FileNotFoundError: with the name of the argument.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{argument}={str(folder)!r} is not a folder")

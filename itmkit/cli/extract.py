@@ -15,12 +15,12 @@ _RGB = tuple[float, float, float]
 
 
 def extract_photos(
-    annotations: Path,
     images: Path,
     output: Path,
     model: str,
     *,
-    split: Literal["train", "val", "test"] = "train",
+    annotations: Path | None = None,
+    split: str = "train",
     checkpoint: Path | None = None,
     checkpoint_by_order: bool = False,
     pretrained: bool = False,
@@ -35,17 +35,18 @@ def extract_photos(
     device: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
 ) -> None:
-    """Compute a timm backbone's grid features of captioned photos, once, to disk.
+    """Compute a timm backbone's grid features of photos, once, to disk.
 
     The folder is then the ``features`` of a KarpathyDataset, and the folder of a PrecompDataset.
     Stopped at any point, the same command goes on where it was.
 
     Args:
-        annotations: Karpathy's dataset_*.json.
         images: folder of the photos.
         output: folder to write to.
         model: name of a timm model.
-        split: split to extract.
+        annotations: Karpathy's dataset_*.json, whose photos may lack captions; where null, every
+            photo in ``images`` and the folders inside it.
+        split: split of the annotations to extract, and the first part of the names of the files.
         checkpoint: local file with the weights of the model (.safetensors or of torch.save).
         checkpoint_by_order: match the checkpoint's tensors by order and shape, not by name.
         pretrained: fetch the weights that timm knows for the model.
@@ -72,6 +73,8 @@ def extract_photos(
         raise InputError(f"model is '{model}'; expected the name of a timm model")
     if checkpoint is None and not pretrained:
         raise InputError("checkpoint is null and pretrained false; the weights would be random")
+    if not split or split != Path(split).name:
+        raise InputError(f"split is {split!r}; expected a name for files, such as 'train'")
     size = image_size or wanted.input_size[-1]
     dataset = KarpathyDataset(
         split,
@@ -81,6 +84,7 @@ def extract_photos(
         mean=mean or cast(_RGB, wanted.mean),
         std=std or cast(_RGB, wanted.std),
         train_augment=False,
+        require_captions=False,
         max_pixels=max_pixels,
         follow_links=follow_links,
     )

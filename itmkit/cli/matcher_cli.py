@@ -45,6 +45,7 @@ from itmkit.cli.run_folder import claim, discard, note_job, point_latest_to, req
 from itmkit.cli.signals import EndTogether
 from itmkit.configs import config_path
 from itmkit.distributed import leave
+from itmkit.files import user_path
 from itmkit.retrieval import Gallery, recall_table, write_metrics
 
 STAGES = {"validate": "val", "test": "test"}
@@ -131,7 +132,8 @@ class MatcherCLI(LightningCLI):
         options = self.config[self.config.subcommand]
         if options.ckpt_path is not None:
             # Without links: `latest` will lead to the new run.
-            given, path = Path(options.ckpt_path), Path(options.ckpt_path).resolve()
+            given = user_path(options.ckpt_path)
+            path = given.resolve()
             options.ckpt_path = str(path) if given.is_absolute() else os.path.relpath(path)
             _check_checkpoint(Path(options.ckpt_path), options.model.class_path)
 
@@ -141,7 +143,7 @@ class MatcherCLI(LightningCLI):
         if options.name is None:
             system = options.model.class_path.rpartition(".")[2].lower()
             options.name = "-".join([system, *self.config_stems])
-        self.runs = Path(options.trainer.default_root_dir or "runs")
+        self.runs = user_path(options.trainer.default_root_dir or "runs")
         if self.subcommand == "fit" and options.ckpt_path is None:
             last = requeued_from(self.runs, options.name)
             if last is not None:

@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
+from itmkit.files import user_path
+
 
 def config_names() -> list[str]:
     """Names of all shipped configurations, such as ``mate/shapes``, sorted."""
@@ -30,7 +32,7 @@ def config_path(name: str) -> Path:
         Traceback (most recent call last):
         FileNotFoundError: config 'mate/shape' is neither a file nor a shipped configuration ...
     """
-    path = Path(name)
+    path = user_path(name)
     if path.is_file():
         return path
     names = config_names()

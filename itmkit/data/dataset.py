@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -51,8 +52,10 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
     Args:
         split: name of the split, such as ``"train"``.
         names: one name an image: its file name or id.
-        captions: the captions of the split.
-        caption_images: for every caption the row of its image.
+        captions: the captions of the split; None for images that have none, which can be encoded
+            and their features extracted.
+        caption_images: for every caption the row of its image. An image without captions is not
+            trained on; an evaluation searches it but has no query for it. A warning counts them.
 
     Raises:
         InputError: if the split is empty, or the arguments do not fit each other.
@@ -78,21 +81,22 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
         self,
         split: str,
         names: Sequence[str],
-        captions: Sequence[str],
-        caption_images: Sequence[int] | Tensor,
+        captions: Sequence[str] | None,
+        caption_images: Sequence[int] | Tensor = (),
     ) -> None:
         super().__init__()
         rows = torch.as_tensor(caption_images, dtype=torch.int64)
         if not names:
             raise InputError(f"split {split!r} has no images; expected at least one")
-        if not captions:
+        if captions is not None and not captions:
             raise InputError(f"split {split!r} has no captions; expected at least one")
+        captions = captions or []
         if rows.shape != (len(captions),):
             raise InputError(
                 f"caption_images has shape {tuple(rows.shape)}; expected ({len(captions)},), "
                 "one image row a caption"
             )
-        if int(rows.min()) < 0 or int(rows.max()) >= len(names):
+        if captions and (int(rows.min()) < 0 or int(rows.max()) >= len(names)):
             raise InputError(
                 f"caption_images goes from {int(rows.min())} to {int(rows.max())}; "
                 f"expected rows of the {len(names)} images"
@@ -101,6 +105,13 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
         self.names = list(names)
         self.captions = list(captions)
         self.caption_images = rows
+        without = len(names) - len(rows.unique())
+        if captions and without:
+            rank_zero_warn(
+                f"{without} of the {len(names)} images of the split {split!r} have no captions: "
+                "they are not trained on; an evaluation searches them but has no query for them",
+                stacklevel=5,
+            )
 
     @abstractmethod
     def image(self, row: int) -> Tensor | Regions:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from itmkit.checks import InputError
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.loader import Loader
-from itmkit.files import write_text
+from itmkit.files import user_path, write_text
 
 
 def extract_features(
@@ -41,7 +41,8 @@ def extract_features(
     """Write the features of every image of a split, in the layout of SCAN.
 
     :class:`~itmkit.data.PrecompDataset` reads the folder, and so does
-    :class:`~itmkit.data.KarpathyDataset` as its ``features``. Stopped at any point, the same call
+    :class:`~itmkit.data.KarpathyDataset` as its ``features``; no captions are written of a dataset
+    that has none. Stopped at any point, the same call
     goes on behind the last whole batch; the files get their names only when all is done.
 
     Args:
@@ -69,7 +70,7 @@ def extract_features(
         raise InputError(f"batch_size is {batch_size}; expected 1 or more")
     if dtype not in ("float16", "float32"):
         raise InputError(f"dtype is {dtype!r}; expected 'float16' or 'float32'")
-    folder = Path(output)
+    folder = user_path(output)
     target = folder / f"{dataset.split}_ims.npy"
     part = folder / f"{dataset.split}_ims.npy.part"
     notes = folder / f"{dataset.split}_features.json"
@@ -142,7 +143,7 @@ def extract_features(
         backbone.train(training)
 
     _write_captions(dataset, folder)
-    _write(notes, json.dumps(settings, indent=2) + "\n")
+    _write(notes, json.dumps({**settings, "captions": len(dataset.captions)}, indent=2) + "\n")
     os.replace(part, target)
     state.unlink(missing_ok=True)
     return target
@@ -215,10 +216,12 @@ def _check_settings(
 
 
 def _write_captions(dataset: ImageTextDataset, folder: Path) -> None:
+    _write(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
+    if not dataset.captions:
+        return
     groups = [dataset.captions_of(row) for row in range(len(dataset))]
     captions = [" ".join(dataset.captions[i].split()) for group in groups for i in group]
     _write(folder / f"{dataset.split}_caps.txt", "".join(f"{line}\n" for line in captions))
-    _write(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
     if Counter(map(len, groups)).keys() != {5}:
         rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(groups))
         _write(folder / f"{dataset.split}_cap_images.txt", rows)

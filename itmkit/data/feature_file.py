@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
+from collections import Counter
 from collections.abc import Sequence
 from itertools import compress
 from mmap import ALLOCATIONGRANULARITY, MADV_WILLNEED, PAGESIZE, mmap
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.data.dataset import BadSampleError
+from itmkit.files import read_json, read_text, user_path
 
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -34,7 +35,7 @@ class FeatureFile:
     """
 
     def __init__(self, path: str | Path, *, max_regions: int | None = None) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.max_regions = max_regions
         self._array: np.memmap[Any, Any] | None = None
         self._stamp = _stamp(self.path)
@@ -152,16 +153,51 @@ def read_lines(path: Path) -> list[str]:
         FileNotFoundError: if there is no such file.
         InputError: if it is not UTF-8.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}") from error
-    lines = text.split("\n")  # and not str.splitlines: a caption may contain rarer separators
-    if lines[-1] == "":
-        lines.pop()
-    return [line.strip() for line in lines]
+    # not str.splitlines: a caption may contain rarer separators
+    lines = read_text(path).removesuffix("\n").split("\n")
+    return [line.strip() for line in lines] if lines != [""] else []
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of a ``{split}_ids.txt``, a line each; empty lines at its end are none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is not UTF-8, or a line is empty.
+    """
+    names = read_lines(path)
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise InputError(f"{path} has an empty line {names.index('') + 1}; expected a name")
+    return names
+
+
+def check_unique(names: Sequence[str], path: Path) -> None:
+    """Refuse names of which one is there twice.
+
+    Raises:
+        InputError: with the file and the name.
+    """
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path} names {name!r} {times} times; expected each image once a split")
+
+
+def open_split(folder: Path, split: str, *, max_regions: int | None = None) -> FeatureFile:
+    """The features of a split in a folder in the layout of SCAN.
+
+    Raises:
+        FileNotFoundError: if there are none; the message lists the splits that there are.
+        InputError: as of :class:`FeatureFile`.
+    """
+    path = folder / f"{split}_ims.npy"
+    if not path.exists() and folder.is_dir():
+        ending = path.name.removeprefix(split)
+        found = sorted(file.name.removesuffix(ending) for file in folder.glob(f"*{ending}"))
+        there = f"the splits {', '.join(found)}" if found else "no split"
+        raise FileNotFoundError(f"{path} is missing; {folder} holds {there}")
+    return FeatureFile(path, max_regions=max_regions)
 
 
 def read_grid(path: Path) -> tuple[int, int] | None:
@@ -173,7 +209,7 @@ def read_grid(path: Path) -> tuple[int, int] | None:
     if not path.exists():
         return None
     try:
-        grid = json.loads(path.read_text(encoding="utf-8"))["grid"]
+        grid = read_json(path)["grid"]
         if not grid:
             return None
         height, width = map(operator.index, grid)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections import Counter
+import unicodedata
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
@@ -19,8 +18,16 @@ from torch import Tensor
 from itmkit.checks import InputError, did_you_mean
 from itmkit.data.batch import Images
 from itmkit.data.dataset import ImageTextDataset, Regions
-from itmkit.data.feature_file import FeatureFile, grid_boxes, read_grid, read_lines
-from itmkit.data.photo import check_inside, check_name, find_photo, read_photo
+from itmkit.data.feature_file import (
+    FeatureFile,
+    check_unique,
+    grid_boxes,
+    open_split,
+    read_grid,
+    read_names,
+)
+from itmkit.data.photo import check_inside, check_name, find_photo, photo_names, read_photo
+from itmkit.files import check_folder, read_json, user_path
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,8 +41,9 @@ class KarpathyDataset(ImageTextDataset):
     Serves pixels, or with ``features`` what ``itmkit extract`` made of them.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        annotations: the JSON file.
+        split: ``"train"``, ``"val"``, ``"test"``, or another split of the JSON file.
+        annotations: the JSON file; where None, all photos in ``images`` and the folders inside it
+            are the split, in the order of their names, without captions.
         images: folder of the photos; COCO's ``filepath`` is a folder inside it.
         features: folder with the extracted features of the split, used instead of the photos.
         image_size: side of the square image in pixels.
@@ -51,6 +59,8 @@ class KarpathyDataset(ImageTextDataset):
         max_pixels: most pixels of a photo, before and after scaling; larger ones are not decoded.
         follow_links: whether a link inside ``images`` may lead out of it.
         check_images: whether a missing photo is an error at once, and not only when it is read.
+        require_captions: whether a split without any caption is an error; photos without captions
+            can be encoded, and their features extracted.
 
     Raises:
         FileNotFoundError: if the JSON file, a folder or a photo is missing.
@@ -61,7 +71,7 @@ class KarpathyDataset(ImageTextDataset):
     def __init__(
         self,
         split: str,
-        annotations: str | Path,
+        annotations: str | Path | None,
         images: str | Path | None = None,
         *,
         features: str | Path | None = None,
@@ -76,6 +86,7 @@ class KarpathyDataset(ImageTextDataset):
         max_pixels: int = 100_000_000,
         follow_links: bool = False,
         check_images: bool = True,
+        require_captions: bool = True,
     ) -> None:
         if images is None and features is None:
             raise InputError("images and features are both None; expected one of them")
@@ -90,21 +101,25 @@ class KarpathyDataset(ImageTextDataset):
             )
         if not all(std):
             raise InputError(f"std is {std}; expected no zero")
-        splits = {split, "restval"} if split == "train" and use_restval else {split}
-        path = Path(annotations)
-        names, captions, caption_images = _read_split(path, splits, max_captions)
-        super().__init__(split, names, captions, caption_images)
+        if annotations is not None:
+            splits = {split, "restval"} if split == "train" and use_restval else {split}
+            path = user_path(annotations)
+            names, captions, rows = _read_split(path, splits, max_captions, require_captions)
+            super().__init__(split, names, captions or None, rows)
+        elif images is not None:
+            super().__init__(split, photo_names(user_path(images), follow_links), None)
+        else:
+            raise InputError("annotations and images are both None; expected one of them")
         self.image_size = image_size
         self._features: FeatureFile | None = None
         augment = features is None and train_augment and split == "train"
         self.augments = augment
         if features is not None:
-            self._open_features(Path(features))
+            self._open_features(user_path(features))
             return
         assert images is not None
-        self.folder = Path(images)
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"images={str(self.folder)!r} is not a folder")
+        self.folder = user_path(images)
+        check_folder("images", self.folder)
         self.max_pixels = max_pixels
         self.follow_links = follow_links
         if check_images:
@@ -194,42 +209,47 @@ class KarpathyDataset(ImageTextDataset):
             )
 
     def _open_features(self, folder: Path) -> None:
-        self._features = FeatureFile(folder / f"{self.split}_ims.npy")
+        check_folder("features", folder)
+        self._features = open_split(folder, self.split)
         path = folder / f"{self.split}_ids.txt"
-        stored = {name: row for row, name in enumerate(read_lines(path))}
-        if len(stored) != len(self._features):
+        found = [_plain(name) for name in read_names(path)]
+        if len(found) != len(self._features):
             raise InputError(
-                f"{path} has {len(stored)} names; expected {len(self._features)}, one for every "
+                f"{path} has {len(found)} names; expected {len(self._features)}, one for every "
                 f"row of {self._features.path.name}"
             )
-        missing = [name for name in self.names if name not in stored]
+        check_unique(found, path)
+        stored = {name: row for row, name in enumerate(found)}
+        missing = [name for name in self.names if _plain(name) not in stored]
         if missing:
             raise InputError(
                 f"{path} lacks {missing[0]!r}, in all {len(missing)} of the {len(self)} images of "
                 f"the split {self.split!r}"
             )
-        self._feature_rows = [stored[name] for name in self.names]
+        self._feature_rows = [stored[_plain(name)] for name in self.names]
         grid = read_grid(folder / f"{self.split}_features.json")
         fits = grid is not None and grid[0] * grid[1] == self._features.shape[1]
         self._boxes = grid_boxes(*grid) if grid is not None and fits else None
 
 
 def _read_split(
-    path: Path, splits: set[str], max_captions: int | None
+    path: Path, splits: set[str], max_captions: int | None, require_captions: bool
 ) -> tuple[list[str], list[str], list[int]]:
     if not path.is_file():
         raise FileNotFoundError(f"annotations={str(path)!r} is not a file")
-    entry: Any = None
+    content = read_json(path)
+    where = ""
     names: list[str] = []
     groups: list[list[str]] = []
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["images"]
-        for entry in entries:
+        entries = content["images"]
+        for row, entry in enumerate(entries):
+            where = f" in {repr(entry)[:80]}, images[{row}]"
             if entry["split"] in splits:
                 names.append(_name(entry))
-                groups.append([_text(sentence) for sentence in entry["sentences"]])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        where = "" if entry is None else f" in {repr(entry)[:80]}"
+                sentences = entry["sentences"] if require_captions else entry.get("sentences", ())
+                groups.append([_text(sentence) for sentence in sentences][:max_captions])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not in Karpathy's form ({error!r}{where}); expected images[] with "
             "filename, split and sentences[]"
@@ -238,19 +258,18 @@ def _read_split(
     if not names:
         there = sorted({entry["split"] for entry in entries}, key=str)
         raise InputError(f"{path} has no image of the split {wanted!r}; it has {there}")
-    if not any(group[:max_captions] for group in groups):
+    if require_captions and not any(groups):
         raise InputError(f"{path} has no caption in the split {wanted!r}")
     for name in names:
         check_name(name, path)
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path} names {name!r} {times} times; expected each image once a split")
-    captions: list[str] = []
-    rows: list[int] = []
-    for row, group in enumerate(groups):
-        captions += group[:max_captions]
-        rows += [row] * len(group[:max_captions])
-    return names, captions, rows
+    check_unique(names, path)
+    captions = [caption for group in groups for caption in group]
+    return names, captions, [row for row, group in enumerate(groups) for _ in group]
+
+
+def _plain(name: str) -> str:
+    """A name as names are compared: without white space around it, accents as one character."""
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def _name(entry: dict[str, Any]) -> str:

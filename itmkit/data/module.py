@@ -31,7 +31,7 @@ from itmkit.data.order import EpochOrder, mixed_seed
 from itmkit.data.tokenizer import Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
-from itmkit.files import write_text
+from itmkit.files import user_path, write_text
 
 MOST_UNKNOWN = 0.2  # share of the tokens of a split, above which a warning is due
 
@@ -183,7 +183,7 @@ class ImageTextData(LightningDataModule):
         skips = {key: skip for found in everyone for key, skip in found.items()}
         if folder is None or not skips or rank() != 0:
             return None
-        path = Path(folder) / "skipped.json"
+        path = user_path(folder) / "skipped.json"
         content = [skips[key]._asdict() for key in sorted(skips)]
         write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         return path
@@ -211,8 +211,8 @@ class ImageTextData(LightningDataModule):
             None: [self.train_split, self.val_split, self.test_split],
         }
         for name in needed[stage]:
-            if name is not None:
-                self.split(name)
+            if name is not None and not self.split(name).captions and stage != "predict":
+                raise InputError(f"split {name!r} has no captions; expected at least one")
 
     def train_dataloader(self) -> TrainingLoader:
         """One row a caption, in an order of its own every epoch; the last rows may be left out."""

@@ -15,16 +15,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from itmkit.checks import InputError
 from itmkit.data.dataset import BadSampleError
+from itmkit.files import check_folder
 
 #: What Pillow may decode; all else is refused, above all EPS, for which it starts Ghostscript.
 #: AVIF and HEIF are decoded where there is a decoder.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 #: Endings, in lower case, of the names of photos in a folder without annotations.
-SUFFIXES = frozenset(
+SUFFIXES = (
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff .avif .heic "
-    ".heif .hif".split()
-)
+    ".heif .hif"
+).split()
 
 _NOT_OF_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -79,6 +80,32 @@ def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
                 f"cannot identify its format; expected {', '.join(FORMATS)}, AVIF or HEIC"
             )
         raise BadSampleError(f"{path} is not a readable image: {error}") from error
+
+
+def photo_names(folder: Path, follow_links: bool) -> list[str]:
+    """The photos in a folder and the folders inside it, by the endings of their names, sorted.
+
+    Hidden files and folders are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        InputError: if it has no photo, or one with a name that a line of text cannot hold.
+    """
+    check_folder("images", folder)
+    names = []
+    for parent, folders, files in os.walk(folder, followlinks=follow_links):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(parent).relative_to(folder)
+        names += [
+            (inside / name).as_posix()
+            for name in files
+            if not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
+        ]
+    if not names:
+        raise InputError(f"images={str(folder)!r} has no photo; expected {' '.join(SUFFIXES)}")
+    for name in names:
+        check_name(name, folder)
+    return sorted(names)
 
 
 def find_photo(folder: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +13,17 @@ from torch import Tensor
 from itmkit.checks import InputError
 from itmkit.data.batch import Images
 from itmkit.data.dataset import ImageTextDataset, Regions
-from itmkit.data.feature_file import FeatureFile, grid_boxes, open_array, read_grid, read_lines
+from itmkit.data.feature_file import (
+    FeatureFile,
+    check_unique,
+    grid_boxes,
+    open_array,
+    open_split,
+    read_grid,
+    read_lines,
+    read_names,
+)
+from itmkit.files import check_folder, read_json, user_path
 
 
 class PrecompDataset(ImageTextDataset):
@@ -21,7 +31,8 @@ class PrecompDataset(ImageTextDataset):
 
     ===========================  ==================================================================
     ``{split}_ims.npy``          features ``(n, N, D)``, float16 or float32; never loaded whole
-    ``{split}_caps.txt``         UTF-8, a caption a line; five for every image, in their order
+    ``{split}_caps.txt``         UTF-8, a caption a line; five for every image, in their order.
+                                 ``itmkit extract`` writes none for images without captions
     ``{split}_ids.txt``          optional: a name a line, one for every image (or row)
     ``{split}_boxes.npy``        optional: ``(n, N, 4)`` corners x1, y1, x2, y2 in [0, 1] or pixels
     ``{split}_img_sizes.npy``    optional: ``(n, 2)`` width and height; boxes are then in pixels
@@ -41,7 +52,8 @@ class PrecompDataset(ImageTextDataset):
         max_regions: how many regions of an image are used, the first ones; all where None.
 
     Raises:
-        FileNotFoundError: if the features or the captions are missing.
+        FileNotFoundError: if the features or the captions are missing; the message lists the splits
+            that the folder has.
         InputError: if a file is of the wrong form, or the files do not fit each other.
     """
 
@@ -50,20 +62,22 @@ class PrecompDataset(ImageTextDataset):
     def __init__(self, split: str, root: str | Path, *, max_regions: int | None = None) -> None:
         if max_regions is not None and max_regions < 1:
             raise InputError(f"max_regions is {max_regions}; expected 1 or more, or None")
-        folder = Path(root)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"root={str(folder)!r} is not a folder")
+        folder = user_path(root)
+        check_folder("root", folder)
         self.max_regions = max_regions
-        self._features = FeatureFile(folder / f"{split}_ims.npy", max_regions=max_regions)
+        self._features = open_split(folder, split, max_regions=max_regions)
         rows = len(self._features)
         if rows == 0:
             raise InputError(f"{self._features.path} has no images: the split {split!r} is empty")
         path = folder / f"{split}_caps.txt"
-        captions = read_lines(path)
         assigned = folder / f"{split}_cap_images.txt"
         self._every = 1
-        if assigned.exists():
-            caption_images = _read_rows(assigned, len(captions))
+        counts = [len(read_names(assigned))] if assigned.exists() else [rows, 5 * rows]
+        captions = _read_captions(path, folder / f"{split}_features.json", counts)
+        if captions is None:
+            caption_images = torch.tensor([], dtype=torch.int64)
+        elif assigned.exists():
+            caption_images = _read_rows(assigned, len(captions), rows)
         elif len(captions) == 5 * rows:
             caption_images = torch.arange(rows).repeat_interleave(5)
         elif len(captions) != rows:
@@ -136,14 +150,21 @@ class PrecompDataset(ImageTextDataset):
         sizes_path = folder / f"{self.split}_img_sizes.npy"
         if sizes_path.exists():
             boxes /= _read_array(sizes_path, (rows, 2), self._every).repeat(1, 2)[:, None, :]
-        if not bool(((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).all()):
+        outside = ~((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).flatten(1).all(1)
+        if bool(outside.any()):
             of = f"divided by {sizes_path.name}" if sizes_path.exists() else "as they are"
             raise InputError(
-                f"{path} goes from {boxes.min():g} to {boxes.max():g} ({of}); expected [0, 1]: "
-                f"boxes in pixels need {sizes_path.name} with (width, height) of every image"
+                f"{path} goes from {boxes.min():g} to {boxes.max():g} ({of}); expected [0, 1], "
+                f"but not so in row {int(outside.long().argmax())}: boxes in pixels need "
+                f"{sizes_path.name} with (width, height) of every image"
             )
-        if not bool((boxes[..., 2:] >= boxes[..., :2]).all()):
-            raise InputError(f"{path} has a box with x2 < x1 or y2 < y1; expected x1, y1, x2, y2")
+        turned = (boxes[..., 2:] < boxes[..., :2]).any(-1)
+        if bool(turned.any()):
+            row, region = turned.nonzero()[0].tolist()
+            raise InputError(
+                f"{path} has a box with x2 < x1 or y2 < y1, {boxes[row, region].tolist()} in row "
+                f"{row}; expected x1, y1, x2, y2"
+            )
         return boxes.clamp(0, 1)
 
 
@@ -158,28 +179,43 @@ def _five_times(features: FeatureFile) -> bool:
     )
 
 
+def _read_captions(path: Path, notes: Path, counts: list[int]) -> list[str] | None:
+    """The captions, without empty lines at the end that are too many; None where noted so."""
+    if not path.exists() and notes.exists():
+        found = read_json(notes)
+        if isinstance(found, dict) and found.get("captions") == 0:
+            return None
+    captions = [re.sub("[ \t\r]+", " ", line) for line in read_lines(path)]
+    while captions and not captions[-1] and len(captions) not in counts:
+        captions.pop()
+    return captions
+
+
 def _read_names(path: Path, count: int) -> list[str]:
     if not path.exists():
         return [str(row) for row in range(count)]
-    names = read_lines(path)
+    names = read_names(path)
     if len(names) == 5 * count:
         names = names[::5]
     if len(names) != count:
         raise InputError(f"{path} has {len(names)} lines; expected {count}, one for every image")
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path} has {name!r} {times} times; expected each image once")
+    check_unique(names, path)
     return names
 
 
-def _read_rows(path: Path, captions: int) -> Tensor:
-    lines = read_lines(path)
+def _read_rows(path: Path, captions: int, images: int) -> Tensor:
+    lines = read_names(path)
     if len(lines) != captions:
         raise InputError(f"{path} has {len(lines)} lines; expected {captions}, one a caption")
-    try:
-        return torch.tensor([int(line) for line in lines])
-    except (ValueError, OverflowError, RuntimeError) as error:  # the last ones: too large
-        raise InputError(f"{path} has a line that is no row number: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not (line.isdecimal() and len(line) < 10 and int(line) < images):
+            raise InputError(
+                f"{path} has a line that is no row number: line {number} is {line[:40]!r}; "
+                f"expected the row of an image, 0 … {images - 1}"
+            )
+        found.append(int(line))
+    return torch.tensor(found)
 
 
 def _read_array(path: Path, shape: tuple[int, ...], every: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from itmkit.checks import InputError
 from itmkit.data.batch import Texts
 from itmkit.data.vocabulary import Vocabulary, split_words
+from itmkit.files import user_path
 
 
 class Caption(NamedTuple):
@@ -113,7 +114,7 @@ class TransformersTokenizer(Tokenizer):
 
         if max_length < 3:
             raise InputError(f"max_length is {max_length}; expected 3 or more")
-        self.name_or_path = str(name_or_path)
+        self.name_or_path = str(user_path(name_or_path))
         self.max_length = max_length
         tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
         if not tokenizer.is_fast:

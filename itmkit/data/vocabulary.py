@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itmkit.checks import InputError
-from itmkit.files import write_text
+from itmkit.files import read_json, user_path, write_text
 
 PAD, START, END, UNKNOWN, MASK = "<pad>", "<start>", "<end>", "<unk>", "[MASK]"
 RESERVED = (PAD, START, END, UNKNOWN, MASK)
@@ -125,10 +125,7 @@ class Vocabulary:
         Raises:
             InputError: if the file is neither.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
+        content = read_json(path)
         try:
             return cls(_words_of(content))
         except ValueError as error:
@@ -137,7 +134,7 @@ class Vocabulary:
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as JSON, all of it or nothing."""
         text = json.dumps({"words": self.words}, ensure_ascii=False, indent=0)
-        write_text(path, text + "\n")
+        write_text(user_path(path), text + "\n")
 
     def __len__(self) -> int:
         return len(self.words)

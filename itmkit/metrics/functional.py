@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.metrics.ranks import check_finite, matching_pairs, ranks_by_tile
+from itmkit.metrics.ranks import check_finite, has_match, matching_pairs, ranks_by_tile
 
 _TILE_ELEMENTS = 1 << 21
 _LEVELS = (1, 5, 10)
@@ -46,10 +46,10 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
     _check_scores(scores)
     _check_bool(relevant, scores.shape, "relevant")
     pairs = relevant.nonzero()
-    alone = _without_match(pairs[:, 1 - dim], scores.shape[1 - dim])
-    if alone is not None:
+    matched = has_match(pairs[:, 1 - dim], scores.shape[1 - dim])
+    if not matched.all():
         side = "column" if dim == 0 else "row"
-        raise InputError(f"{side} {alone} of relevant has no match")
+        raise InputError(f"{side} {int(matched.long().argmin())} of relevant has no match")
     return _matrix_ranks(scores, pairs)[1 - dim]
 
 
@@ -57,7 +57,7 @@ def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
     """Summarise 0-based ranks as recall, median and mean rank, and the sum of the recalls.
 
     Args:
-        i2t_ranks: ``(n,)`` rank of each image's best caption.
+        i2t_ranks: ``(n,)`` rank of the best caption of each image that has one.
         t2i_ranks: ``(m,)`` rank of each caption's best image.
 
     Returns:
@@ -102,7 +102,8 @@ def cross_modal_recall(
     """Recall at 1, 5 and 10 in both directions, with any number of captions an image.
 
     A query is found at ``k`` when fewer than ``k`` non-matching items score at least as high as its
-    best match, so ties count against it.
+    best match, so ties count against it. An image without captions is searched but no query: it
+    can stand before the image of a caption, and does not count in ``i2t``.
 
     Args:
         scores: ``(n, m)`` floating point, images × captions, higher is a better match.
@@ -114,8 +115,8 @@ def cross_modal_recall(
         The dictionary of :func:`recall_from_ranks`.
 
     Raises:
-        InputError: a wrong shape or dtype, a score that is not finite, or an image or caption
-            without a match; the message says which.
+        InputError: a wrong shape or dtype, a score that is not finite, or a caption without a
+            match; the message says which.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.8, 0.3, 0.2], [0.4, 0.1, 0.7, 0.3]])
@@ -126,7 +127,9 @@ def cross_modal_recall(
     """
     _check_scores(scores)
     pairs = relevant_pairs(image_ids, text_image_ids, relevance, tuple(scores.shape))
-    return recall_from_ranks(*_matrix_ranks(scores, pairs))
+    i2t, t2i = _matrix_ranks(scores, pairs)
+    queries = has_match(pairs[:, 0], len(i2t))
+    return recall_from_ranks(i2t[queries.to(i2t.device)], t2i)
 
 
 def five_fold_recall(
@@ -187,7 +190,7 @@ def relevant_pairs(
         ``(p, 2)`` int64.
 
     Raises:
-        InputError: a wrong shape or dtype, or an image or caption without a match.
+        InputError: a wrong shape or dtype, no captions, or a caption without a match.
     """
     sides = (("image_ids", image_ids), ("text_image_ids", text_image_ids))
     for (name, ids), size in zip(sides, shape, strict=True):
@@ -200,10 +203,14 @@ def relevant_pairs(
     else:
         _check_bool(relevance, shape, "relevance")
         pairs = relevance.nonzero()
-    for side, (_, ids), rows in zip(("image", "caption"), sides, pairs.unbind(1), strict=True):
-        row = _without_match(rows, len(ids))
-        if row is not None:
-            raise InputError(f"{side} {row} (image id {int(ids[row])}) has no match in scores")
+    if shape[1] == 0:
+        raise InputError("there are no captions; expected at least one")
+    matched = has_match(pairs[:, 1], shape[1])
+    if not matched.all():
+        row = int(matched.long().argmin())
+        raise InputError(
+            f"caption {row} (image id {int(text_image_ids[row])}) has no match in scores"
+        )
     return pairs
 
 
@@ -225,12 +232,6 @@ def _matrix_ranks(scores: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     tile = max(1, _TILE_ELEMENTS // m), min(m, _TILE_ELEMENTS)
     ranks = ranks_by_tile(part, (n, m), pairs, tile)
     return ranks[::-1] if turned else ranks
-
-
-def _without_match(rows: Tensor, count: int) -> int | None:
-    """The first of ``count`` rows that is not there."""
-    alone = (rows.bincount(minlength=count) == 0).nonzero()
-    return int(alone[0]) if len(alone) else None
 
 
 def _check_scores(scores: Tensor) -> None:

@@ -43,7 +43,8 @@ def ranks_by_tile(
             processes; all call this alike, and get the same ranks.
 
     Returns:
-        int64 ranks ``(n,)`` and ``(m,)`` on the device of the scores.
+        int64 ranks ``(n,)`` and ``(m,)`` on the device of the scores; those of rows and columns
+        without a match mean nothing.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.1, 0.9], [0.2, 0.8, 0.1]])
@@ -111,6 +112,19 @@ def matching_pairs(row_ids: Tensor, column_ids: Tensor) -> Tensor:
     rows = torch.arange(len(row_ids), device=row_ids.device).repeat_interleave(count)
     place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
     return torch.stack([rows, order[start[rows] + place]], 1)
+
+
+def has_match(rows: Tensor, count: int) -> Tensor:
+    """Which of ``count`` rows are among those of the pairs that match; the others are no queries.
+
+    Returns:
+        ``(count,)`` bool.
+
+    Example:
+        >>> has_match(torch.tensor([0, 2, 2]), 4).tolist()
+        [True, False, True, False]
+    """
+    return rows.bincount(minlength=count) > 0
 
 
 def near_diagonal(pairs: Tensor, columns: int) -> tuple[Tensor, Tensor]:

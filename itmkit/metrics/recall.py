@@ -17,7 +17,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from itmkit.checks import InputError
 from itmkit.metrics.functional import recall_from_ranks
-from itmkit.metrics.ranks import matching_pairs, near_diagonal, ranks_by_tile
+from itmkit.metrics.ranks import has_match, matching_pairs, near_diagonal, ranks_by_tile
 
 _TILE = 512
 
@@ -32,7 +32,8 @@ class CrossModalRecall(Metric):
     Each sample counts once, however often a sampler repeated it to fill a batch or a process. An
     image is known by its id, a caption by ``text_ids``. Without ``text_ids`` an update that brings
     an image again is taken to bring all of that image's captions again; give ``text_ids`` where the
-    captions of one image are spread over several updates.
+    captions of one image are spread over several updates. An image without captions is searched
+    but no query.
 
     Shape:
         ``update``: image ``(n, D)``, text ``(m, D)``, image_ids ``(n,)``, text_image_ids ``(m,)``,
@@ -41,7 +42,7 @@ class CrossModalRecall(Metric):
 
     Raises:
         InputError: shapes or dtypes that do not fit, negative ``text_ids``; in ``compute`` an
-            embedding that is not finite, an image or caption without a match, no data, or repeated
+            embedding that is not finite, a caption without its image, no data, or repeated
             captions that cannot be told from new ones.
 
     Example:
@@ -141,7 +142,8 @@ class CrossModalRecall(Metric):
             return (image[r] @ captions(c.start, c.stop).T).float()
 
         shape = len(rows), len(columns)
-        result = recall_from_ranks(*ranks_by_tile(cosine, shape, pairs, (_TILE, _TILE)))
+        i2t, t2i = ranks_by_tile(cosine, shape, pairs, (_TILE, _TILE))
+        result = recall_from_ranks(i2t[has_match(pairs[:, 0], len(rows))], t2i)
         return {
             key: torch.tensor(value, dtype=torch.float32, device=self.device)
             for key, value in result.items()
@@ -276,9 +278,6 @@ def _check_matches(image_ids: Tensor, text_image_ids: Tensor) -> None:
         raise InputError(
             f"compute needs images and captions, got {len(image_ids)} and {len(text_image_ids)}"
         )
-    alone = image_ids[~torch.isin(image_ids, text_image_ids)]
-    if len(alone):
-        raise InputError(f"image id {int(alone[0])} has no caption")
     alone = text_image_ids[~torch.isin(text_image_ids, image_ids)]
     if len(alone):
         raise InputError(f"a caption belongs to image id {int(alone[0])}, which did not come")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from itmkit.checks import InputError
+from itmkit.files import user_path
 from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_ids
 
@@ -67,7 +68,7 @@ class BiGRU(nn.Module):
         self.dim = dim
         self.embedding = nn.Embedding(vocab_size, embed_dim)
         if word_vectors is not None:
-            self._load_vectors(Path(word_vectors))
+            self._load_vectors(user_path(word_vectors))
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(embed_dim, dim, num_layers, batch_first=True, bidirectional=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.files import read_json, user_path
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.functional import check_ids
 from itmkit.nn.weights import freeze_unused
@@ -159,11 +159,11 @@ def _build(name_or_path: str | Path | None, config: dict[str, Any] | str | Path 
 
     if name_or_path is not None:
         model = AutoModel.from_pretrained(
-            str(name_or_path), dtype=torch.float32, trust_remote_code=False
+            str(user_path(name_or_path)), dtype=torch.float32, trust_remote_code=False
         )
     else:
         if isinstance(config, (str, Path)):
-            config = json.loads(Path(config).read_text(encoding="utf-8"))
+            config = read_json(config)
         if not isinstance(config, dict) or "model_type" not in config:
             raise InputError(f"config must be a mapping with a model_type, got {config!r}")
         if config["model_type"] not in CONFIG_MAPPING:

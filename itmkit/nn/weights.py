@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.files import user_path
 
 
 def load_weights(module: nn.Module, path: str | Path, *, by_order: bool = False) -> None:
@@ -32,7 +33,7 @@ def load_weights(module: nn.Module, path: str | Path, *, by_order: bool = False)
         >>> torch.equal(source.weight, target.weight)
         True
     """
-    path = Path(path)
+    path = user_path(path)
     tensors = _read(path)
     own = module.state_dict()
     if by_order:

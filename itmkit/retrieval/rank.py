@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itmkit.distributed import gather, rank, world_size
 from itmkit.metrics.functional import recall_from_ranks, relevant_pairs
-from itmkit.metrics.ranks import check_finite, near_diagonal, ranks_by_tile
+from itmkit.metrics.ranks import check_finite, has_match, near_diagonal, ranks_by_tile
 from itmkit.retrieval.candidates import Best, Candidates
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
@@ -37,6 +37,7 @@ def evaluate(
     A rank is the number of non-matching items in front of or level with the best match. A match
     whose global score is level with that of an item left out of the candidates is among them for
     its place in the gallery only (of level items the first are taken), and keeps its global rank.
+    An image without captions is searched but no query.
 
     The scores are never stored whole: blocks are counted and dropped, but for those that hold a
     match. With ids, about ``(n + m) · chunk_size`` scores are kept at most. Scores are compared and
@@ -55,8 +56,8 @@ def evaluate(
         The dictionary of :func:`itmkit.metrics.functional.recall_from_ranks`.
 
     Raises:
-        ValueError: an argument out of its range, a score that is not finite, or an image or caption
-            without a match.
+        ValueError: an argument out of its range, a score that is not finite, or a caption without
+            a match.
     """
     top_k, weight = second_stage(matcher, top_k, weight)
     check_at_least("chunk_size", chunk_size, 1)
@@ -90,8 +91,9 @@ def evaluate(
             score, (n, m), ordered_matches, (chunk_size, chunk_size), shared=shared
         )
     t2i = torch.empty_like(ordered_t2i).index_copy_(0, order.to(i2t.device), ordered_t2i)
+    queries = has_match(matches[:, 0], n).to(i2t.device)
     if top_k == 0:
-        return recall_from_ranks(i2t, t2i)
+        return recall_from_ranks(i2t[queries], t2i)
 
     if shared:
         for_images.share()
@@ -113,10 +115,9 @@ def evaluate(
         second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
     match = torch.isin(keys, matches[:, 0] * m + matches[:, 1])
     for_captions, for_photos = places.split([captions.rows.numel(), photos.rows.numel()])
-    return recall_from_ranks(
-        _reranked(captions, second[for_captions], match[for_captions], weight, i2t),
-        _reranked(photos, second[for_photos], match[for_photos], weight, t2i),
-    )
+    i2t = _reranked(captions, second[for_captions], match[for_captions], weight, i2t)
+    t2i = _reranked(photos, second[for_photos], match[for_photos], weight, t2i)
+    return recall_from_ranks(i2t[queries.to(i2t.device)], t2i)
 
 
 def _reranked(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.files import write_text
+from itmkit.files import user_path, write_text
 
 _COLUMNS = (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("medr", "medR"))
 _SIDES = (("i2t", "image to text"), ("t2i", "text to image"))
@@ -82,7 +81,7 @@ def write_metrics(
         ...     json.loads(Path(f"{folder}/metrics.json").read_text())
         {'val/rsum': 523.8, 'test/rsum': 520.1}
     """
-    path = Path(path)
+    path = user_path(path)
     if not stage:
         raise InputError(f"stage must be a name, got {stage!r}")
     content: dict[str, float] = {}

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from itmkit.checks import constructor_errors
 from itmkit.data.module import ImageTextData
+from itmkit.files import user_path
 from itmkit.systems.matcher import Matcher
 
 
@@ -31,7 +32,7 @@ def load_run(
         FileNotFoundError: no such folder or checkpoint, or a file that the configuration names.
         ValueError: the checkpoint is of another system than the configuration.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(Matcher, "model", subclass_mode=True)

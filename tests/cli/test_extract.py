@@ -58,6 +58,28 @@ def test_links_and_large_photos_are_refused_unless_allowed(
     assert np.load(photos / "features/val_ims.npy").shape[0] == 3
 
 
+def test_photos_of_a_folder_without_annotations(photos: Path) -> None:
+    (photos / "images/2.jpg").rename(photos / "images/b.JPEG")
+    options = ["--model=test_resnet", "--image_size=32", f"--checkpoint={photos / 'weights.pt'}"]
+    folders = [f"--images={photos / 'images'}", f"--output={photos / 'features'}"]
+    main(["extract", *folders, "--split=mine", *options])
+    names = (photos / "features/mine_ids.txt").read_text().split()
+    assert names == ["0.jpg", "1.jpg", "b.JPEG"]
+    assert np.load(photos / "features/mine_ims.npy").shape[0] == 3
+    assert not (photos / "features/mine_caps.txt").exists()
+
+
+def test_annotations_without_captions(photos: Path) -> None:
+    content = json.loads((photos / "data.json").read_text())
+    for entry in content["images"]:
+        del entry["sentences"]
+        entry["split"] = "gallery"
+    (photos / "data.json").write_text(json.dumps(content))
+    extract(photos, f"--checkpoint={photos / 'weights.pt'}", "--split=gallery")
+    assert (photos / "features/gallery_ids.txt").read_text().split() == ["0.jpg", "1.jpg", "2.jpg"]
+    assert not (photos / "features/gallery_caps.txt").exists()
+
+
 def test_normalisation_can_be_chosen(photos: Path) -> None:
     weights = f"--checkpoint={photos / 'weights.pt'}"
     extract(photos, weights)
@@ -74,7 +96,8 @@ def test_normalisation_can_be_chosen(photos: Path) -> None:
         (["--checkpoint=nowhere.pt"], "nowhere.pt"),
         (["--pretrained=true", "--split=test"], "no image of the split 'test'"),
         (["--pretrained=true", "--annotations=nowhere.json"], "nowhere.json"),
-        (["--split=dev"], "split"),
+        (["--pretrained=true", "--split=dev"], "no image of the split 'dev'; it has ['val']"),
+        (["--pretrained=true", "--split=a/b"], "split is 'a/b'; expected a name for files"),
         (["--modle=x"], "unrecognized arguments: --modle=x"),
     ],
 )

@@ -322,3 +322,14 @@ def test_error_no_checkpoint(kind: str, capsys: pytest.CaptureFixture[str]) -> N
         torch.save({"state_dict": {}, "system": Path}, path)
     line = refused(capsys, "fit", "--config", "tiny.yaml", "--ckpt_path", "some.ckpt")
     assert line.startswith("ckpt_path 'some.ckpt' is not a ")
+
+
+def test_home_folder_in_paths(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_folder / "home"))
+    (tiny_folder / "home").mkdir()
+    options = ["--config", "tiny.yaml", "--trainer.default_root_dir=~/mine", "--name=tiny"]
+    main(["fit", *options])
+    checkpoint = "mine/tiny/latest/checkpoints/last.ckpt"
+    assert (tiny_folder / "home" / checkpoint).is_file()
+    main(["test", *options, f"--ckpt_path=~/{checkpoint}"])
+    assert sorted(path.name for path in tiny_folder.iterdir()) == ["home", "tiny.yaml"]

@@ -50,6 +50,14 @@ def test_images_are_read_together_or_one_by_one() -> None:
     assert first(Other) == [-2, 0]  # a subclass that gives other images is asked for them
 
 
+def test_images_without_captions() -> None:
+    none = Blank("val", ["a", "b"], None)
+    assert (len(none), none.captions, none.captions_of(1)) == (2, [], [])
+    with pytest.warns(UserWarning, match="2 of the 3 images of the split 'val' have no captions"):
+        some = Blank("val", ["a", "b", "c"], ["u", "v"], [1, 1])
+    assert [some.captions_of(row) for row in range(3)] == [[], [0, 1], []]
+
+
 @pytest.mark.parametrize(
     ("names", "captions", "rows", "message"),
     [

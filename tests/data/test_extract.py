@@ -155,6 +155,52 @@ def test_other_numbers_of_captions_are_kept(photos: Photos, tmp_path: Path) -> N
     assert again.captions == data.captions
 
 
+def test_features_of_photos_without_captions(photos: Photos, tmp_path: Path) -> None:
+    annotations, images = photos({"val": 3})
+    (images / "val_1.jpg").rename(images / "café 1.JPG")
+    data = KarpathyDataset("mine", None, images, image_size=16)
+    output = tmp_path / "features"
+    extract(data, Patches(), output)
+    assert sorted(path.name for path in output.iterdir()) == [
+        "mine_features.json",
+        "mine_ids.txt",
+        "mine_ims.npy",
+    ]
+    names = ["café 1.JPG", "val_0.jpg", "val_2.jpg"]
+    read = PrecompDataset("mine", output)
+    assert (read.names, read.captions) == (names, [])
+    assert read.image(1).features.shape == (4, 6)
+
+    # Captions that come later: one image has none, one is spelled in another way.
+    content = json.loads(annotations.read_text())
+    content["images"][0]["sentences"] = []
+    content["images"][1]["filename"] = "cafe\u0301 1.JPG"
+    for entry in content["images"]:
+        entry["split"] = "mine"
+    annotations.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="1 of the 3 images"):
+        own = KarpathyDataset("mine", annotations, features=output)
+    image = own.image(1)
+    assert isinstance(image, Regions)
+    assert torch.equal(image.features, read.image(0).features)
+
+    # Without the note of itmkit extract, captions that are not there are missing.
+    (output / "mine_features.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"mine_caps\.txt is missing"):
+        PrecompDataset("mine", output)
+
+
+@pytest.mark.filterwarnings("ignore:.*no captions")
+def test_images_without_captions_are_kept(photos: Photos, tmp_path: Path) -> None:
+    annotations, images = photos({"val": 3})
+    content = json.loads(annotations.read_text())
+    content["images"][1]["sentences"] = []
+    annotations.write_text(json.dumps(content))
+    extract(KarpathyDataset("val", annotations, images, image_size=16), Patches(), tmp_path / "out")
+    again = PrecompDataset("val", tmp_path / "out")
+    assert again.caption_images.tolist() == [0] * 5 + [2] * 5
+
+
 def test_error_of_a_feature_that_is_not_finite_names_the_image(
     photos: Photos, tmp_path: Path
 ) -> None:

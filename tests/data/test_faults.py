@@ -388,15 +388,43 @@ def entries(*changes: dict[str, Any], **change: Any) -> Make:
     return written(json.dumps({"images": images}))
 
 
+def marked(make: Make) -> Make:
+    """The file with a byte order mark before its start, as some editors write it."""
+
+    def change(path: Path) -> None:
+        make(path)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    return change
+
+
+NO_JSON = "dataset.json is not JSON: "
 FORM = "dataset.json is not in Karpathy's form"
 OUTSIDE = "; expected a file inside the image folder"
 
 ANNOTATIONS = [
-    Fault(annotations, "no json", written("{"), FORM),
-    Fault(annotations, "json cut short", written('{"images": [{"split": "val", "filen'), FORM),
-    Fault(annotations, "not utf-8", lambda path: path.write_bytes(b'{"images": "\xe9"}'), FORM),
-    Fault(annotations, "nested without end", written("[" * 100_000), FORM),
-    Fault(annotations, "a number of 5000 digits", written(f'{{"images": {"9" * 5000}}}'), FORM),
+    Fault(annotations, "no json", written("{"), NO_JSON),
+    Fault(annotations, "json cut short", written('{"images": [{"split": "val", "filen'), NO_JSON),
+    Fault(
+        annotations,
+        "not utf-8",
+        lambda path: path.write_bytes(b'{"images": "\xe9"}'),
+        "dataset.json is not UTF-8: invalid continuation byte in line 1",
+    ),
+    Fault(annotations, "nested without end", written("[" * 100_000), NO_JSON),
+    Fault(annotations, "a number of 5000 digits", written(f'{{"images": {"9" * 5000}}}'), NO_JSON),
+    Fault(
+        annotations,
+        "utf-16",
+        lambda path: path.write_text('{"images": []}', encoding="utf-16"),
+        "dataset.json is UTF-16; expected UTF-8",
+    ),
+    Fault(
+        annotations,
+        "byte order mark",
+        marked(entries(filename="é.jpg")),
+        lambda data: data.names == ["é.jpg"],
+    ),
     Fault(annotations, "a list", written("[]"), FORM),
     Fault(annotations, "images is a mapping", written('{"images": {"a": 1}}'), FORM),
     Fault(annotations, "an image is a string", written('{"images": ["a.jpg"]}'), FORM),
@@ -418,6 +446,12 @@ ANNOTATIONS = [
         "other splits",
         entries({"split": "train"}, {"split": 1}),
         "no image of the split 'val'; it has [1, 'train']",
+    ),
+    Fault(
+        annotations,
+        "a fault in the third image",
+        entries({}, {}, {"sentences": 7}),
+        "'sentences': 7}, images[2]); expected images[] with filename, split and sentences[]",
     ),
     Fault(annotations, "no caption", entries(sentences=[]), "has no caption in the split 'val'"),
     Fault(
@@ -559,13 +593,65 @@ FEATURES = [
         "dev_ids.txt has 2 lines; expected 3",
     ),
     Fault(
-        features, "ids twice", content("dev_ids.txt", b"a\nb\na\n"), "dev_ids.txt has 'a' 2 times"
+        features, "ids twice", content("dev_ids.txt", b"a\nb\na\n"), "dev_ids.txt names 'a' 2 times"
     ),
     Fault(
         features,
         "a row of 30 digits",
         content("dev_cap_images.txt", b"0\n" * 14 + b"9" * 30),
         "dev_cap_images.txt has a line that is no row number",
+    ),
+    Fault(
+        features,
+        "a row that is none",
+        content("dev_cap_images.txt", b"0\n" * 8 + b"3\n" * 7),
+        "line 9 is '3'; expected the row of an image, 0 … 2",
+    ),
+    Fault(
+        features,
+        "an id is empty",
+        content("dev_ids.txt", b"a\n\nb\n"),
+        "dev_ids.txt has an empty line 2; expected a name",
+    ),
+    Fault(
+        features,
+        "captions utf-16",
+        content("dev_caps.txt", ("a dog\n" * 15).encode("utf-16")),
+        "dev_caps.txt is UTF-16; expected UTF-8",
+    ),
+    *(
+        Fault(
+            features,
+            name,
+            content("dev_caps.txt", text),
+            lambda data: data.captions == ["a dog"] * 15,
+        )
+        for name, text in {
+            "byte order mark": b"\xef\xbb\xbf" + b"a dog\n" * 15,
+            "line ends of Windows": b"a dog\r\n" * 15,
+            "no line end at the end": b"a dog\n" * 14 + b"a dog",
+            "carriage returns inside captions": b"a\rdog\n" * 15,
+            "tabs and spaces": b"\ta \t dog \n" * 15,
+            "empty lines at the end": b"a dog\n" * 15 + b"\n \n\n",
+        }.items()
+    ),
+    Fault(
+        features,
+        "an empty caption at the end",
+        content("dev_caps.txt", b"a dog\n" * 14 + b"\n"),
+        lambda data: data.captions == ["a dog"] * 14 + [""],
+    ),
+    Fault(
+        features,
+        "ids of windows, empty lines at the end",
+        content("dev_ids.txt", b"a b \r\nc\r\nd\r\n\r\n"),
+        lambda data: data.names == ["a b", "c", "d"],
+    ),
+    Fault(
+        features,
+        "notes with a byte order mark",
+        content("dev_features.json", b'\xef\xbb\xbf{"grid": [2, 2]}'),
+        lambda data: data.image(0).boxes is not None,
     ),
     Fault(
         features,

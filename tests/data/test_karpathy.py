@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from quiet_trainer import quiet_trainer
 from timm.data.transforms_factory import create_transform
+from tiny_matcher import TinyMatcher
 from torch import Tensor
 
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.module import ImageTextData
 from itmkit.data.order import seeded
+from itmkit.retrieval import encode
 
 Photos = Callable[..., tuple[Path, Path]]
 HALF = (0.5, 0.5, 0.5)
@@ -125,6 +129,82 @@ def test_features_read_together_are_those_read_alone(photos: Photos, tmp_path: P
 def test_error_of_a_std_of_zero(photos: Photos) -> None:
     with pytest.raises(ValueError, match=r"std is \(0.2, 0.0, 0.2\); expected no zero"):
         KarpathyDataset("val", *photos(), std=(0.2, 0.0, 0.2))
+
+
+def without_captions(annotations: Path, *names: str) -> None:
+    content = json.loads(annotations.read_text())
+    for entry in content["images"]:
+        if not names or entry["filename"] in names:
+            entry["sentences"] = []
+    annotations.write_text(json.dumps(content))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*no captions", "ignore:.*unknown"
+)
+def test_images_without_captions_are_not_trained_on_and_are_searched(
+    photos: Photos, tmp_path: Path
+) -> None:
+    annotations, images = photos({"train": 4, "val": 3})
+    without_captions(annotations, "train_1.jpg", "val_0.jpg", "val_2.jpg")
+
+    def dataset(split: str) -> KarpathyDataset:
+        return KarpathyDataset(split, annotations, images, image_size=16)
+
+    with pytest.warns(UserWarning, match="1 of the 4 images of the split 'train' have no captions"):
+        dataset("train")
+    data = ImageTextData(
+        dataset, batch_size=4, eval_batch_size=2, vocabulary_min_count=1, vocabulary_max_size=8
+    )
+    model = TinyMatcher()
+    trainer = quiet_trainer(tmp_path, max_steps=6, limit_val_batches=1.0)
+    trainer.fit(model, data)
+    assert trainer.current_epoch == 2
+    trained = {int(row) for batch in data.train_dataloader() for row in batch.image_ids}
+    assert trained == {0, 2, 3}
+
+    (recall,) = trainer.validate(model, data, verbose=False)
+    gallery = encode(model, data.val_dataloader())
+    assert (gallery.image_ids.tolist(), gallery.text_image_ids.tolist()) == ([0, 1, 2], [1] * 5)
+    scores = model.score(gallery.images, gallery.texts)
+    assert recall["val/i2t_r1"] == 100  # of the one image that is a query
+    ranks = (scores[[0, 2]] >= scores[1]).sum(0).float()
+    assert recall["val/t2i_meanr"] == pytest.approx(1 + float(ranks.mean()))
+
+
+def test_photos_of_a_folder_without_annotations(photos: Photos) -> None:
+    _, images = photos({"val": 2})
+    (images / "a").mkdir()
+    (images / "val_0.jpg").rename(images / "a" / "é 1.JPEG")
+    (images / "._val_1.jpg").write_bytes(b"of a Mac")
+    (images / "Thumbs.db").write_bytes(b"")
+    data = KarpathyDataset("mine", None, images, image_size=16)
+    assert (data.names, data.captions) == (["a/é 1.JPEG", "val_1.jpg"], [])
+    assert pixels(data, 0).shape == (3, 16, 16)
+    (images / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty' has no photo; expected .jpg"):
+        KarpathyDataset("mine", None, images / "empty")
+    with pytest.raises(ValueError, match="annotations and images are both None"):
+        KarpathyDataset("mine", None, features=images)
+
+
+def test_annotations_without_captions(photos: Photos) -> None:
+    annotations, images = photos({"val": 2})
+    without_captions(annotations)
+    with pytest.raises(ValueError, match="has no caption in the split 'val'"):
+        KarpathyDataset("val", annotations, images)
+    data = KarpathyDataset("val", annotations, images, require_captions=False)
+    assert (data.names, data.captions) == (["val_0.jpg", "val_1.jpg"], [])
+    with pytest.raises(ValueError, match="split 'val' has no captions; expected at least one"):
+        ImageTextData(lambda split: data).setup("validate")
+    ImageTextData(lambda split: data).setup("predict")
+
+
+def test_home_folder_in_paths(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    annotations, images = photos()
+    monkeypatch.setenv("HOME", str(images.parent))
+    data = KarpathyDataset("val", f"~/{annotations.name}", f"~/{images.name}", image_size=16)
+    assert pixels(data, 1).shape == (3, 16, 16)
 
 
 def test_restval_belongs_to_train_unless_told(photos: Photos) -> None:

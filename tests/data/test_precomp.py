@@ -223,14 +223,17 @@ BOXES = np.full((3, 4, 4), 0.5, dtype="float32")
         ({"ids": "a\nb\n"}, "dev_ids.txt has 2 lines; expected 3"),
         ({"cap_images": "0\n"}, "dev_cap_images.txt has 1 lines; expected 15"),
         ({"cap_images": "0\n" * 14 + "x\n"}, "dev_cap_images.txt has a line that is no row"),
-        ({"cap_images": "0\n" * 14 + "3\n"}, "caption_images goes from 0 to 3"),
+        ({"cap_images": "0\n" * 14 + "3\n"}, "line 15 is '3'; expected the row"),
         ({"images": 0, "captions": 0}, "the split 'dev' is empty"),
         ({"boxes": BOXES[:2]}, "dev_boxes.npy has the shape (2, 4, 4); expected (3, 4, 4)"),
         ({"iou": BOXES[:2]}, "dev_iou.npy has the shape (2, 4, 4); expected (3, 4, 4)"),
         ({"iou": BOXES[:, :3]}, "dev_iou.npy has the shape (3, 3, 4); expected (3, 4, 4)"),
         ({"iou": BOXES[0]}, "dev_iou.npy has the shape (4, 4); expected rank 3"),
         ({"iou": BOXES > 0}, "dev_iou.npy holds bool"),
-        ({"boxes": BOXES * 100}, "dev_boxes.npy goes from 50 to 50 (as they are)"),
+        (
+            {"boxes": BOXES * 100},
+            "50 to 50 (as they are); expected [0, 1], but not so in row 0",
+        ),
         ({"boxes": BOXES - np.array([0, 0, 0.2, 0])}, "a box with x2 < x1"),
         (
             {"boxes": BOXES * 100, "img_sizes": np.full((3, 2), 20)},
@@ -252,6 +255,23 @@ def test_error_of_a_missing_file(write: Write, tmp_path: Path, name: str) -> Non
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
         PrecompDataset("dev", tmp_path)
+
+
+def test_error_of_another_split_lists_those_that_are_there(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"val_ims.npy is missing; .* holds no split"):
+        PrecompDataset("val", tmp_path)
+    write()
+    (tmp_path / "train_ims.npy").touch()
+    with pytest.raises(FileNotFoundError, match=r"val_ims.npy is missing; .* splits dev, train$"):
+        PrecompDataset("val", tmp_path)
+
+
+def test_home_folder_in_a_path(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write()
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert len(PrecompDataset("dev", f"~/{tmp_path.name}")) == 3
 
 
 def test_error_of_a_missing_folder_and_row(write: Write, tmp_path: Path) -> None:

@@ -257,9 +257,16 @@ def test_error_names_the_argument():
         recall_from_ranks(ids, ids - 1)
 
 
+def test_images_without_captions_are_searched_but_no_queries():
+    scores = torch.tensor([[0.9, 0.1, 0.2], [0.2, 0.8, 0.9], [0.1, 0.0, 0.3]])
+    recall = cross_modal_recall(scores, torch.tensor([7, 8, 9]), torch.tensor([7, 7, 9]))
+    assert recall["i2t_r1"] == recall["i2t_meanr"] * 100 == 100  # of two images, not of three
+    ranks = [0, 1, 1]  # the second image stands before those of the last two captions
+    assert recall["t2i_r1"] == pytest.approx(100 / 3)
+    assert recall["t2i_meanr"] == pytest.approx(sum(ranks) / 3 + 1)
+
+
 def test_error_query_without_match():
-    with pytest.raises(ValueError, match=r"image 1 \(image id 8\)"):
-        cross_modal_recall(torch.zeros(2, 2), torch.tensor([7, 8]), torch.tensor([7, 7]))
     with pytest.raises(ValueError, match=r"caption 1 \(image id 8\)"):
         cross_modal_recall(torch.zeros(1, 2), torch.tensor([7]), torch.tensor([7, 8]))
 

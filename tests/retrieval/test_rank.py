@@ -41,7 +41,8 @@ def naive_evaluate(scores, pairs, relevant, k, weight):
             sorted(range(len(row)), key=lambda j, row=row: (-row[j], j))[:k] for row in s.tolist()
         ]
         lists = zip(s.tolist(), p.tolist(), r.tolist(), candidates, strict=True)
-        sides.append(torch.tensor([naive_rank(*query, weight) for query in lists]))
+        ranks = [naive_rank(*query, weight) for query in lists if any(query[2])]
+        sides.append(torch.tensor(ranks))
     return recall_from_ranks(*sides)
 
 
@@ -82,10 +83,12 @@ def test_naive_loop_reference_rerank(seed, n, extra, k, weight):
     levels=st.integers(1, 40),
     weight=st.sampled_from([0.25, 0.5, 1.0]),
     chunk_size=st.sampled_from([1, 2, 3, 256]),
+    without=st.integers(0, 2),
 )
-def test_naive_loop_reference_ties(seed, n, extra, k, levels, weight, chunk_size):
+def test_naive_loop_reference_ties(seed, n, extra, k, levels, weight, chunk_size, without):
     g = torch.Generator().manual_seed(seed)
     owners = owners_of(n, extra, g)
+    n += without  # images without captions, which are no queries
     scores = torch.randint(levels, (n, len(owners)), generator=g).float() - levels // 2
     scores[scores == 0] *= torch.randn((), generator=g).sign()  # -0 is level with 0
     pairs = torch.randint(levels, (n, len(owners)), generator=g).float()
@@ -235,8 +238,10 @@ def test_error():
         evaluate(matcher, own, top_k=-1)
     with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], got 1.5"):
         evaluate(matcher, own, top_k=1, weight=1.5)
-    with pytest.raises(ValueError, match="image 0"):
-        evaluate(matcher, gallery(torch.tensor([1, 1, 2, 3]), 4))
+    with pytest.raises(ValueError, match=r"caption 3 \(image id 4\) has no match"):
+        evaluate(matcher, gallery(torch.tensor([1, 1, 2, 4]), 4))
+    with pytest.raises(ValueError, match="no captions; expected at least one"):
+        evaluate(matcher, gallery(torch.tensor([], dtype=torch.int64), 4))
 
 
 def test_error_scores():
