@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -28,9 +31,10 @@ class MomentumTeacher(Callback):
     While fitting, and after it, the module reaches the teacher as ``self.teacher``, with the copied
     submodules under their own names, so ``self.teacher.image_encoder(x)`` in ``training_step``. It
     starts as a copy of the module's weights at the start of the fit, has no gradient, stays in eval
-    mode, and holds float32 (float64 for a float64 module) whatever the precision of training. It is
-    no submodule: not in the parameters, the optimizer, the state dict or DDP. It is saved as the
-    state of this callback and comes back with ``ckpt_path``; all ranks hold the same one.
+    mode, and holds float32 (float64 for a float64 module) whatever the precision of training. Hooks
+    that others put on the module, such as a profiler's, are not copied. It is no submodule: not in
+    the parameters, the optimizer, the state dict or DDP. It is saved as the state of this callback
+    and comes back with ``ckpt_path``; all ranks hold the same one.
 
     Meant for strategies that keep whole parameters on each rank (one device, DDP).
 
@@ -143,7 +147,8 @@ def _frozen_copy(source: nn.Module) -> nn.Module:
         for value in kept
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    teacher = copy.deepcopy(source, memo).requires_grad_(False).eval()
+    with _without_foreign_hooks(source):
+        teacher = copy.deepcopy(source, memo).requires_grad_(False).eval()
     dtypes = {t.dtype for t in (*source.parameters(), *source.buffers()) if t.is_floating_point()}
     teacher.to(dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
     if dtypes & {torch.float16, torch.bfloat16}:
@@ -151,6 +156,41 @@ def _frozen_copy(source: nn.Module) -> nn.Module:
             if any(p.is_floating_point() for p in module.parameters(recurse=False)):
                 module.register_forward_pre_hook(_to_own_precision, with_kwargs=True)
     return teacher
+
+
+@contextmanager
+def _without_foreign_hooks(source: nn.Module) -> Iterator[None]:
+    """Take away the hooks that others put on a model, such as a profiler, and put them back.
+
+    A hook is the model's own where its code comes from a package that a module of the model comes
+    from, too, or from torch or itmkit, which change models by hooks.
+    """
+    packages = {_package(module) for module in source.modules()} | {"torch", "itmkit"}
+    kept: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for module in source.modules():
+        for name, hooks in vars(module).items():
+            if name.endswith("_hooks") and isinstance(hooks, dict):
+                kept.append((hooks, dict(hooks)))
+    try:
+        for hooks, every in kept:
+            for key, hook in every.items():
+                if _package(hook) not in packages:
+                    del hooks[key]
+        yield
+    finally:
+        for hooks, every in kept:
+            hooks.clear()
+            hooks.update(every)  # in their order
+
+
+def _package(item: Any) -> str:
+    """Where the code of a module or a hook comes from."""
+    while isinstance(item, partial):
+        item = item.func
+    if isinstance(item, MethodType):
+        item = item.__self__
+    source = item if isinstance(item, FunctionType) else type(item)
+    return source.__module__.partition(".")[0]
 
 
 def _to_own_precision(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,43 @@ def test_module_that_keeps_a_tensor_of_its_graph():
     model.kept = model.head.weight * 2
     fit(model, MomentumTeacher())
     assert not model.teacher.kept.requires_grad
+
+
+@pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
+@pytest.mark.parametrize("submodules", [["encoder"], None])
+def test_teacher_of_a_profiled_model(profiler, submodules):
+    plain, profiled = Student(), Student()
+    fit(plain, MomentumTeacher(0.9, submodules), Drop())
+    fit(profiled, MomentumTeacher(0.9, submodules), Drop(), profiler=profiler)
+    assert_equal(snapshot(profiled.teacher), snapshot(plain.teacher))
+    modules = profiled.teacher.modules()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def test_teacher_has_the_hooks_of_the_model_itself_alone():
+    def doubled(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return 2 * output
+
+    class Watcher(list[Any]):  # as if of another package
+        __module__ = "watcher"
+
+        def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+            self.append(output)
+
+    model, watcher = Student(), Watcher()
+    handle = model.encoder.register_forward_hook(watcher)
+    model.encoder.register_forward_hook(doubled)
+    inside = partial(watcher.__call__)
+    model.encoder[0].register_forward_hook(inside)
+    fit(model, MomentumTeacher())
+    assert list(model.encoder._forward_hooks.values()) == [watcher, doubled]  # all are back
+    assert list(model.encoder[0]._forward_hooks.values()) == [inside]
+    assert list(model.teacher.encoder._forward_hooks.values()) == [doubled]
+    assert not model.teacher.encoder[0]._forward_hooks
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(model.teacher.encoder(x), 2 * model.teacher.encoder[:](x))
+    handle.remove()
+    assert list(model.encoder._forward_hooks.values()) == [doubled]
 
 
 def test_test_after_fit_keeps_the_teacher_in_checkpoints(tmp_path):
