@@ -214,6 +214,7 @@ class MatcherCLI(LightningCLI):
             return
         rows = {}
         with self._told_where_to_resume(), self._discarding_in_vain():
+            datamodule.trainer = self.trainer  # knows the number of processes
             datamodule.setup("fit")  # training data at fault is found before anything is measured
             if self._measures_untrained(default=ckpt_path is None):
                 with isolate_rng():  # training is the same with and without

@@ -27,7 +27,7 @@ from itmkit.data.items import (
     TrainingLoader,
     TrainingPairs,
 )
-from itmkit.data.order import EpochOrder, mixed_seed
+from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
 from itmkit.data.tokenizer import Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
@@ -213,6 +213,13 @@ class ImageTextData(LightningDataModule):
         for name in needed[stage]:
             if name is not None and not self.split(name).captions and stage != "predict":
                 raise InputError(f"split {name!r} has no captions; expected at least one")
+        if stage == "fit":
+            captions = len(self.split(self.train_split).captions)
+            check_batch_size(self.batch_size, captions, self._num_replicas)
+
+    @property
+    def _num_replicas(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
 
     def train_dataloader(self) -> TrainingLoader:
         """One row a caption, in an order of its own every epoch; the last rows may be left out."""
@@ -228,12 +235,14 @@ class ImageTextData(LightningDataModule):
             on_error=self.on_error,
             skips=self._skips,
         )
-        order = EpochOrder(
+        trainer: Any = self.trainer  # mypy does not know all of its attributes
+        overfits = trainer is not None and trainer.overfit_batches > 0
+        order = (RepeatedOrder if overfits else EpochOrder)(
             len(pairs),
             batch_size=self.batch_size,
             seed=self.seed,
-            num_replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
+            num_replicas=self._num_replicas,
+            rank=trainer.global_rank if trainer else 0,
             bucket_batches=self.bucket_batches,
             sizes=pairs.tokens.lengths,
         )

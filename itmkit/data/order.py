@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from itmkit.checks import InputError
@@ -44,6 +44,19 @@ def seeded(seed: int) -> Iterator[None]:
         generator.set_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])
+
+
+def check_batch_size(batch_size: int, length: int, num_replicas: int) -> None:
+    """Raise unless the rows fill a batch on each process.
+
+    Raises:
+        InputError: with the sizes.
+    """
+    if length < batch_size * num_replicas:
+        raise InputError(
+            f"batch_size is {batch_size} on {num_replicas} process(es); expected at most "
+            f"{length // num_replicas} for {length} rows of training data"
+        )
 
 
 class _Rows(Dataset[int]):
@@ -98,11 +111,7 @@ class EpochOrder(DistributedSampler[Any]):
         bucket_batches: int = 0,
         sizes: Tensor | None = None,
     ) -> None:
-        if length < batch_size * num_replicas:
-            raise InputError(
-                f"batch_size={batch_size} on {num_replicas} process(es) is more than the {length} "
-                "rows there are"
-            )
+        check_batch_size(batch_size, length, num_replicas)
         if bucket_batches > 1 and (sizes is None or sizes.shape != (length,)):
             found = None if sizes is None else tuple(sizes.shape)
             raise InputError(
@@ -121,13 +130,17 @@ class EpochOrder(DistributedSampler[Any]):
         self.skip = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        epoch, start = self._drawn_epoch(), self.skip
+        generator = Generator().manual_seed(mixed_seed(self.seed, epoch))
         order = torch.randperm(self.length, generator=generator)[: self.total_size]
         if self.bucket_batches > 1 and self.sizes is not None:
             order = self._bucketed(order, self.sizes, generator)
         mine = order.reshape(self.batches, self.num_replicas, self.batch_size)[:, self.rank]
-        epoch, start = self.epoch, self.skip
         return ((epoch, row) for row in mine[start:].flatten().tolist())
+
+    def _drawn_epoch(self) -> int:
+        """The epoch that order and randomness of the next pass are drawn for."""
+        return self.epoch
 
     def _bucketed(self, order: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
         batch = self.batch_size * self.num_replicas
@@ -141,6 +154,17 @@ class EpochOrder(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+class RepeatedOrder(EpochOrder, SequentialSampler):  # type: ignore[misc]
+    """The order of the first epoch, with its randomness, in every epoch.
+
+    For ``overfit_batches`` of a Trainer, which leaves a ``SequentialSampler`` alone and replaces
+    every other one. Takes what :class:`EpochOrder` takes.
+    """
+
+    def _drawn_epoch(self) -> int:
+        return 0
 
 
 class ResumableLoader(Loader):

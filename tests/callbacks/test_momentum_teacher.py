@@ -230,7 +230,8 @@ def test_module_that_keeps_a_tensor_of_its_graph():
 
 @pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
 @pytest.mark.parametrize("submodules", [["encoder"], None])
-def test_teacher_of_a_profiled_model(profiler, submodules):
+def test_teacher_of_a_profiled_model(tmp_path, monkeypatch, profiler, submodules):
+    monkeypatch.chdir(tmp_path)  # where traces go
     plain, profiled = Student(), Student()
     fit(plain, MomentumTeacher(0.9, submodules), Drop())
     fit(profiled, MomentumTeacher(0.9, submodules), Drop(), profiler=profiler)

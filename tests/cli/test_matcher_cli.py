@@ -9,7 +9,7 @@ import pytest
 import tiny_matcher
 import torch
 import yaml
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from processes import run_all
 from tiny_cli import CONFIG, refused, run, table_rows
 
@@ -246,6 +246,24 @@ def test_error_in_the_config(
 def test_error_in_the_data(broken: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     option = f"--data.dataset.init_args.broken={broken}"
     assert told in refused(capsys, "fit", "--config", "tiny.yaml", option)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_error_of_a_batch_larger_than_the_data_comes_before_any_work(
+    devices: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "validate", lambda *args, **options: pytest.fail("measured"))
+    monkeypatch.setattr(Trainer, "world_size", devices)
+    size = 4 // devices + 1
+    line = refused(capsys, "fit", "--config", "tiny.yaml", f"--data.batch_size={size}")
+    expected = f"batch_size is {size} on {devices} process(es); expected at most {4 // devices}"
+    assert line.startswith(expected)
+
+
+def test_overfit_batches() -> None:
+    folder = run("fit", "--trainer.overfit_batches=1", "--trainer.max_epochs=3")
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
 
 
 def test_error_in_a_worker_process(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset, Regions
@@ -353,12 +354,26 @@ def test_resumed_run_is_the_run_that_was_not_stopped(
     assert torch.equal(resumed.weight, whole.weight)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_overfit_batches_are_the_first_ones_in_every_epoch(tmp_path: Path) -> None:
+    options = {"overfit_batches": 2, "max_epochs": 3}
+    whole = fit(tmp_path, noisy(), **options)
+    first = fit(tmp_path, noisy(), max_steps=2)
+    assert len(whole.seen) == 6
+    assert same(whole.seen, first.seen * 3)
+    for step in (2, 3):  # at the end of an epoch, and inside one
+        checkpoint = str(tmp_path / "saved" / f"step={step}.ckpt")
+        resumed = fit(tmp_path, noisy(), ckpt_path=checkpoint, **options)
+        assert same(resumed.seen, whole.seen[step:])
+        assert torch.equal(resumed.weight, whole.weight)
+
+
 def test_processes_share_the_batches_of_one() -> None:
     whole = list(noisy(batch_size=6).train_dataloader())
     parts = []
     for rank in range(2):
         data = noisy(batch_size=3)
-        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(overfit_batches=0, world_size=2, global_rank=rank)  # type: ignore[assignment]
         loader = data.train_dataloader()
         assert isinstance(loader.sampler, DistributedSampler)  # so Lightning leaves it in place
         parts.append(list(loader))
@@ -469,8 +484,13 @@ def test_error_of_numbers(options: dict[str, Any], message: str) -> None:
 
 
 def test_error_of_a_batch_larger_than_the_split() -> None:
-    with pytest.raises(ValueError, match=re.escape("batch_size=31 on 1 process(es)")):
-        data_of(batch_size=31).train_dataloader()
+    told = re.escape("batch_size is 31 on 1 process(es); expected at most 30 for 30 rows")
+    data = data_of(batch_size=31)
+    with pytest.raises(InputError, match=told):
+        data.train_dataloader()
+    with pytest.raises(InputError, match=told):
+        data.setup("fit")
+    data.setup("validate")
 
 
 def test_configuration_names_a_dataset_without_its_split(tmp_path: Path) -> None:

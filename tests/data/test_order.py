@@ -47,7 +47,7 @@ def test_rows_that_fill_no_batch_are_left_out() -> None:
 
 
 def test_error_where_no_batch_is_full() -> None:
-    with pytest.raises(ValueError, match=r"batch_size=4 on 2 process\(es\) is more than the 7"):
+    with pytest.raises(ValueError, match=r"batch_size is 4 on 2 process\(es\); expected at most 3"):
         EpochOrder(7, batch_size=4, seed=0, num_replicas=2)
 
 
