@@ -135,17 +135,18 @@ class WarmupCosine(LRScheduler):
         """Set the rates of the current step, unless they are restored and nothing has changed."""
         saved, self._saved = self._saved, None
         if saved is not None:
-            changed = [
-                f"{name} was {saved[name]} and is {value}"
-                for name, value in self._settings().items()
-                if saved.get(name, value) != value
-            ]
+            settings = self._settings()
+            changed = [name for name, value in settings.items() if saved.get(name, value) != value]
             if not changed:
                 return
-            rank_zero_warn(
-                f"WarmupCosine: {', '.join(changed)}; from step {self.last_epoch} on the learning "
-                "rates are those of the new schedule"
-            )
+            told = [
+                f"{n} was {saved[n]} and is {settings[n]}" for n in changed if saved[n] is not None
+            ]
+            if told:  # a length that was not known is none that was changed
+                rank_zero_warn(
+                    f"WarmupCosine: {', '.join(told)}; from step {self.last_epoch} on the learning "
+                    "rates are those of the new schedule"
+                )
         self._last_lr = self._rates()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             _set_rate(group, rate)
