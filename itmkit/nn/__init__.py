@@ -26,6 +26,7 @@ from itmkit.nn.transformer_levels import TransformerLevels
 from itmkit.nn.transformer_text import TransformerText
 from itmkit.nn.two_part_gru import TwoPartGRU
 from itmkit.nn.visual_refinement import VisualRefinement
+from itmkit.nn.word_embedding import WordEmbedding
 
 __all__ = [
     "AttentionFiltration",
@@ -51,5 +52,6 @@ __all__ = [
     "TransformerText",
     "TwoPartGRU",
     "VisualRefinement",
+    "WordEmbedding",
     "l2_normalize",
 ]

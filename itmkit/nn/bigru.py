@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from itmkit.checks import InputError
-from itmkit.files import user_path
 from itmkit.nn.contract import Tokens
-from itmkit.nn.functional import check_ids
+from itmkit.nn.word_embedding import WordEmbedding
 
 
 class BiGRU(nn.Module):
@@ -23,7 +21,8 @@ class BiGRU(nn.Module):
     ``torch.compile`` breaks the graph there).
 
     Args:
-        vocab_size: number of word ids.
+        vocab_size: number of word ids; None to take it from the tokenizer of the data, or from the
+            checkpoint that is loaded, see :class:`WordEmbedding`.
         embed_dim: width of the word embeddings.
         dim: width D of the GRU, and of the tokens.
         dropout: dropout on the embeddings, in [0, 1).
@@ -37,10 +36,12 @@ class BiGRU(nn.Module):
 
     Raises:
         InputError: a wrong size, an id outside the vocabulary, a mask that does not fit ``ids`` or
-            has padding before a word, word vectors of another shape.
+            has padding before a word, word vectors of another shape; in use, a number of word ids
+            that nothing has told.
         FileNotFoundError: there is no file ``word_vectors``.
 
     Example:
+        >>> import torch
         >>> ids = torch.tensor([[1, 2, 3], [4, 0, 0]])
         >>> tokens, mask = BiGRU(10, embed_dim=4, dim=8)(ids, ids > 0)
         >>> tokens.shape, tokens[1, 1:].abs().sum().item()
@@ -49,7 +50,7 @@ class BiGRU(nn.Module):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: int | None = None,
         embed_dim: int = 300,
         dim: int = 1024,
         *,
@@ -58,39 +59,28 @@ class BiGRU(nn.Module):
         word_vectors: str | Path | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"vocab_size": vocab_size, "embed_dim": embed_dim, "dim": dim}
-        for name, size in {**sizes, "num_layers": num_layers}.items():
+        sizes = {"embed_dim": embed_dim, "dim": dim, "num_layers": num_layers}
+        for name, size in sizes.items():
             if size < 1:
                 raise InputError(f"{name} must be at least 1, got {size}")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must lie in [0, 1), got {dropout}")
-        self.vocab_size = vocab_size
         self.dim = dim
-        self.embedding = nn.Embedding(vocab_size, embed_dim)
-        if word_vectors is not None:
-            self._load_vectors(user_path(word_vectors))
+        self.embedding = WordEmbedding(vocab_size, embed_dim, word_vectors=word_vectors)
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(embed_dim, dim, num_layers, batch_first=True, bidirectional=True)
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of word ids; 0 where it is not known yet."""
+        return self.embedding.vocab_size
+
     def forward(self, ids: Tensor, mask: Tensor) -> Tokens:
-        check_ids(ids, mask, self.vocab_size)
+        words = self.dropout(self.embedding(ids, mask))
         if mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
             raise InputError("mask must be True on the first words of a row and False after them")
         lengths = mask.sum(1).clamp_min(1).cpu()  # a caption without a word runs on one pad
-        words = self.dropout(self.embedding(ids))
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         out, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=len(ids.T))
         tokens = out.unflatten(-1, (2, self.dim)).mean(-2)
         return Tokens(tokens.masked_fill(~mask.unsqueeze(-1), 0), mask)
-
-    def _load_vectors(self, path: Path) -> None:
-        import numpy as np
-
-        vectors = torch.from_numpy(np.load(path, allow_pickle=False))
-        if vectors.shape != self.embedding.weight.shape:
-            raise InputError(
-                f"word_vectors {path} must hold an array of shape "
-                f"{tuple(self.embedding.weight.shape)}, got {tuple(vectors.shape)}"
-            )
-        with torch.no_grad():
-            self.embedding.weight.copy_(vectors)

@@ -30,6 +30,7 @@ class TransformerBackbone(nn.Module):
 
     Attributes:
         backbone: the transformers model; parameters no hidden state depends on are not trained.
+        name_or_path: as given, or None.
         vocab_size: number of token ids.
         max_length: positions of the model, or None.
         width: width of a hidden state.
@@ -56,6 +57,7 @@ class TransformerBackbone(nn.Module):
                 "exactly one of name_or_path and config must be given, got "
                 f"name_or_path={name_or_path!r} and config={config!r}"
             )
+        self.name_or_path = None if name_or_path is None else str(name_or_path)
         self.frozen = frozen
         self.backbone: Any = _build(name_or_path, config)
         self.vocab_size: int = self.backbone.config.vocab_size

@@ -22,6 +22,7 @@ from itmkit.precision import at_least_float32, autocast_off
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
 from itmkit.systems.finite_loss import FiniteLoss
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
+from itmkit.systems.vocabulary import check_vocabulary, complete_embeddings
 
 
 class Matcher(LightningModule, ABC):
@@ -34,6 +35,11 @@ class Matcher(LightningModule, ABC):
     A training loss that is not finite ends the run with a ``ValueError`` that names the step, the
     terms and the images, on a GPU one step later. Nothing is saved after it, nor are weights that
     are not finite.
+
+    A word embedding without a number of words (``vocab_size: null``) gets that of the tokenizer of
+    the data, or of the checkpoint that is loaded. Before anything is trained or measured, the
+    number of token ids of tokenizer and text encoder are compared: a tokenizer that has more is an
+    error, one that has fewer a warning.
 
     Args:
         optimizer: makes the optimizer from parameter groups; None: AdamW, lr 2e-4, weight decay
@@ -126,8 +132,15 @@ class Matcher(LightningModule, ABC):
 
     # ------------------------------------------------------------------------------- training
 
+    def setup(self, stage: str) -> None:
+        # Before optimizers and copies are made. An evaluation waits: a checkpoint may bring its own
+        # words, and then nothing is counted; where one is loaded later, it has to find the rows.
+        if stage == "fit" or self.trainer.strategy.restore_checkpoint_after_setup:
+            complete_embeddings(self, self.trainer)
+
     def on_fit_start(self) -> None:
         self._finite_loss = FiniteLoss()
+        check_vocabulary(self, self.trainer)
 
     def on_train_start(self) -> None:
         fit_to_run(self.trainer)
@@ -178,6 +191,18 @@ class Matcher(LightningModule, ABC):
 
     def on_validation_start(self) -> None:
         self._finite_loss.look()
+        self._settle_vocabulary()
+
+    def on_test_start(self) -> None:
+        self._settle_vocabulary()
+
+    def on_predict_start(self) -> None:
+        self._settle_vocabulary()
+
+    def _settle_vocabulary(self) -> None:
+        if self.trainer.state.fn != "fit":  # whose start has done it
+            complete_embeddings(self, self.trainer)
+            check_vocabulary(self, self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluated.append(encode(self, [batch]))

@@ -86,7 +86,7 @@ def test_word_vectors(tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", vectors)
     encoder = BiGRU(10, embed_dim=5, dim=7, word_vectors=tmp_path / "vectors.npy")
     torch.testing.assert_close(encoder.embedding.weight.data, torch.from_numpy(vectors).float())
-    with pytest.raises(ValueError, match=r"shape \(11, 5\), got \(10, 5\)"):
+    with pytest.raises(ValueError, match=r"shape \(11, 5\), a row a word id, got \(10, 5\)"):
         BiGRU(11, embed_dim=5, dim=7, word_vectors=tmp_path / "vectors.npy")
     with pytest.raises(FileNotFoundError):
         BiGRU(10, embed_dim=5, dim=7, word_vectors=tmp_path / "none.npy")

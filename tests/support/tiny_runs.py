@@ -12,7 +12,7 @@ import yaml
 DIM = 16
 TEXT = {
     "class_path": "itmkit.nn.BiGRU",
-    "init_args": {"vocab_size": 64, "embed_dim": DIM, "dim": DIM, "dropout": 0.1},
+    "init_args": {"embed_dim": DIM, "dim": DIM, "dropout": 0.1},
 }
 GRID = {
     "class_path": "itmkit.nn.TimmGrid",

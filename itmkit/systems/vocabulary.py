@@ -1,0 +1,60 @@
+"""Whether the text encoder of a system and the tokenizer of its data have the same token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from itmkit.checks import InputError
+from itmkit.nn import WordEmbedding
+
+
+def complete_embeddings(model: nn.Module, trainer: Trainer) -> None:
+    """Give word embeddings of an unknown number of words that of the data."""
+    for module in model.modules():
+        if isinstance(module, WordEmbedding) and not module.vocab_size:
+            size = getattr(_data(trainer), "vocabulary_size", None)
+            if size is not None:
+                module.complete(size)
+
+
+def check_vocabulary(model: nn.Module, trainer: Trainer) -> None:
+    """Compare the ids of the tokenizer with those that the text encoders take.
+
+    Raises:
+        InputError: if the tokenizer has more.
+    """
+    encoders = list(_text_encoders(model))
+    size = getattr(_data(trainer), "vocabulary_size", None) if encoders else None
+    if size is None:
+        return
+    tokenizer: Any = getattr(_data(trainer), "tokenizer", None)
+    kind = type(tokenizer).__name__ if tokenizer is not None else "data"
+    for name, encoder in encoders:
+        told = f"{name}.vocab_size is {encoder.vocab_size}, but the {kind} has {size} ids"
+        if size > encoder.vocab_size:
+            raise InputError(f"{told}; expected {size}, or another tokenizer")
+        source = getattr(encoder, "name_or_path", None)
+        made_for_it = source is not None and source == getattr(tokenizer, "name_or_path", None)
+        if size < encoder.vocab_size and not made_for_it:
+            rank_zero_warn(
+                f"{told}: they may not be made for each other, and {encoder.vocab_size - size} "
+                "rows of the embedding are never used"
+            )
+
+
+def _data(trainer: Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
+
+
+def _text_encoders(module: nn.Module, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The modules that say how many token ids they take, without those inside of them."""
+    if isinstance(getattr(module, "vocab_size", None), int):
+        yield name, module
+        return
+    for part, child in module.named_children():
+        yield from _text_encoders(child, f"{name}.{part}" if name else part)
