@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from itmkit.nn.linear import linear
+from itmkit.precision import SLOW, cpu_slowdown
 
 THREADS = 2
 _GEMM_SIZE = 2048
@@ -32,6 +33,13 @@ def gemm_rate(dtype: torch.dtype = torch.float32) -> float:
     a, b = (torch.ones(_GEMM_SIZE, _GEMM_SIZE, dtype=dtype) for _ in range(2))
     ways = (lambda: a @ b.T, lambda: linear(a, b))
     return 2 * _GEMM_SIZE**3 / min(map(_least_seconds, ways))
+
+
+def too_slow(dtype: torch.dtype) -> str | None:
+    """Why a dtype is not timed here: the processor is slower in it than in float32. Else None."""
+    slowdown = cpu_slowdown(dtype)
+    name = str(dtype).removeprefix("torch.")
+    return f"{name} is {slowdown:.1f}× slower than float32 here" if slowdown > SLOW else None
 
 
 @cache
@@ -56,7 +64,8 @@ def machine() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | _versions(),
         "rates": {
             "fp32 GEMM, GFLOP/s": round(gemm_rate(torch.float32) / 1e9, 1),
-            "bf16 GEMM, GFLOP/s": round(gemm_rate(torch.bfloat16) / 1e9, 1),
+            "bf16 GEMM, GFLOP/s": too_slow(torch.bfloat16)
+            or round(gemm_rate(torch.bfloat16) / 1e9, 1),
             "copy, GB/s": round(copy_rate() / 1e9, 1),
         },
     }

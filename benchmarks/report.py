@@ -49,7 +49,10 @@ def machine_text(machine: Mapping[str, Any]) -> str:
     if not machine:
         return ""
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
-    rates = "; ".join(f"{name}: {value:g}" for name, value in machine["rates"].items())
+    rates = "; ".join(
+        f"{name}: {value if isinstance(value, str) else format(value, 'g')}"
+        for name, value in machine["rates"].items()
+    )
     sets = ", ".join(machine["instruction_sets"]) or "none of those that matter here"
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} used; {sets}",
@@ -66,12 +69,14 @@ def table(records: Iterable[Record]) -> str:
     records = list(records)
     rows = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, records)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    notes = [f"- `{one['name']}`: {one['note']}" for one in records if one["note"]]
+    notes = [f"- `{one['name']}`: {one['note']}" for one in records if one.get("note")]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
 def summary(record: Record) -> str:
     """A comparison in one line."""
+    if "reason" in record:
+        return f"{record['name']}: skipped: {record['reason']}"
     name, _, ours, theirs, ratio, target, floor, _ = (record["name"], *_cells(record)[1:])
     told = f"{name}: {ours} against {theirs}, {ratio}"
     return told + (f" ({target})" if target else "") + (f"; floor {floor}" if floor else "")
@@ -88,10 +93,10 @@ def spread(values: list[float]) -> float:
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], topics: Iterable[str]) -> str:
     """How our medians of two files differ, name by name: below 1 the new one takes less."""
     topics = set(topics)
-    before = {one["name"]: one for one in old["comparisons"]}
+    before = {one["name"]: one for one in old["comparisons"] if "reason" not in one}
     rows = []
     for one in new["comparisons"]:
-        if _topic(one) not in topics:
+        if _topic(one) not in topics or "reason" in one:
             continue
         name, now = one["name"], one["medians"]["ours"]
         if name not in before:
@@ -126,6 +131,8 @@ def _topic(record: Record) -> str:
 
 def _cells(record: Record) -> list[str]:
     """The row of a comparison under the headings."""
+    if "reason" in record:
+        return [record["work"], "", f"skipped: {record['reason']}", *[""] * (len(HEADINGS) - 3)]
     unit, faster = record["unit"], record["better"] == "faster"
     ours, theirs = (
         _amount(record["medians"][way], unit)

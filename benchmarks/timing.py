@@ -55,6 +55,21 @@ class Comparison:
         return self.ratio >= self.target if self.better == "faster" else self.ratio <= self.target
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A comparison that this machine is not fit for.
+
+    Args:
+        name: that of the comparison.
+        work: what would be done.
+        reason: why it is not.
+    """
+
+    name: str
+    work: str
+    reason: str
+
+
 def interleave(
     ways: Mapping[str, Callable[[], Any]], *, repeats: int = 7, warmup: int = 1
 ) -> dict[str, list[float]]:

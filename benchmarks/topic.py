@@ -16,11 +16,13 @@ import torch
 
 from benchmarks.machine import THREADS, machine
 from benchmarks.report import spread, summary
-from benchmarks.timing import Comparison
+from benchmarks.timing import Comparison, Skipped
 
 
-def record(comparison: Comparison) -> dict[str, Any]:
+def record(comparison: Comparison | Skipped) -> dict[str, Any]:
     """A comparison with what follows from it, and the date."""
+    if isinstance(comparison, Skipped):
+        return asdict(comparison)
     ways = {"ours": comparison.ours, "theirs": comparison.theirs}
     return (
         asdict(comparison)
@@ -41,7 +43,7 @@ def main(name: str, path: str) -> None:
     if name == "machine":
         Path(path).write_text(json.dumps(machine()))
         return
-    comparisons: Iterator[Comparison] = importlib.import_module(
+    comparisons: Iterator[Comparison | Skipped] = importlib.import_module(
         f"benchmarks.bench_{name}"
     ).comparisons()
     records = []

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HARNESS = ("__init__", "__main__", "machine", "report", "timing", "topic")
 TOPIC = """
-from benchmarks.timing import Comparison, interleave
+from benchmarks.timing import Comparison, Skipped, interleave
 
 
 def comparisons():
@@ -27,6 +27,7 @@ def comparisons():
         "made_up.overhead", "a step", "a loop", [3.0, 3.0], [2.0], 1.1, "overhead",
         floors={"GEMM": 1.5, "copy": 0.5},
     )
+    yield Skipped("made_up.bf16", "a product", "bfloat16 is 6.0× slower than float32 here")
 """
 PAGE = """# Performance
 
@@ -57,7 +58,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(project)}
+    environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "benchmarks", *arguments]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
@@ -66,6 +67,7 @@ def test_run_writes_results_and_tables_and_a_failure_keeps_them(project: Path) -
     done = run(project)
     assert done.returncode == 0, done.stderr
     assert "made_up.memory: 2 MB against 8 MB, 4× (≥ 2×, met)" in done.stdout
+    assert "made_up.bf16: skipped: bfloat16 is 6.0× slower than float32 here" in done.stdout
 
     results = json.loads((project / "benchmarks" / "results.json").read_text())
     assert results["machine"]["threads"] == 2
@@ -80,6 +82,7 @@ def test_run_writes_results_and_tables_and_a_failure_keeps_them(project: Path) -
     page = (project / "docs" / "performance.md").read_text()
     assert "| memory | more | 2 MB | 8 MB | 4× | ≥ 2×, met |  | 1.0e-07 |" in page
     assert "3 s ± 0 % | 2 s | 1.5× | ≤ 1.1×, **missed** | 1.5 s (GEMM), 2× it |" in page
+    assert "| a product |  | skipped: bfloat16 is 6.0× slower than float32 here |" in page
     assert "a \\| longer one" in page
     assert "- `made_up.sum`: adds up\n<!-- end of made_up -->\n\nAnd so is this.\n" in page
     assert page.startswith("# Performance\n\nWritten by hand.\n\n<!-- machine -->\n- ")

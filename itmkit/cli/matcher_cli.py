@@ -23,6 +23,7 @@ import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import (
     LambdaCallback,
     ModelCheckpoint,
@@ -31,7 +32,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -179,6 +180,12 @@ class MatcherCLI(LightningCLI):
                 LambdaCallback(on_train_start=self._announce),
             ]
         callbacks.append(EndTogether())
+        if options.precision in (16, "16", "16-mixed") and _runs_on_cpu(options.accelerator):
+            # Lightning would take bf16-mixed, which many processors are several times slower in.
+            rank_zero_warn(
+                "trainer.precision '16-mixed' needs a GPU: '32-true' is used on this CPU"
+            )
+            kwargs["precision"] = "32-true"
         if options.sync_batchnorm:
             kwargs["plugins"] = [*_as_list(options.plugins), BatchNormSync()]
         if options.fast_dev_run:
@@ -351,6 +358,13 @@ def _is_first_process(num_nodes: int) -> bool:
     # Lightning's own launcher names the node, and the rank only to the processes that it starts.
     node = os.environ.get("NODE_RANK", "0") if num_nodes > 1 else "0"
     return getattr(rank_zero_only, "rank", 0) == 0 and int(node) == 0
+
+
+def _runs_on_cpu(accelerator: Any) -> bool:
+    """Whether a Trainer would take the CPU, asked before there is one."""
+    if accelerator == "auto":
+        return not (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)
 
 
 def _with_config_paths(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from itmkit.checks import InputError
 from itmkit.nn.functional import check_tokens, fill_padding, inverse_root
 from itmkit.nn.linear import linear
+from itmkit.precision import warn_if_slow_on_cpu
 
 Direction = Literal["t2i", "i2t", "both"]
 _CACHED_ELEMENTS = 2**21  # a block of this size stays in the caches of a CPU
@@ -60,7 +61,8 @@ def cross_attention_scores(
             are needed, a block is computed again in the backward pass instead of kept. The scores
             do not depend on it.
         bf16_products: without gradients, multiply regions and words in bfloat16. All else stays
-            in fp32. Faster where the processor has such products; scores change by about 1e-3.
+            in fp32. Faster where the processor has such products, and warned of where a CPU is
+            slower with them; scores change by about 1e-3.
 
     Shape:
         image: ``(n, N, D)``; text: ``(m, L, D)``; image_mask: ``(n, N)``; text_mask: ``(m, L)``;
@@ -110,6 +112,8 @@ def cross_attention_scores(
 
     rows, columns = _block_shape(n, regions, m, words, chunk_elements)
     product_dtype = torch.bfloat16 if bf16_products and not needs_grad else dtype
+    if product_dtype == torch.bfloat16 and on_cpu and not torch.compiler.is_compiling():
+        warn_if_slow_on_cpu("bf16_products", torch.bfloat16)
     score = partial(_score_block, direction=direction, smooth=smooth)
     if needs_grad and (rows < n or columns < m):
         score = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
@@ -18,11 +19,18 @@ from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather_all, world_size
 from itmkit.nn.linear import linear
-from itmkit.precision import at_least_float32, autocast_off
+from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
 from itmkit.systems.finite_loss import FiniteLoss
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
 from itmkit.systems.vocabulary import check_vocabulary, complete_embeddings
+
+_HALF_PRECISION = {
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "16-true": torch.float16,
+}
 
 
 class Matcher(LightningModule, ABC):
@@ -137,6 +145,10 @@ class Matcher(LightningModule, ABC):
         # words, and then nothing is counted; where one is loaded later, it has to find the rows.
         if stage == "fit" or self.trainer.strategy.restore_checkpoint_after_setup:
             complete_embeddings(self, self.trainer)
+        precision = self.trainer.precision
+        on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
+        if on_cpu and precision in _HALF_PRECISION and self.trainer.is_global_zero:
+            warn_if_slow_on_cpu(f"trainer.precision {precision!r}", _HALF_PRECISION[precision])
 
     def on_fit_start(self) -> None:
         self._finite_loss = FiniteLoss()
