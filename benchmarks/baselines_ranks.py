@@ -25,3 +25,19 @@ def argsort_ranks(
         order = np.argsort(scores[:, caption])[::-1]
         t2i[caption] = np.where(order == caption // captions)[0][0]
     return i2t, t2i
+
+
+def ranks_by_definition(
+    scores: NDArray[np.float32], captions: int = 5
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The same, with what is tied with the best match in front of it, one query at a time."""
+
+    def rank(query: NDArray[np.float32], own: slice) -> int:
+        best = query[own].max()
+        least = best - 16 * np.finfo(np.float32).eps * max(np.float32(1), abs(best))
+        return int((query >= least).sum() - (query[own] >= least).sum())
+
+    n, m = scores.shape
+    i2t = [rank(scores[i], slice(captions * i, captions * (i + 1))) for i in range(n)]
+    t2i = [rank(scores[:, j], slice(j // captions, j // captions + 1)) for j in range(m)]
+    return np.array(i2t), np.array(t2i)

@@ -6,9 +6,16 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.metrics.ranks import check_finite, has_match, matching_pairs, ranks_by_tile
+from itmkit.metrics.ranks import (
+    Ranks,
+    check_finite,
+    has_match,
+    matching_pairs,
+    ranks_by_tile,
+    warn_of_ties,
+)
 
-_TILE_ELEMENTS = 1 << 21
+_TILE_ELEMENTS = 1 << 20
 _LEVELS = (1, 5, 10)
 
 
@@ -16,9 +23,12 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
     r"""Rank of the best match of every query, 0 being the first place.
 
     .. math::
-        r_q = \#\{\, j \text{ not matching } q : S_{qj} \ge \max_{p \text{ matching } q} S_{qp} \,\}
+        r_q = \#\{\, j \text{ not matching } q : S_{qj} \ge b_q - 16\, \varepsilon \max(1, |b_q|)
+            \,\}, \qquad b_q = \max_{p \text{ matching } q} S_{qp}
 
-    Ties count against the query: where all scores are equal, every non-matching item comes first.
+    with ε of the dtype of the scores (1.2e-7 for float32). Ties, equal but for rounding, count
+    against the query: where all scores are equal, every non-matching item comes first. A warning
+    tells where ties that are not exact decide more than 1 % of the ranks.
 
     Args:
         scores: ``(n, m)`` floating point, higher is a better match.
@@ -50,7 +60,9 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
     if not matched.all():
         side = "column" if dim == 0 else "row"
         raise InputError(f"{side} {int(matched.long().argmin())} of relevant has no match")
-    return _matrix_ranks(scores, pairs)[1 - dim]
+    i2t, t2i = _matrix_ranks(scores, pairs)
+    warn_of_ties(i2t, t2i)
+    return (t2i if dim == 0 else i2t).ranks
 
 
 def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
@@ -101,9 +113,10 @@ def cross_modal_recall(
 ) -> dict[str, float]:
     """Recall at 1, 5 and 10 in both directions, with any number of captions an image.
 
-    A query is found at ``k`` when fewer than ``k`` non-matching items score at least as high as its
-    best match, so ties count against it. An image without captions is searched but no query: it
-    can stand before the image of a caption, and does not count in ``i2t``.
+    A query is found at ``k`` when fewer than ``k`` non-matching items are as good as its best
+    match. Ties count against it, as in :func:`retrieval_ranks`. An image without captions is
+    searched but no query: it can stand before the image of a caption, and does not count in
+    ``i2t``.
 
     Args:
         scores: ``(n, m)`` floating point, images × captions, higher is a better match.
@@ -128,8 +141,7 @@ def cross_modal_recall(
     _check_scores(scores)
     pairs = relevant_pairs(image_ids, text_image_ids, relevance, tuple(scores.shape))
     i2t, t2i = _matrix_ranks(scores, pairs)
-    queries = has_match(pairs[:, 0], len(i2t))
-    return recall_from_ranks(i2t[queries.to(i2t.device)], t2i)
+    return recall_of_queries(i2t, t2i, pairs)
 
 
 def five_fold_recall(
@@ -214,7 +226,24 @@ def relevant_pairs(
     return pairs
 
 
-def _matrix_ranks(scores: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+def recall_of_queries(i2t: Ranks, t2i: Ranks, pairs: Tensor) -> dict[str, float]:
+    """The dictionary of :func:`recall_from_ranks` of the images that have captions.
+
+    Args:
+        i2t: of all images.
+        t2i: of the captions.
+        pairs: ``(p, 2)`` int64, an image row and a caption row that match.
+
+    Warns:
+        UserWarning: if ties within the tolerance decide more than 1 % of the ranks.
+    """
+    queries = has_match(pairs[:, 0], len(i2t.ranks)).to(i2t.ranks.device)
+    i2t = Ranks(i2t.ranks[queries], i2t.exact[queries])
+    warn_of_ties(i2t, t2i)
+    return recall_from_ranks(i2t.ranks, t2i.ranks)
+
+
+def _matrix_ranks(scores: Tensor, pairs: Tensor) -> tuple[Ranks, Ranks]:
     """Ranks in both directions, read along the rows as they lie in memory."""
     turned = scores.stride(0) < scores.stride(1)
     if turned:
@@ -230,8 +259,10 @@ def _matrix_ranks(scores: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
 
     n, m = scores.shape
     tile = max(1, _TILE_ELEMENTS // m), min(m, _TILE_ELEMENTS)
-    ranks = ranks_by_tile(part, (n, m), pairs, tile)
-    return ranks[::-1] if turned else ranks
+    i2t, t2i = ranks_by_tile(part, (n, m), pairs, tile)
+    if turned:
+        i2t, t2i = t2i, i2t
+    return i2t, t2i
 
 
 def _check_scores(scores: Tensor) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -15,6 +17,44 @@ from itmkit.distributed import gather, rank, world_size
 Part = slice | Tensor
 """Rows or columns of the scores: neighbours as a slice, others by their numbers."""
 
+_TOLERANCE = 16  # times eps: more than products of unit vectors differ by when summed another way
+_SAMPLE = 128  # about so many queries, evenly spread, are ranked without a tolerance too
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of the best match of each query.
+
+    Args:
+        ranks: ``(q,)`` int64, scores tied with the best match being as good as it.
+        exact: ``(q,)`` int64, the same without a tolerance; -1 where it was not counted.
+    """
+
+    ranks: Tensor
+    exact: Tensor
+
+    @property
+    def decided_by_ties(self) -> float:
+        """Share of the queries whose rank the tolerance decides."""
+        counted = self.exact >= 0
+        return (self.ranks != self.exact)[counted].float().mean().item()
+
+
+def tied_from(best: Tensor) -> Tensor:
+    r"""The least score that is tied with a best score: the one rule of all ranks.
+
+    .. math:: S_{best} - 16\, \varepsilon \max(1, |S_{best}|)
+
+    with ε of the dtype of the scores. Equal items get scores that differ in their last bits, as
+    matrix products of different shapes add up in different orders; no rank may depend on that.
+
+    Example:
+        >>> best = torch.tensor([0.5, 1024.0])
+        >>> best - tied_from(best)
+        tensor([1.9073e-06, 1.9531e-03])
+    """
+    return best - _TOLERANCE * torch.finfo(best.dtype).eps * best.abs().clamp(min=1)
+
 
 @torch.no_grad()
 def ranks_by_tile(
@@ -24,11 +64,12 @@ def ranks_by_tile(
     tile: tuple[int, int],
     *,
     shared: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Ranks, Ranks]:
     r"""Ranks of each row's and of each column's best match, without all scores at once.
 
     .. math::
-        r_q = \#\{\, j \text{ not matching } q : S_{qj} \ge \max_{p \text{ matching } q} S_{qp} \,\}
+        r_q = \#\{\, j \text{ not matching } q : S_{qj} \ge
+            \mathrm{tied\_from}(\max_{p \text{ matching } q} S_{qp}) \,\}
 
     Every score is asked for once. Tiles with a match come first and are kept until the best match
     of every row and column is known; then all tiles are counted. Where matches are near the
@@ -43,14 +84,14 @@ def ranks_by_tile(
             processes; all call this alike, and get the same ranks.
 
     Returns:
-        int64 ranks ``(n,)`` and ``(m,)`` on the device of the scores; those of rows and columns
-        without a match mean nothing.
+        :class:`Ranks` of the ``n`` rows and of the ``m`` columns, on the device of the scores;
+        those of rows and columns without a match mean nothing.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.1, 0.9], [0.2, 0.8, 0.1]])
         >>> pairs = torch.tensor([[0, 0], [1, 1], [0, 2]])
         >>> rows, columns = ranks_by_tile(lambda r, c: scores[r, c], (2, 3), pairs, (1, 2))
-        >>> rows.tolist(), columns.tolist()
+        >>> rows.ranks.tolist(), columns.ranks.tolist()
         ([0, 0], [0, 0, 0])
     """
     (n, m), (height, width) = shape, tile
@@ -76,19 +117,70 @@ def ranks_by_tile(
     if shared:
         row_best, column_best = (gather(best[None]).amax(0) for best in (row_best, column_best))
 
-    # The best matches themselves are counted with the rest, so they are taken off beforehand.
-    row_ranks = -rows[match == row_best[rows]].bincount(minlength=n)
-    column_ranks = -columns[match == column_best[columns]].bincount(minlength=m)
+    counts_of = _Count(row_best, rows, match), _Count(column_best, columns, match)
     # Comparing into fp32 and summing that is the fastest count; it is exact below 2²⁴.
     buffer = torch.empty(min(n, height), min(m, width), device=match.device)
     for number, ((r, c), _) in enumerate(tiles):
         block = kept.pop(number) if number in kept else score(r, c)
         least = buffer[: block.shape[0], : block.shape[1]]
-        row_ranks[r] += torch.ge(block, row_best[r, None], out=least).sum(1).long()
-        column_ranks[c] += torch.ge(block, column_best[c], out=least).sum(0).long()
-    if shared:
-        row_ranks, column_ranks = (gather(part[None]).sum(0) for part in (row_ranks, column_ranks))
-    return row_ranks, column_ranks
+        counts_of[0].add(block, r, least)
+        counts_of[1].add(block.T, c, least.T)
+    by_row, by_column = (count.result(shared=shared) for count in counts_of)
+    return by_row, by_column
+
+
+class _Count:
+    """Counts the scores of each query that are no less than, or tied with, its best match.
+
+    Args:
+        best: ``(q,)`` scores of the best matches.
+        queries: ``(p,)`` the query of each matching pair.
+        match: ``(p,)`` its score.
+    """
+
+    def __init__(self, best: Tensor, queries: Tensor, match: Tensor) -> None:
+        self.step = max(1, len(best) // _SAMPLE)
+        self.best, self.least = best[:: self.step], tied_from(best)
+        # Matches are counted with the rest, so they are taken off beforehand.
+        self.ranks, self.exact = (
+            -queries[match >= least[queries]].bincount(minlength=len(best))
+            for least in (self.least, best)
+        )
+        self.exact = self.exact[:: self.step]
+
+    def add(self, block: Tensor, part: slice, buffer: Tensor) -> None:
+        """Count scores, a row each of the queries ``part``, in a buffer of their shape."""
+        self.ranks[part] += torch.ge(block, self.least[part, None], out=buffer).sum(1).long()
+        place = slice(-(-part.start // self.step), -(-part.stop // self.step))
+        block = block[place.start * self.step - part.start :: self.step]
+        exact = torch.ge(block, self.best[place, None], out=buffer[: len(block)])
+        self.exact[place] += exact.sum(1).long()
+
+    def result(self, *, shared: bool) -> Ranks:
+        """The ranks, those of all processes added up if they share the work."""
+        counts = self.ranks, self.exact
+        ranks, exact = (gather(count[None]).sum(0) for count in counts) if shared else counts
+        spread = torch.full_like(ranks, -1)
+        spread[:: self.step] = exact
+        return Ranks(ranks, spread)
+
+
+def warn_of_ties(i2t: Ranks, t2i: Ranks) -> None:
+    """Warn, once among the processes, if ties within the tolerance decide more than 1 % of ranks.
+
+    Args:
+        i2t: of the images.
+        t2i: of the captions.
+    """
+    shares = i2t.decided_by_ties, t2i.decided_by_ties
+    if rank() == 0 and max(shares) > 0.01:
+        warnings.warn(
+            f"the rank of {shares[0]:.1%} of the images and of {shares[1]:.1%} of the captions is "
+            "decided by ties: others score the same as their best match but for rounding, and "
+            "count against them. Are there duplicates, or scores of low precision?",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def matching_pairs(row_ids: Tensor, column_ids: Tensor) -> Tensor:

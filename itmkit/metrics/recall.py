@@ -16,8 +16,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from itmkit.checks import InputError
-from itmkit.metrics.functional import recall_from_ranks
-from itmkit.metrics.ranks import has_match, matching_pairs, near_diagonal, ranks_by_tile
+from itmkit.metrics.functional import recall_of_queries
+from itmkit.metrics.ranks import matching_pairs, near_diagonal, ranks_by_tile
 
 _TILE = 512
 
@@ -26,8 +26,9 @@ class CrossModalRecall(Metric):
     """Recall at 1, 5 and 10 in both directions by cosine similarity of embeddings.
 
     Embeddings are gathered over updates and processes; the scores are computed in ``compute``, a
-    bounded number at a time, in fp64 rounded to fp32 so that equal embeddings tie. For another
-    score than the cosine use :func:`itmkit.metrics.functional.cross_modal_recall`.
+    bounded number at a time, in fp64 rounded to fp32. Ties count against the query, within the
+    tolerance of :func:`itmkit.metrics.functional.retrieval_ranks`. For another score than the
+    cosine use :func:`itmkit.metrics.functional.cross_modal_recall`.
 
     Each sample counts once, however often a sampler repeated it to fill a batch or a process. An
     image is known by its id, a caption by ``text_ids``. Without ``text_ids`` an update that brings
@@ -143,7 +144,7 @@ class CrossModalRecall(Metric):
 
         shape = len(rows), len(columns)
         i2t, t2i = ranks_by_tile(cosine, shape, pairs, (_TILE, _TILE))
-        result = recall_from_ranks(i2t[has_match(pairs[:, 0], len(rows))], t2i)
+        result = recall_of_queries(i2t, t2i, pairs)
         return {
             key: torch.tensor(value, dtype=torch.float32, device=self.device)
             for key, value in result.items()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from itmkit.distributed import gather
+from itmkit.metrics.ranks import tied_from
 
 _LAST = 0x7FFFFFFF  # the largest int32
 
@@ -22,7 +23,7 @@ class Candidates:
 
 
 class Best:
-    """Finds the k best items of each query from blocks of scores, of level ones the first.
+    """Finds the k best items of each query from blocks of scores, of equal ones the first.
 
     A score and the number of its item are kept as one whole number, so that the order in which the
     blocks come has no say in who is best.
@@ -35,7 +36,7 @@ class Best:
 
     def see(self, block: Tensor, queries: slice | Tensor, items: Tensor) -> None:
         """Take the finite fp32 scores of some queries with some items."""
-        bits = (block + 0.0).view(torch.int32)  # adding makes -0 level with 0
+        bits = (block + 0.0).view(torch.int32)  # adding makes -0 equal to 0
         keys = (_in_order(bits).long() << 32) | (_LAST - items)
         keys = torch.cat([self.keys[queries], keys], 1)
         self.keys[queries] = keys.topk(self.k + 1, dim=1).values
@@ -54,6 +55,58 @@ class Best:
         if self.k == self.items:
             left_out = torch.full_like(left_out, -torch.inf)
         return Candidates(rows[:, : self.k], scores[:, : self.k], left_out)
+
+
+class FirstTied:
+    """Finds the first k items of each query whose scores lie in a range, from blocks of scores.
+
+    Args:
+        least: ``(q,)`` fp32, the least of the range.
+        most: ``(q,)`` fp32, the largest.
+        k: items wanted; each query has so many.
+    """
+
+    def __init__(self, least: Tensor, most: Tensor, k: int) -> None:
+        self.least, self.most, self.k = least[:, None], most[:, None], k
+        self.keys = torch.empty(len(least), 0, dtype=torch.int64, device=least.device)
+
+    def see(self, block: Tensor, items: Tensor) -> None:
+        """Take the finite fp32 scores ``(q, c)`` with the items of these numbers."""
+        wanted = (block >= self.least) & (block <= self.most)
+        keys = (items << 32) | (block.contiguous().view(torch.int32).long() & 0xFFFFFFFF)
+        keys = torch.cat([self.keys, keys.where(wanted, torch.iinfo(torch.int64).max)], 1)
+        self.keys = keys.topk(min(self.k, keys.shape[1]), dim=1, largest=False).values
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Scores and rows ``(q, k)`` of the items, in the order of their rows."""
+        scores = (self.keys & 0xFFFFFFFF).to(torch.int32).view(torch.float32)
+        return scores, self.keys >> 32
+
+
+def tied_in_order(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorted items, those tied with the best that is left put in the order of their rows.
+
+    Args:
+        scores: ``(q, k)``, the largest of each row first.
+        rows: ``(q, k)`` int64, the rows of the items.
+
+    Returns:
+        The scores and rows in that order, and for each the score that it is tied with.
+
+    Example:
+        >>> scores = torch.tensor([[2, 1 + 1e-6, 1]])
+        >>> tied_in_order(scores, torch.tensor([[9, 8, 7]]))[1].tolist()
+        [[9, 7, 8]]
+    """
+    best = scores.clone()
+    near = scores[:, 1:] >= tied_from(scores[:, :-1])
+    for place in near.any(0).nonzero()[:, 0].tolist():
+        tied = scores[:, place + 1] >= tied_from(best[:, place])
+        best[:, place + 1] = best[:, place].where(tied, scores[:, place + 1])
+    group = torch.zeros_like(rows)
+    group[:, 1:] = (best[:, 1:] != best[:, :-1]).cumsum(1)
+    order = (group * (_LAST + 1) + rows).argsort(1)
+    return scores.gather(1, order), rows.gather(1, order), best.gather(1, order)
 
 
 def _in_order(bits: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from itmkit.distributed import gather, rank, world_size
-from itmkit.metrics.functional import recall_from_ranks, relevant_pairs
-from itmkit.metrics.ranks import check_finite, has_match, near_diagonal, ranks_by_tile
+from itmkit.metrics.functional import recall_of_queries, relevant_pairs
+from itmkit.metrics.ranks import Ranks, check_finite, near_diagonal, ranks_by_tile, tied_from
 from itmkit.retrieval.candidates import Best, Candidates
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
@@ -34,10 +35,10 @@ def evaluate(
     ``(1 − weight) · global + weight · pair``; all others stay behind them in global order. The
     candidates and scores never depend on which pairs match.
 
-    A rank is the number of non-matching items in front of or level with the best match. A match
-    whose global score is level with that of an item left out of the candidates is among them for
-    its place in the gallery only (of level items the first are taken), and keeps its global rank.
-    An image without captions is searched but no query.
+    A rank is the number of non-matching items in front of, or tied with, the best match; ties are
+    those of :func:`itmkit.metrics.functional.retrieval_ranks`. A match whose global score is tied
+    with that of an item left out of the candidates is among them by chance only, and keeps its
+    global rank. An image without captions is searched but no query.
 
     The scores are never stored whole: blocks are counted and dropped, but for those that hold a
     match. With ids, about ``(n + m) · chunk_size`` scores are kept at most. Scores are compared and
@@ -90,10 +91,10 @@ def evaluate(
         i2t, ordered_t2i = ranks_by_tile(
             score, (n, m), ordered_matches, (chunk_size, chunk_size), shared=shared
         )
-    t2i = torch.empty_like(ordered_t2i).index_copy_(0, order.to(i2t.device), ordered_t2i)
-    queries = has_match(matches[:, 0], n).to(i2t.device)
+    place = order.argsort().to(ordered_t2i.ranks.device)
+    t2i = Ranks(ordered_t2i.ranks[place], ordered_t2i.exact[place])
     if top_k == 0:
-        return recall_from_ranks(i2t[queries], t2i)
+        return recall_of_queries(i2t, t2i, matches)
 
     if shared:
         for_images.share()
@@ -117,12 +118,12 @@ def evaluate(
     for_captions, for_photos = places.split([captions.rows.numel(), photos.rows.numel()])
     i2t = _reranked(captions, second[for_captions], match[for_captions], weight, i2t)
     t2i = _reranked(photos, second[for_photos], match[for_photos], weight, t2i)
-    return recall_from_ranks(i2t[queries.to(i2t.device)], t2i)
+    return recall_of_queries(i2t, t2i, matches)
 
 
 def _reranked(
-    candidates: Candidates, second: Tensor, match: Tensor, weight: float, ranks: Tensor
-) -> Tensor:
+    candidates: Candidates, second: Tensor, match: Tensor, weight: float, ranks: Ranks
+) -> Ranks:
     """Ranks of the best matches after the candidates took the order of the blended score.
 
     Args:
@@ -130,11 +131,17 @@ def _reranked(
         second: ``(q · k,)``, their pair scores.
         match: ``(q · k,)`` bool, which of them match.
         weight: share of the pair score.
-        ranks: ``(q,)`` by global scores.
+        ranks: by global scores.
     """
     blended = (1 - weight) * candidates.scores + weight * second.view_as(candidates.rows)
     match = match.view_as(candidates.rows)
-    secure = match & (candidates.scores > candidates.left_out[:, None])
-    best = blended.masked_fill(~secure, -torch.inf).amax(1, keepdim=True)
-    inside = ((blended >= best) & ~match).sum(1)
-    return torch.where(secure.any(1), inside, ranks.to(inside.device))
+    left_out = candidates.left_out[:, None]
+
+    def count(secure: Tensor, least: Callable[[Tensor], Tensor], ranks: Tensor) -> Tensor:
+        best = blended.masked_fill(~secure, -torch.inf).amax(1, keepdim=True)
+        inside = ((blended >= least(best)) & ~match).sum(1)
+        return torch.where(secure.any(1), inside, ranks.to(inside.device))
+
+    secure = match & (tied_from(candidates.scores) > left_out)
+    exact = count(match & (candidates.scores > left_out), lambda best: best, ranks.exact)
+    return Ranks(count(secure, tied_from, ranks.ranks), exact)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.retrieval.candidates import Best
+from itmkit.metrics.ranks import tied_from
+from itmkit.retrieval.candidates import Best, FirstTied, tied_in_order
 from itmkit.retrieval.encode import evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.protocol import RetrievalModel
 from itmkit.retrieval.score import check_at_least, pair_scores, score_block, second_stage
+
+_SPARE = 32  # candidates beyond those wanted, so that ties seldom need a second look
 
 
 def best_captions(
@@ -37,7 +43,9 @@ def best_captions(
 
     Returns:
         Scores ``(n, k)`` fp32 and caption rows ``(n, k)`` int64. The first ``top_k`` scores of a
-        row are blended, those behind them global.
+        row are blended, those behind them global. Items that are tied, as in
+        :func:`itmkit.metrics.functional.retrieval_ranks`, come in the order of their rows; their
+        scores may differ in the last bits.
 
     Raises:
         InputError: an argument out of its range, or a score that is not finite.
@@ -90,40 +98,89 @@ def _search(
     check_at_least("k", k, 1)
     check_at_least("chunk_size", chunk_size, 1)
     top_k, weight = second_stage(matcher, top_k, weight)
-    device = items.device
     found: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(queries), chunk_size):
         part = queries[start : start + chunk_size]
-        best = Best(len(part), len(items), max(k, top_k), matcher.device)
+        blocks = partial(
+            _blocks, matcher, part, items, start, chunk_size, images_are_queries=images_are_queries
+        )
         with evaluating(matcher):
-            asking = part.to(matcher.device)
-            for first in range(0, len(items), chunk_size):
-                offered = items[first : first + chunk_size].to(matcher.device)
-                if images_are_queries:
-                    block = score_block(matcher, asking, offered).float()
-                else:
-                    block = score_block(matcher, offered, asking).float().T
-                wrong = (~block.isfinite()).nonzero()
-                if len(wrong):
-                    query, item = wrong[0].tolist()
-                    raise InputError(
-                        f"matcher.score must be finite, got {block[query, item].item()} "
-                        f"for query {start + query} and item {first + item}"
-                    )
-                numbers = torch.arange(first, first + len(offered), device=block.device)
-                best.see(block, slice(None), numbers)
-        candidates = best.found(device)
-        values, rows = candidates.scores, candidates.rows
+            values, rows = _best(blocks, len(part), len(items), max(k, top_k), matcher.device)
+        values, rows = values.to(items.device), rows.to(items.device)
         if top_k:
             head = rows[:, :top_k]
-            own = torch.arange(len(part), device=device)[:, None].expand_as(head)
+            own = torch.arange(len(part), device=items.device)[:, None].expand_as(head)
             images, texts = (part, items) if images_are_queries else (items, part)
             sides = (own, head) if images_are_queries else (head, own)
             pairs = torch.stack([side.ravel() for side in sides], 1)
             second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
             blended = (1 - weight) * values[:, :top_k] + weight * second.view_as(head)
             blended, order = blended.sort(dim=1, descending=True, stable=True)
+            blended, head, _ = tied_in_order(blended, head.gather(1, order))
             values = torch.cat([blended, values[:, top_k:]], 1)
-            rows = torch.cat([head.gather(1, order), rows[:, top_k:]], 1)
+            rows = torch.cat([head, rows[:, top_k:]], 1)
         found.append((values[:, :k], rows[:, :k]))
     return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def _blocks(
+    matcher: RetrievalModel,
+    queries: Encoding,
+    items: Encoding,
+    start: int,
+    chunk_size: int,
+    *,
+    images_are_queries: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Finite fp32 scores of queries, from number ``start`` on, and the numbers of the items."""
+    queries = queries.to(matcher.device)
+    for first in range(0, len(items), chunk_size):
+        offered = items[first : first + chunk_size].to(matcher.device)
+        if images_are_queries:
+            block = score_block(matcher, queries, offered).float()
+        else:
+            block = score_block(matcher, offered, queries).float().T
+        wrong = (~block.isfinite()).nonzero()
+        if len(wrong):
+            query, item = wrong[0].tolist()
+            raise InputError(
+                f"matcher.score is {block[query, item].item()} for query {start + query} and item "
+                f"{first + item}; expected a finite number"
+            )
+        yield block, torch.arange(first, first + len(offered), device=block.device)
+
+
+def _best(
+    blocks: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    queries: int,
+    items: int,
+    k: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Scores and rows of the k best items of each query, tied ones in the order of their rows.
+
+    Args:
+        blocks: makes an iterator over all scores ``(queries, c)`` and the numbers of the items.
+        queries: number of queries.
+        items: number of items.
+        k: items wanted a query.
+        device: where the scores are.
+    """
+    best = Best(queries, items, k + _SPARE, device)
+    for block, numbers in blocks():
+        best.see(block, slice(None), numbers)
+    candidates = best.found(device)
+    values, rows, tied_with = tied_in_order(candidates.scores, candidates.rows)
+    values, rows, tied_with = values[:, :k], rows[:, :k], tied_with[:, :k]
+    most = tied_with[:, -1]
+    more = candidates.left_out >= tied_from(most)
+    if more.any():  # with more items than were kept: of those the first are looked for
+        first = FirstTied(tied_from(most), most, tied_with.shape[1])
+        for block, numbers in blocks():
+            first.see(block, numbers)
+        last = more[:, None] & (tied_with == most[:, None])
+        place = (last.cumsum(1) - 1).clamp(min=0)
+        tied_values, tied_rows = first.found()
+        values = tied_values.gather(1, place).where(last, values)
+        rows = tied_rows.gather(1, place).where(last, rows)
+    return values, rows

@@ -7,15 +7,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from itmkit.metrics.ranks import check_finite, matching_pairs, near_diagonal, ranks_by_tile
+from itmkit.metrics.ranks import (
+    check_finite,
+    matching_pairs,
+    near_diagonal,
+    ranks_by_tile,
+    tied_from,
+)
 
 
 def naive_ranks(scores, relevant):
-    """Non-matching items that score at least as high as the best match."""
-    ranks = []
+    """Non-matching items that score at least as high as the best match, or are tied with it."""
+    ranks, eps = [], torch.finfo(scores.dtype).eps
     for row, match in zip(scores.tolist(), relevant.tolist(), strict=True):
         best = max(s for s, own in zip(row, match, strict=True) if own)
-        ranks.append(sum(s >= best for s, own in zip(row, match, strict=True) if not own))
+        least = best - 16 * eps * max(1, abs(best))
+        ranks.append(sum(s >= least for s, own in zip(row, match, strict=True) if not own))
     return ranks
 
 
@@ -30,9 +37,10 @@ def naive_ranks(scores, relevant):
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
 def test_naive_loop_reference(seed, n, m, height, width, levels, dtype):
-    """Any tile, any number of matches a query, many ties; each score is asked for once."""
+    """Any tile, any number of matches a query, many ties, exact and not; scores asked for once."""
     g = torch.Generator().manual_seed(seed)
-    scores = (torch.randint(levels, (n, m), generator=g) - levels // 2).to(dtype)
+    scores = torch.randint(levels, (n, m), generator=g) - levels // 2
+    scores = (scores * (1 + torch.randint(9, (n, m), generator=g) * 2e-7)).to(dtype)
     relevant = torch.rand(n, m, generator=g) < 0.3
     relevant[torch.arange(max(n, m)) % n, torch.arange(max(n, m)) % m] = True
     asked = torch.zeros(n, m)
@@ -42,10 +50,47 @@ def test_naive_loop_reference(seed, n, m, height, width, levels, dtype):
         return scores[r, c].clone()
 
     rows, columns = ranks_by_tile(score, (n, m), relevant.nonzero(), (height, width))
-    assert rows.dtype == columns.dtype == torch.int64
-    assert rows.tolist() == naive_ranks(scores, relevant)
-    assert columns.tolist() == naive_ranks(scores.T, relevant.T)
+    assert rows.ranks.dtype == columns.ranks.dtype == torch.int64
+    assert rows.ranks.tolist() == naive_ranks(scores, relevant)
+    assert columns.ranks.tolist() == naive_ranks(scores.T, relevant.T)
     assert (asked == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tied_from(dtype):
+    best = torch.tensor([-4.0, -0.5, 0.0, 0.25, 1.0, 1024.0], dtype=dtype)
+    least = (
+        best.double() - 16 * torch.finfo(dtype).eps * torch.tensor([4, 1, 1, 1, 1, 1024]).double()
+    )
+    assert tied_from(best).dtype == dtype
+    torch.testing.assert_close(tied_from(best).double(), least, rtol=torch.finfo(dtype).eps, atol=0)
+    assert tied_from(torch.tensor(-torch.inf)) == -torch.inf  # of a query without a match
+
+
+@pytest.mark.parametrize("queries", [5, 128, 300, 1000])
+def test_exact_ranks_of_a_sample(queries):
+    scores = torch.randint(20, (queries, 50)) * 1e-7 + torch.randint(3, (queries, 50))
+    pairs = torch.stack(
+        [torch.arange(max(queries, 50)) % queries, torch.arange(max(queries, 50)) % 50], 1
+    )
+    relevant = torch.zeros(queries, 50, dtype=torch.bool).index_put_(
+        tuple(pairs.T), torch.tensor(True)
+    )
+    pairs = relevant.nonzero()
+    for found, s, own in zip(
+        ranks_by_tile(lambda r, c: scores[r, c], (queries, 50), pairs, (7, 11)),
+        (scores, scores.T),
+        (relevant, relevant.T),
+        strict=True,
+    ):
+        best = s.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        exact = ((s >= best) & ~own).sum(1)
+        counted = found.exact >= 0
+        assert counted.sum() >= min(len(s), 128)
+        assert torch.equal(found.exact[counted], exact[counted])
+        share = (found.ranks != exact)[counted].double().mean()
+        assert found.decided_by_ties == pytest.approx(share.item())
+        assert share > 0
 
 
 @settings(max_examples=50, deadline=None)

@@ -23,7 +23,7 @@ def owners_of(n, extra, g):
 
 
 def naive_rank(scores, pairs, relevant, candidates, weight):
-    """Non-matching items in front of or level with the best match."""
+    """Non-matching items in front of, or tied with, the best match."""
     items = range(len(scores))
     left_out = max((scores[j] for j in items if j not in candidates), default=-float("inf"))
     blended = {j: (1 - weight) * scores[j] + weight * pairs[j] for j in candidates}
@@ -90,7 +90,7 @@ def test_naive_loop_reference_ties(seed, n, extra, k, levels, weight, chunk_size
     owners = owners_of(n, extra, g)
     n += without  # images without captions, which are no queries
     scores = torch.randint(levels, (n, len(owners)), generator=g).float() - levels // 2
-    scores[scores == 0] *= torch.randn((), generator=g).sign()  # -0 is level with 0
+    scores[scores == 0] *= torch.randn((), generator=g).sign()  # -0 is tied with 0
     pairs = torch.randint(levels, (n, len(owners)), generator=g).float()
     relevant = torch.arange(n)[:, None] == owners[None]
     result = evaluate(

@@ -30,7 +30,7 @@ def test_search(k, top_k, chunk_size):
                 )
 
 
-def test_of_level_items_the_first_are_best():
+def test_of_equal_items_the_first_are_best():
     scores = torch.zeros(5, 7)
     scores[:, 4] = 1
     for chunk_size in (2, 256):
