@@ -118,7 +118,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._resumed_from = Path(trainer.ckpt_path or "").parent
+        self._resumed_from = Path(trainer.ckpt_path or "")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         super().on_train_batch_end(trainer, *args, **kwargs)
@@ -128,13 +128,21 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage != "fit" or self.dirpath is None:
             return
-        kept: dict[str, Any] = {}
-        for path, score in state_dict["best_k_models"].items():
-            places = (Path(path), self._resumed_from / Path(path).name)
+        old = Path(state_dict["dirpath"] or "")
+        scores = {_inside(old, path): score for path, score in state_dict["best_k_models"].items()}
+        # The folder may have been moved; what is resumed from may be in a folder inside of it.
+        depth = max((len(path.parts) for path in scores), default=0)
+        folders = [old, *list(self._resumed_from.parents)[:depth]]
+        found: dict[Path, Path] = {}
+        for path in sorted(
+            scores, key=lambda path: float(scores[path]), reverse=self.mode == "max"
+        ):
+            places = (folder / path for folder in folders)
             source = next((place for place in places if place.is_file()), None)
-            if source is not None:
-                kept[self._adopt(source)] = score
-        best = str(Path(self.dirpath) / Path(state_dict["best_model_path"]).name)
+            if source is not None and len(found) != self.save_top_k:
+                found[path] = source
+        kept = {self._adopt(found[path], path): scores[path] for path in scores if path in found}
+        best = str(Path(self.dirpath) / _inside(old, state_dict["best_model_path"]))
         if best not in kept:  # gone from disk: what comes is judged afresh
             return
         self.best_k_models, self.current_score = kept, state_dict["current_score"]
@@ -142,8 +150,14 @@ class BestCheckpoint(ModelCheckpoint):
         worst = (min if self.mode == "max" else max)(kept, key=lambda path: float(kept[path]))
         self.kth_best_model_path, self.kth_value = worst, kept[worst]
 
-    def _adopt(self, source: Path) -> str:
-        target = Path(self.dirpath or ".") / source.name
+    def _adopt(self, source: Path, path: Path) -> str:
+        target = Path(self.dirpath or ".") / path
         if self._copies and not target.exists():
             copy_file(source, target)
         return str(target)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """A path relative to the folder that it is in: the name may have folders of its own."""
+    full = Path(path)
+    return full.relative_to(folder) if full.is_relative_to(folder) else Path(full.name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 import sys
 import time
@@ -38,6 +37,15 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from itmkit.checks import InputError
 from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from itmkit.cli.given_checkpoint import (
+    check_resumable,
+    check_same_data,
+    checkpoint_file,
+    config_from_run_folder,
+    given_options,
+    read_checkpoint,
+)
+from itmkit.cli.initial_weights import load_initial_weights
 from itmkit.cli.layer_sync import BatchNormSync
 from itmkit.cli.metrics_table import MetricsTable
 from itmkit.cli.parser import MatcherParser
@@ -72,6 +80,8 @@ class MatcherCLI(LightningCLI):
         arguments: list[str],
     ) -> None:
         _quieten()
+        self._given = given_options(arguments)
+        arguments = [arguments[0], *config_from_run_folder(arguments[1:])]
         arguments, self.config_stems = _with_config_paths(arguments)
         self.run_folder: Path | None = None
         super().__init__(
@@ -115,6 +125,20 @@ class MatcherCLI(LightningCLI):
             help="Whether the model is measured before training (fit) or before the checkpoint is "
             "loaded (validate, test), too. Where null, fit does unless it resumes.",
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Checkpoint, or folder of a run, that fit starts a new run from: its weights, and "
+            "neither its optimizer, counters, best score nor vocabulary.",
+        )
+        parser.add_argument(
+            "--init_strict",
+            type=bool,
+            default=True,
+            help="Whether all weights of init_from must fit the model. Where false, those that do "
+            "not are listed and left out.",
+        )
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
         parser.add_class_arguments(LastCheckpoint, "last")
         parser.set_defaults(
@@ -130,13 +154,36 @@ class MatcherCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the checkpoint's hyper-parameters override the command line here.
-        options = self.config[self.config.subcommand]
+        command = self.config.subcommand
+        options = self.config[command]
+        self._choose_start(command, options)
         if options.ckpt_path is not None:
-            # Without links: `latest` will lead to the new run.
-            given = user_path(options.ckpt_path)
-            path = given.resolve()
-            options.ckpt_path = str(path) if given.is_absolute() else os.path.relpath(path)
-            _check_checkpoint(Path(options.ckpt_path), options.model.class_path)
+            path = checkpoint_file(options.ckpt_path, "ckpt_path", command=command)
+            checkpoint = read_checkpoint(path, "ckpt_path", options.model.class_path)
+            if command == "fit":
+                check_resumable(checkpoint, path)
+            options.ckpt_path = str(path)
+        elif options.init_from is not None:
+            options.init_from = str(checkpoint_file(options.init_from, "init_from"))
+
+    def _choose_start(self, command: str, options: Any) -> None:
+        """Keep one of ``ckpt_path`` and ``init_from``: that of the command line."""
+        if command != "fit":
+            if "init_from" in self._given:
+                raise InputError(
+                    f"init_from is an option of fit; expected --ckpt_path for {command}"
+                )
+            options.init_from = None
+        if options.ckpt_path is None or options.init_from is None:
+            return
+        given = self._given & {"ckpt_path", "init_from"}
+        if len(given) != 1:
+            raise InputError(
+                f"ckpt_path is '{options.ckpt_path}' and init_from '{options.init_from}'; expected "
+                "one: ckpt_path goes on with a run, init_from starts a new one from its weights"
+            )
+        (other,) = {"ckpt_path", "init_from"} - given
+        options[other] = None
 
     def before_instantiate_classes(self) -> None:
         """Claim the folder of the run, and let loggers write there that would write just here."""
@@ -148,8 +195,8 @@ class MatcherCLI(LightningCLI):
         if self.subcommand == "fit" and options.ckpt_path is None:
             last = requeued_from(self.runs, options.name)
             if last is not None:
-                _check_checkpoint(last, options.model.class_path)
-                options.ckpt_path = str(last)
+                read_checkpoint(last, "ckpt_path", options.model.class_path)
+                options.ckpt_path, options.init_from = str(last), None
                 rank_zero_only(print)(f"requeued: going on from {last}")
         self._config_text = self._parser(self.subcommand).dump(options, skip_unset=False)
         if options.trainer.fast_dev_run or not _is_first_process(options.trainer.num_nodes):
@@ -217,24 +264,43 @@ class MatcherCLI(LightningCLI):
     def fit(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Train, and show the recall of the untrained model above that of the best checkpoint."""
         if self._get(self.config_init, "trainer").fast_dev_run:
+            self._load_initial_weights()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             return
         rows = {}
         with self._told_where_to_resume(), self._discarding_in_vain():
             datamodule.trainer = self.trainer  # knows the number of processes
             datamodule.setup("fit")  # training data at fault is found before anything is measured
+            steps_before = 0
+            if ckpt_path is not None:
+                checkpoint = read_checkpoint(Path(ckpt_path), "ckpt_path", type(model).__name__)
+                check_same_data(checkpoint, Path(ckpt_path), datamodule)
+                steps_before = checkpoint["global_step"]
+            initial = self._load_initial_weights()
             if self._measures_untrained(default=ckpt_path is None):
                 with isolate_rng():  # training is the same with and without
-                    rows["untrained"] = self._measure("validate")
+                    rows["initial" if initial else "untrained"] = self._measure("validate")
             start = time.monotonic()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             minutes = (time.monotonic() - start) / 60
+        self._tell_result(steps_before)
         best = self.checkpoint.best_model_path if self.checkpoint else ""
         with self._told_where_to_resume(), self._nothing_logged():
             rows["trained"] = self._measure("validate", best or None)
         self._write_skipped()
         self._report(rows, "val")
         rank_zero_only(print)(f"training took {minutes:.1f} minutes")
+
+    def _load_initial_weights(self) -> bool:
+        """Those of ``init_from``, if it is given."""
+        options = self.config[self.subcommand]
+        if options.init_from is None:
+            return False
+        path, strict = Path(options.init_from), options.init_strict
+        system = options.model.class_path
+        checkpoint = read_checkpoint(path, "init_from", system, any_system=not strict)
+        load_initial_weights(path, checkpoint, self.model, self.datamodule, strict=strict)
+        return True
 
     def validate(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Measure recall on the validation split."""
@@ -267,6 +333,23 @@ class MatcherCLI(LightningCLI):
             rows[label] = self._measure(command, ckpt_path)
         self._write_skipped()
         self._report(rows, STAGES[command])
+
+    def _tell_result(self, steps_before: int) -> None:
+        """Say if nothing was trained, and where the weights are, if not in ``best.ckpt``."""
+        say, trainer = rank_zero_only(print), self.trainer
+        if trainer.global_step == steps_before:
+            say(
+                f"nothing was trained: the run was at step {steps_before} already "
+                f"(trainer.max_epochs {trainer.max_epochs}, max_steps {trainer.max_steps})"
+            )
+        if self.last is None or self.checkpoint is None:
+            say("the weights are not saved: trainer.enable_checkpointing is false")
+        elif not self.checkpoint.best_model_path:
+            validated = any(name.startswith("val/") for name in trainer.callback_metrics)
+            why = f"{self.checkpoint.monitor} was not logged" if validated else "no validation ran"
+            if self.checkpoint.save_top_k == 0:
+                why = "checkpoint.save_top_k is 0"
+            say(f"there is no best.ckpt ({why}); the weights at the end are in {self.last.path}")
 
     def _measures_untrained(self, *, default: bool) -> bool:
         chosen = self.config[self.subcommand].untrained
@@ -380,23 +463,6 @@ def _with_config_paths(arguments: list[str]) -> tuple[list[str], list[str]]:
             others.append(word)
     front = [f"--config={path}" for path in paths]
     return [command, *front, *others], [path.stem for path in paths]
-
-
-def _check_checkpoint(path: Path, system: str) -> None:
-    """Refuse what is no checkpoint, or one of another system, before anything is made."""
-    if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path '{path}' is not a file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"ckpt_path '{path}' is not a readable checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise InputError(f"ckpt_path '{path}' is not a checkpoint of a system: no 'state_dict'")
-    found, own = checkpoint.get("system"), system.rpartition(".")[2]
-    if found != own:
-        kind = f"the system {found}" if found else "no system of itmkit"
-        raise InputError(f"ckpt_path '{path}' is a checkpoint of {kind}, expected one of {own}")
 
 
 def _plain(gallery: Gallery) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from torch.optim import Optimizer, RMSprop
 from torch.optim.lr_scheduler import LRScheduler
 
 from itmkit.checks import InputError
+from itmkit.cli import given_checkpoint
 
-INSTEAD = "resume with the same, or start from its weights alone with --init_from"
+INSTEAD = f"resume with the same, or {given_checkpoint.INSTEAD}"
 # Options that say which run it is, and not how it is trained.
 _OF_THE_RUN = {"config", "ckpt_path", "init_from", "init_strict", "name", "untrained"}
 _NEEDS_OTHER_STATE = {"amsgrad", "centered"}  # of an optimizer: not in the checkpoint

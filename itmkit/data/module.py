@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +143,7 @@ class ImageTextData(LightningDataModule):
         self._tokenizer = tokenizer
         self._splits: dict[str, ImageTextDataset] = {}
         self._tokens: dict[str, CaptionTokens] = {}
+        self._fingerprints: dict[str, str] = {}
         self._warned: set[str] = set()  # splits whose unknown words were told
 
     @property
@@ -260,11 +262,24 @@ class ImageTextData(LightningDataModule):
         """As :meth:`test_dataloader`."""
         return self.test_dataloader()
 
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the names and captions, in their order, of the splits ``train`` and ``val``.
+
+        Splits that are not opened are left out. Equal hashes: the same images, as far as their
+        names tell, with the same captions.
+        """
+        parts = {"train": self.train_split, "val": self.val_split}
+        for name in self._splits.keys() & parts.values() - self._fingerprints.keys():
+            self._fingerprints[name] = _hash(self._splits[name])
+        found = self._fingerprints
+        return {part: found[n] for part, n in parts.items() if n in found}
+
     def state_dict(self) -> dict[str, Any]:
-        """The words of a word tokenizer, for the checkpoint."""
+        """The words of a word tokenizer and :meth:`fingerprints`, for the checkpoint."""
+        state: dict[str, Any] = {"fingerprints": self.fingerprints()}
         if isinstance(self.tokenizer, WordTokenizer):
-            return {"vocabulary": list(self.tokenizer.vocabulary.words)}
-        return {}
+            state["vocabulary"] = list(self.tokenizer.vocabulary.words)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the words of a checkpoint.
@@ -334,3 +349,11 @@ class ImageTextData(LightningDataModule):
 
 def _as_it_is(collated: Collated) -> Collated:
     return collated
+
+
+def _hash(split: ImageTextDataset) -> str:
+    digest = sha256()
+    for text in (*split.names, *split.captions):
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    digest.update(split.caption_images.numpy().tobytes())
+    return digest.hexdigest()

@@ -180,6 +180,9 @@ class AdaptiveMarginTripletLoss(nn.Module):
 
     margin: Tensor
 
+    #: buffers of a run, not of its weights
+    training_state = ("margin",)
+
     def __init__(
         self,
         margin: float = 0.2,

@@ -81,6 +81,9 @@ class MATE(Matcher):
     queue_text: Tensor
     queue_ids: Tensor
 
+    #: buffers of a run, not of its weights
+    training_state = ("queue_image", "queue_text", "queue_ids")
+
     def __init__(
         self,
         image_encoder: nn.Module,

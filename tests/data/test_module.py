@@ -247,7 +247,7 @@ def test_word_pieces(bert_folder: Path) -> None:
     batch = next(iter(data.train_dataloader()))
     assert (batch.texts.ids[:, 0] == 2).all()
     assert data.vocabulary_size == 16
-    assert data.state_dict() == {}
+    assert data.state_dict().keys() == {"fingerprints"}
 
 
 def flat(batches: Any) -> list[Tensor]:
@@ -392,7 +392,10 @@ def test_checkpoint_carries_the_words(tmp_path: Path) -> None:
     fit(tmp_path, data, max_steps=1, val_check_interval=1)
     path = tmp_path / "saved" / "step=1.ckpt"
     saved = torch.load(path, weights_only=True)["ImageTextData"]
+    fingerprints = saved.pop("fingerprints")
     assert saved == {"vocabulary": list(vocabulary_of(data).words)}
+    assert fingerprints == data.fingerprints()
+    assert fingerprints.keys() == {"train", "val"}
 
     other = data_of(vocabulary_max_size=3)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=True)

@@ -103,15 +103,19 @@ class TinyDataset(ImageTextDataset):
         split: its name.
         broken: how it fails: ``missing`` and ``value`` when opened, ``bug`` too, ``image`` and
             ``third`` when an image is read, in ``train`` alone with the latter.
+        prefixes: of the captions, by split.
     """
 
-    def __init__(self, split: str, broken: str | None = None) -> None:
+    def __init__(
+        self, split: str, broken: str | None = None, prefixes: dict[str, str] | None = None
+    ) -> None:
         self.broken = broken
         if broken == "missing":
             Path("no/such/captions.txt").read_text()
         if broken == "bug":
             raise KeyError("bug")
         captions = ["a red field", "a green field", "a blue field", "a black field"]
+        captions = [(prefixes or {}).get(split, "") + caption for caption in captions]
         rows = [] if broken == "empty" else [0, 1, 2, 3]
         super().__init__(split, [f"{row}.jpg" for row in rows], captions, rows)
 

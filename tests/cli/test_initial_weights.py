@@ -1,0 +1,159 @@
+"""A new run that starts from the weights of another, and from nothing else of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import load, runs, write_config
+
+from itmkit.cli import main
+
+LAST = "checkpoints/last.ckpt"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["itmkit"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folders of runs of a system, trained for an epoch; not to be written to."""
+    made: dict[str, Path] = {}
+
+    def make(system: str) -> Path:
+        if system not in made:
+            folder = tmp_path_factory.mktemp(system)
+            config = write_config(folder, system, max_epochs=1)
+            main(["fit", f"--config={config}", f"--trainer.default_root_dir={folder / 'runs'}"])
+            (made[system],) = runs(folder)
+        return made[system]
+
+    return make
+
+
+def fit(system: str, *words: str, **trainer: Any) -> Path:
+    """Train anew for an epoch; the folder of the run."""
+    config = write_config(Path(), system, **({"max_epochs": 1} | trainer))
+    main(["fit", f"--config={config}", *words])
+    return runs(Path())[-1]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], system: str, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        fit(system, *words)
+    assert stop.value.code == 2
+    assert not Path("runs").exists()
+    (line,) = (li for li in capsys.readouterr().err.splitlines() if "itmkit: error:" in li)
+    return line.removeprefix("itmkit: error: ")
+
+
+@pytest.mark.parametrize("system", ["MATE", "DAIM", "TVRN"])
+def test_weights_are_those_and_all_else_starts_anew(
+    system: str, trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = trained(system)
+    still = "--model.optimizer.lr=0.0"
+    folder = fit(system, f"--init_from={source}", still, "--untrained=true", train=8)
+    best, last = load(source / "checkpoints/best.ckpt"), load(folder / LAST)
+    assert last["global_step"] == 6
+    changes = {"queue_image", "queue_text", "queue_ids", "triplet.margin"}
+    moved = ("running_mean", "running_var", "num_batches_tracked")
+    for name, value in best["state_dict"].items():
+        if name not in changes and not name.endswith(moved):
+            torch.testing.assert_close(last["state_dict"][name], value, rtol=1e-6, atol=0, msg=name)
+    if system == "MATE":  # as many as this run has seen
+        assert (last["state_dict"]["queue_ids"] >= 0).sum() == len(last["state_dict"]["queue_ids"])
+    out = capsys.readouterr().out
+    assert "\ninitial " in out
+    assert "left out" not in out
+    path = (source / "checkpoints/best.ckpt").resolve()
+    assert any(line.startswith(f"weights of {path}: ") for line in out.splitlines())
+
+
+def test_queue_and_margin_are_of_the_new_run(trained: Any) -> None:
+    source = load(trained("MATE") / LAST)["state_dict"]
+    assert (source["queue_ids"] >= 0).all()
+    folder = fit("MATE", f"--init_from={trained('MATE')}", max_epochs=-1, max_steps=1)
+    queue = load(folder / LAST)["state_dict"]["queue_ids"]
+    assert (queue >= 0).sum() == 12  # two views of a batch
+
+
+def test_a_plain_checkpoint_of_lightning(trained: Any, tmp_path: Path) -> None:
+    content = load(trained("TVRN") / LAST)
+    weights = {"state_dict": content["state_dict"], "system": "TVRN"}
+    torch.save(weights, "plain.ckpt")
+    folder = fit("TVRN", "--init_from=plain.ckpt", "--model.optimizer.lr=0.0")
+    name = "text_encoder.embedding.weight"
+    assert load(folder / LAST)["state_dict"][name].equal(content["state_dict"][name])
+
+
+def test_error_word_embedding_of_another_size(
+    trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--init_from={trained('TVRN')}", "--model.text_encoder.vocab_size=70"]
+    line = refusal(capsys, "TVRN", *words)
+    assert "does not fit: text_encoder.embedding.weight ((64, 16), expected (70, 16))" in line
+    assert line.endswith("--init_strict false leaves out what does not fit")
+    fit("TVRN", *words, "--init_strict=false")
+    out = capsys.readouterr().out
+    assert "left out: text_encoder.embedding.weight ((64, 16), expected (70, 16))\n" in out
+
+
+def test_error_word_embedding_of_other_words(
+    trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = load(trained("TVRN") / LAST)
+    content["ImageTextData"]["vocabulary"][-1] = "zebra"
+    torch.save(content, "zebra.ckpt")
+    words = ["--init_from=zebra.ckpt"]
+    line = refusal(capsys, "TVRN", *words)
+    count = len(content["ImageTextData"]["vocabulary"])
+    assert (
+        f"does not fit: text_encoder.embedding.weight (rows of {count} words, of which {count - 1} "
+        f"are of the {count} of the data); " in line
+    )
+    folder = fit("TVRN", *words, "--init_strict=false", "--model.optimizer.lr=0.0")
+    assert "left out: text_encoder.embedding.weight" in capsys.readouterr().out
+    name, own = "text_encoder.embedding.weight", load(folder / LAST)
+    assert not content["state_dict"][name].equal(own["state_dict"][name])
+    assert "zebra" not in own["ImageTextData"]["vocabulary"]
+
+
+def test_another_system_where_not_all_must_fit(
+    trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--init_from={trained('MATE')}"]
+    line = refusal(capsys, "DAIM", *words)
+    assert line.endswith("is a checkpoint of the system MATE, expected one of DAIM")
+    folder = fit("DAIM", *words, "--init_strict=false", "--model.optimizer.lr=0.0")
+    name = "text_encoder.embedding.weight"
+    source, own = load(trained("MATE") / LAST), load(folder / LAST)
+    assert source["state_dict"][name].equal(own["state_dict"][name])
+
+
+def test_error_both_ways_to_start(trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    source = trained("TVRN")
+    line = refusal(capsys, "TVRN", f"--init_from={source}", f"--ckpt_path={source}")
+    assert line.startswith("ckpt_path is '")
+    assert "; expected one: ckpt_path goes on with a run, init_from starts a new one" in line
+
+
+@pytest.mark.filterwarnings("ignore:WarmupCosine. length was")
+def test_run_that_started_from_weights_can_be_resumed_and_measured(trained: Any) -> None:
+    half = fit("TVRN", f"--init_from={trained('TVRN')}")
+    main(["fit", f"--ckpt_path={half}", "--trainer.max_epochs=2"])
+    assert load(runs(Path())[-1] / LAST)["epoch"] == 1
+    main(["test", f"--ckpt_path={half}"])
+    assert (runs(Path())[-1] / "metrics.json").is_file()
+
+
+def test_error_of_another_command(trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["test", "--config=tvrn/shapes", f"--init_from={trained('TVRN')}"])
+    assert "init_from is an option of fit; expected --ckpt_path for test" in capsys.readouterr().err
