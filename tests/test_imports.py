@@ -27,6 +27,7 @@ FLOORS = {
     "precision": 0,
     "checks": 0,
     "files": 0,
+    "modes": 0,
 }
 #: what a room may take from beside it: retrieval speaks of batches and of recall
 BESIDE = {"retrieval": ("itmkit.data.batch", "itmkit.metrics")}

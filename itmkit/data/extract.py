@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from itmkit.checks import InputError
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.loader import Loader
 from itmkit.files import user_path, write_text
+from itmkit.modes import evaluation_mode, on_device
 
 
 def extract_features(
@@ -48,7 +49,9 @@ def extract_features(
     Args:
         dataset: serves pixels, the same at every reading (no random augmentation).
         backbone: pixels ``(B, 3, H, W)`` → (tokens ``(B, N, D)``, mask or None), the same N for
-            all images.
+            all images. If it has a ``grid`` (rows, columns; for pixels of ``image_size``, where it
+            has that too), its tokens are the cells of that grid, row by row, and get boxes; a
+            count of tokens alone is no grid. Its modes and devices are afterwards as before.
         output: folder to write to, made where missing.
         name: of the backbone, noted beside the features.
         batch_size: images at a time.
@@ -76,9 +79,7 @@ def extract_features(
     notes = folder / f"{dataset.split}_features.json"
     state = folder / f"{dataset.split}_progress.json"
 
-    training = backbone.training
-    backbone.eval().to(device)
-    try:
+    with evaluation_mode(backbone), on_device(backbone, device):
         first = _first_pixels(dataset)
         tokens = _forward(backbone, first[None].to(device))
         settings = {
@@ -88,11 +89,14 @@ def extract_features(
             "first_image": _digest([first.numpy().tobytes()]),
             "image_size": list(first.shape[1:]),
             "shape": [len(dataset), *tokens.shape[1:]],
-            "grid": _grid(tokens.shape[1], *first.shape[1:]),
+            "grid": _grid(backbone, tokens.shape[1], first.shape[1:]),
             "dtype": dtype,
         }
         if target.exists():
-            _check_settings(target, notes, _read(notes), settings)
+            found = _read(notes)
+            _check_settings(target, notes, found, settings)
+            if dataset.captions and found.get("captions") == 0:
+                _write_captions(dataset, folder, settings)
             return target
         folder.mkdir(parents=True, exist_ok=True)
         header = _header((len(dataset), *tokens.shape[1:]), dtype)
@@ -139,11 +143,7 @@ def extract_features(
                 done += len(block)
                 _write(state, json.dumps({"done": done, "settings": settings}))
                 bar.update(len(block))
-    finally:
-        backbone.train(training)
-
-    _write_captions(dataset, folder)
-    _write(notes, json.dumps({**settings, "captions": len(dataset.captions)}, indent=2) + "\n")
+    _write_captions(dataset, folder, settings)
     os.replace(part, target)
     state.unlink(missing_ok=True)
     return target
@@ -183,11 +183,15 @@ def _forward(backbone: nn.Module, pixels: Tensor) -> Tensor:
     return result
 
 
-def _grid(tokens: int, height: int, width: int) -> list[int] | None:
-    for rows in range(1, tokens + 1):
-        if tokens % rows == 0 and rows * width == tokens // rows * height:
-            return [rows, tokens // rows]
-    return None
+def _grid(backbone: nn.Module, tokens: int, size: Sequence[int]) -> list[int] | None:
+    """Rows and columns, where the backbone says them for images of this size."""
+    grid, image_size = (getattr(backbone, name, None) for name in ("grid", "image_size"))
+    if grid is None or (image_size is not None and list(size) != [image_size, image_size]):
+        return None
+    rows, columns = grid
+    if rows * columns != tokens:
+        raise InputError(f"backbone has the grid {(rows, columns)}, but gives {tokens} tokens")
+    return [rows, columns]
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -215,7 +219,9 @@ def _check_settings(
         )
 
 
-def _write_captions(dataset: ImageTextDataset, folder: Path) -> None:
+def _write_captions(dataset: ImageTextDataset, folder: Path, settings: dict[str, Any]) -> None:
+    notes = {**settings, "captions": len(dataset.captions)}
+    _write(folder / f"{dataset.split}_features.json", json.dumps(notes, indent=2) + "\n")
     _write(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
     if not dataset.captions:
         return

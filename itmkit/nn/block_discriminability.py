@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.modes import evaluation_mode
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 
 
@@ -125,13 +126,10 @@ def _faults(model: Any, blocks: dict[str, nn.Module], pixels: Tensor) -> dict[st
     """What is wrong with the blocks that do not add mlp(norm2(x)) to x, by name."""
     ranks = (3, 4) if getattr(model, "output_fmt", None) == "NHWC" else (3,)
     trials = {name: _Trial(block, ranks=ranks) for name, block in blocks.items()}
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
-            model.eval().forward_features(pixels)
+        with evaluation_mode(model), torch.no_grad():
+            model.forward_features(pixels)
     finally:
-        for module, mode in modes:
-            module.training = mode
         for trial in trials.values():
             for handle in trial.handles:
                 handle.remove()

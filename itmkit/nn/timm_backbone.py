@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.modes import evaluation_mode
 from itmkit.nn.block_discriminability import discriminate_blocks
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.weights import freeze_unused, load_weights
@@ -83,7 +84,9 @@ class TimmBackbone(nn.Module):
         self.backbone.requires_grad_(not frozen)
         self.channels: list[int] = []
         self.grids: list[tuple[int, int]] = []
-        self._probe(block_discriminability)
+        with evaluation_mode(self.backbone):
+            self._probe(block_discriminability)
+        self.backbone.train(not frozen)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen backbone stays in eval mode."""
@@ -135,7 +138,6 @@ class TimmBackbone(nn.Module):
 
     def _probe(self, block_discriminability: FeatureDiscriminability | None) -> None:
         """Find the widths and grids on a test image; stop training what no map depends on."""
-        self.backbone.eval()
         parameter = next(self.backbone.parameters())
         shape = (1, self.in_channels, self.image_size, self.image_size)
         pixels = torch.linspace(-1, 1, self.in_channels * self.image_size**2).view(shape)
@@ -166,6 +168,11 @@ class TimmBackbone(nn.Module):
         out = out[:, getattr(model, "num_prefix_tokens", 0) :]
         if hasattr(getattr(model, "patch_embed", None), "dynamic_feat_size"):
             rows, columns = model.patch_embed.dynamic_feat_size(pixels.shape[-2:])
+        elif pixels.shape[-2] != pixels.shape[-1]:
+            raise InputError(
+                f"features are {pixels.shape[-2]} x {pixels.shape[-1]} pixels; expected a square, "
+                "for which alone the grid of this model is known"
+            )
         else:
             rows = columns = round(out.shape[1] ** 0.5)
         if rows * columns != out.shape[1]:

@@ -98,7 +98,6 @@ class TimmGrid(TimmBackbone):
         self.column_embedding: nn.Parameter | None = None
         if positions:
             self.row_embedding, self.column_embedding = self.position_embeddings(0)
-        self.train()
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tokens:
         (grid,) = self.maps(features, mask)

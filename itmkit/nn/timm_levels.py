@@ -114,7 +114,6 @@ class TimmLevels(TimmBackbone):
                 row, column = self.position_embeddings(level)
                 self.row_embeddings.append(row)
                 self.column_embeddings.append(column)
-        self.train()
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> list[Tokens]:
         out = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError
 from itmkit.files import read_json, user_path
+from itmkit.modes import evaluation_mode
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.functional import check_ids
 from itmkit.nn.weights import freeze_unused
@@ -62,14 +63,16 @@ class TransformerBackbone(nn.Module):
         self.backbone: Any = _build(name_or_path, config)
         self.vocab_size: int = self.backbone.config.vocab_size
         self.max_length: int | None = getattr(self.backbone.config, "max_position_embeddings", None)
-        self.backbone.requires_grad_(not frozen).eval()
+        self.backbone.requires_grad_(not frozen)
         self._layers = list(layers)
         self._after_layers: _AfterLayers | None = None
         if block_discriminability is not None:
             self._after_layers = _AfterLayers(block_discriminability)
             for layer in _layer_list(self.backbone):
                 layer.register_forward_hook(self._after_layers, prepend=True)
-        self.width = self._probe(layers_name)
+        with evaluation_mode(self.backbone):
+            self.width = self._probe(layers_name)
+        self.backbone.train(not frozen)  # transformers loads it in eval mode
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen model stays in eval mode."""

@@ -91,7 +91,6 @@ class TransformerLevels(TransformerBackbone):
         self.level_discriminability = level_discriminability
         self.dropout = nn.Dropout(dropout)
         self.projections = nn.ModuleList(Linear(self.width, dim) for _ in layers)
-        self.train()
 
     def forward(self, ids: Tensor, mask: Tensor) -> list[Tokens]:
         out = []

@@ -68,7 +68,6 @@ class TransformerText(TransformerBackbone):
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Identity() if dim is None else nn.Linear(self.width, dim)
         self.dim: int = self.width if dim is None else dim
-        self.train()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tokens:
         (hidden,) = self.hidden_states(ids, mask)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
+from itmkit.modes import evaluation_mode
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.protocol import RetrievalModel
 
@@ -89,15 +90,8 @@ def evaluating(model: RetrievalModel) -> Iterator[None]:
         >>> [module.training for module in model.modules()]
         [True, True, False]
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(model), torch.no_grad():
+        yield
 
 
 def encode(

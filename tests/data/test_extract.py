@@ -5,7 +5,7 @@ import os
 import re
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +26,8 @@ class Patches(nn.Module):
     """A backbone of one layer; can stop, as if interrupted, at a call to come."""
 
     dim = 6
+    grid = (2, 2)
+    image_size = 16
 
     def __init__(self, *, stop_at: int | None = None, scale: float = 1.0) -> None:
         super().__init__()
@@ -145,6 +147,64 @@ def test_error_of_other_settings(photos: Photos, tmp_path: Path, stop_at: int | 
     with pytest.raises(ValueError, match=r"dtype is 'float16' in train_.*, but 'float32' now"):
         extract(data, Patches(), output, dtype="float32")
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_a_count_of_tokens_is_no_grid(photos: Photos, tmp_path: Path) -> None:
+    class Queries(Patches):
+        grid = None  # type: ignore[assignment]
+
+    extract(dataset(photos), Queries(), tmp_path / "features")
+    assert PrecompDataset("train", tmp_path / "features").image(0).boxes is None
+    assert json.loads((tmp_path / "features/train_features.json").read_text())["grid"] is None
+
+
+def test_the_grid_is_that_of_the_backbone(photos: Photos, tmp_path: Path) -> None:
+    class Wide(Patches):
+        grid = (1, 4)
+
+    class Wrong(Patches):
+        grid = (3, 4)
+
+    class OfOtherImages(Wide):
+        image_size = 224
+
+    extract(dataset(photos), Wide(), tmp_path / "wide")
+    boxes = PrecompDataset("train", tmp_path / "wide").image(0).boxes
+    assert boxes is not None
+    assert boxes[1].tolist() == [0.25, 0.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match=r"backbone has the grid \(3, 4\), but gives 4 tokens"):
+        extract(dataset(photos), Wrong(), tmp_path / "wrong")
+    extract(dataset(photos), OfOtherImages(), tmp_path / "other")
+    assert PrecompDataset("train", tmp_path / "other").image(0).boxes is None
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, None])
+def test_the_backbone_is_left_as_it_was(
+    photos: Photos, tmp_path: Path, stop_at: int | None
+) -> None:
+    class Frozen(Patches):
+        def __init__(self) -> None:
+            super().__init__(stop_at=stop_at)
+            self.norm = nn.BatchNorm2d(3).eval()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, pixels: Tensor) -> tuple[Tensor, None]:
+            assert not any(module.training for module in self.modules())
+            return super().forward(self.dropout(self.norm(pixels)))
+
+    backbone = Frozen()
+    before = [(module, module.training) for module in backbone.modules()]
+    with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
+        extract(dataset(photos), backbone, tmp_path / "features")
+    assert [(module, module.training) for module in backbone.modules()] == before
+
+
+def test_captions_are_added_to_features_without(photos: Photos, tmp_path: Path) -> None:
+    annotations, images = photos({"val": 3})
+    extract(KarpathyDataset("val", None, images, image_size=16), Patches(), tmp_path / "out")
+    data = KarpathyDataset("val", annotations, images, image_size=16)
+    extract(data, Patches(), tmp_path / "out")
+    assert PrecompDataset("val", tmp_path / "out").captions == data.captions
 
 
 def test_other_numbers_of_captions_are_kept(photos: Photos, tmp_path: Path) -> None:

@@ -123,6 +123,22 @@ def test_convolutional_grid_of_another_size() -> None:
     assert grid("test_resnet", dim=8)(torch.zeros(2, 3, 96, 64))[0].shape == (2, 6, 8)
 
 
+def test_modules_that_come_along_keep_their_mode() -> None:
+    projection = RegionProjection(128, 8, hidden_dim=8).eval()
+    encoder = TimmGrid("test_resnet", image_size=32, projection=projection)
+    assert encoder.training
+    assert encoder.backbone.training
+    assert not any(module.training for module in projection.modules())
+
+
+def test_error_of_a_grid_that_only_square_images_tell() -> None:
+    """64 tokens of 4 x 16 patches are no grid of 8 x 8."""
+    encoder = TimmGrid("xcit_nano_12_p16_224", image_size=64)
+    assert encoder.grid == (4, 4)
+    with pytest.raises(ValueError, match="features are 64 x 256 pixels; expected a square"):
+        encoder(torch.zeros(1, 3, 64, 256))
+
+
 def test_injected_projection() -> None:
     projection = RegionProjection(96, 8, hidden_dim=4)
     encoder = grid("test_resnet", projection=projection).eval()
