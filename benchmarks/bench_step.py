@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.timing import Comparison, interleave
 from itmkit.cli.metrics_table import MetricsTable
+from itmkit.cli.progress import RunProgressBar
 from itmkit.cli.resume import ExactResume
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.nn import BiGRU, RegionProjection, l2_normalize
@@ -199,7 +199,7 @@ def _alternate(
             max_epochs=1,
             gradient_clip_val=CLIP,
             logger=[MetricsTable(folder), TensorBoardLogger(folder)],
-            callbacks=[ExactResume(), TQDMProgressBar(), alternating],
+            callbacks=[ExactResume(), RunProgressBar(), alternating],
             enable_checkpointing=False,
             enable_model_summary=False,
             default_root_dir=folder,

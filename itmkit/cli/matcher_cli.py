@@ -27,7 +27,6 @@ from lightning.pytorch.callbacks import (
     LambdaCallback,
     ModelCheckpoint,
     ProgressBar,
-    TQDMProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -49,6 +48,7 @@ from itmkit.cli.initial_weights import load_initial_weights
 from itmkit.cli.layer_sync import BatchNormSync
 from itmkit.cli.metrics_table import MetricsTable
 from itmkit.cli.parser import MatcherParser
+from itmkit.cli.progress import RunProgressBar
 from itmkit.cli.resume import ExactResume
 from itmkit.cli.run_folder import claim, discard, note_job, point_latest_to, requeued_from
 from itmkit.cli.signals import EndTogether
@@ -244,7 +244,7 @@ class MatcherCLI(LightningCLI):
             callbacks += [self.checkpoint, self.last]
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if options.enable_progress_bar is not False and not bars:
-            callbacks.append(TQDMProgressBar())
+            callbacks.append(RunProgressBar())
         folder = self.run_folder
         if folder is not None:
             kwargs["default_root_dir"] = folder

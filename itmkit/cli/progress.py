@@ -1,0 +1,134 @@
+"""The progress bar of ``itmkit fit``: that of the whole run."""
+
+from __future__ import annotations
+
+import math
+import sys
+from time import monotonic
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+class RunProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, with one training bar for the whole run instead of one an epoch.
+
+    It counts the optimizer steps of ``max_steps``, or of all epochs, those before a run was resumed
+    included. The remaining time is that of the steps and of the validations still to come, both
+    from their mean time so far, and at most what ``max_time`` leaves. A validation counts as soon
+    as one was timed, that of the untrained model included.
+
+    Args:
+        refresh_rate: batches from one update to the next; 0 for no bar.
+        process_position: offset of the bars, in lines.
+        leave: ignored: the bar of the run stays.
+    """
+
+    def __init__(
+        self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False
+    ) -> None:
+        super().__init__(refresh_rate, process_position, leave=False)
+        self._validations: list[float] = []  # seconds of each
+        self._start = self._validation_start = 0.0
+        self._first_step = self._validations_before = 0
+
+    def init_train_tqdm(self) -> Tqdm:
+        return _RunTqdm(
+            desc=self.train_description,
+            position=2 * self.process_position,
+            disable=self.is_disabled,
+            leave=True,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format=self.BAR_FORMAT.replace("{remaining}", "{remaining_run}"),
+        )
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_start(trainer, *_)
+        self._start, self._first_step = monotonic(), trainer.global_step
+        self._validations_before = len(self._validations)
+        bar = self.train_progress_bar
+        bar.total, bar.initial, bar.n = _total_steps(trainer), self._first_step, self._first_step
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        bar, step = self.train_progress_bar, trainer.global_step
+        if self.is_enabled and ((batch_idx + 1) % self.refresh_rate == 0 or step == bar.total):
+            bar.n = step
+            bar.remaining_run = self.remaining(trainer)
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._validation_start = monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._validations.append(monotonic() - self._validation_start)
+
+    def remaining(self, trainer: Trainer) -> float | None:
+        """Seconds that the run still takes; None where that cannot be told."""
+        callbacks: list[Callback] = vars(trainer)["callbacks"]  # an attribute no annotation names
+        limits = [one.time_remaining() for one in callbacks if isinstance(one, Timer)]
+        step, total = trainer.global_step, _total_steps(trainer)
+        seconds = None
+        if total is not None and step > self._first_step:
+            done = self._validations[self._validations_before :]
+            training = monotonic() - self._start - sum(done)
+            seconds = (total - step) * training / (step - self._first_step)
+            planned = _validations(total, trainer) - _validations(self._first_step, trainer)
+            if self._validations and planned > len(done):
+                each = sum(self._validations) / len(self._validations)
+                seconds += (planned - len(done)) * each
+        known = [one for one in [seconds, *limits] if one is not None]
+        return max(0.0, min(known)) if known else None
+
+
+class _RunTqdm(Tqdm):
+    """A bar whose remaining time is told to it, in seconds."""
+
+    remaining_run: float | None = None
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        left = self.remaining_run
+        told = "?" if left is None else self.format_interval(left)
+        return {**super().format_dict, "remaining_run": told}
+
+
+def _total_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps of the whole run, None where it has no end that is known."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if 0 <= steps < math.inf else None
+
+
+def _validations(step: int, trainer: Trainer) -> int:
+    """Validations of the first optimizer steps of a run; 0 where that is unknown."""
+    batches, check = trainer.num_training_batches, trainer.val_check_batch
+    every, accumulated = trainer.check_val_every_n_epoch, trainer.accumulate_grad_batches
+    if not trainer.enable_validation or check is None:
+        return 0
+    if batches == math.inf:
+        return int(step * accumulated // check) if every is None else 0
+    epochs, steps = divmod(step, math.ceil(batches / accumulated))
+    rest = steps * accumulated  # batches of the last epoch
+    if every is None:
+        return int((epochs * batches + rest) // check)
+    last = rest // check if (epochs + 1) % every == 0 else 0
+    return int(epochs // every * (batches // check) + last)
