@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         itmkit ...
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if (here := os.getcwd()) not in sys.path:  # a configuration may name classes of the user's
+        sys.path.append(here)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         from itmkit.configs import config_names

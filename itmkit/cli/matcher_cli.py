@@ -29,13 +29,13 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from itmkit.checks import InputError
 from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from itmkit.cli.evaluated import evaluated_on
 from itmkit.cli.given_checkpoint import (
     check_resumable,
     check_same_data,
@@ -46,15 +46,23 @@ from itmkit.cli.given_checkpoint import (
 )
 from itmkit.cli.initial_weights import load_initial_weights
 from itmkit.cli.layer_sync import BatchNormSync
-from itmkit.cli.metrics_table import MetricsTable
-from itmkit.cli.parser import MatcherParser
+from itmkit.cli.matcher_parser import MatcherParser
+from itmkit.cli.metrics_table import Curves, MetricsTable
 from itmkit.cli.progress import RunProgressBar
 from itmkit.cli.resume import ExactResume
-from itmkit.cli.run_folder import claim, discard, note_job, point_latest_to, requeued_from
+from itmkit.cli.run_folder import (
+    check_name,
+    claim,
+    discard,
+    note_job,
+    point_latest_to,
+    requeued_from,
+)
+from itmkit.cli.run_record import RunRecord
 from itmkit.cli.signals import EndTogether
 from itmkit.configs import config_path
 from itmkit.distributed import leave
-from itmkit.files import user_path
+from itmkit.files import atomic_write, user_path, write_text
 from itmkit.retrieval import Gallery, recall_table, write_metrics
 
 STAGES = {"validate": "val", "test": "test"}
@@ -80,6 +88,7 @@ class MatcherCLI(LightningCLI):
         arguments: list[str],
     ) -> None:
         _quieten()
+        self.arguments = arguments
         self._given = given_options(arguments)
         arguments = [arguments[0], *config_from_run_folder(arguments[1:])]
         arguments, self.config_stems = _with_config_paths(arguments)
@@ -122,8 +131,9 @@ class MatcherCLI(LightningCLI):
             "--untrained",
             type=bool | None,
             default=None,
-            help="Whether the model is measured before training (fit) or before the checkpoint is "
-            "loaded (validate, test), too. Where null, fit does unless it resumes.",
+            help="Whether the untrained model is measured too (fit, validate, test), or encodes "
+            "where there is no checkpoint (predict). Where null, fit alone measures it, unless it "
+            "resumes.",
         )
         parser.add_argument(
             "--init_from",
@@ -191,6 +201,14 @@ class MatcherCLI(LightningCLI):
         if options.name is None:
             system = options.model.class_path.rpartition(".")[2].lower()
             options.name = "-".join([system, *self.config_stems])
+        check_name(options.name)
+        if self.subcommand == "predict" and options.ckpt_path is None and not options.untrained:
+            raise InputError(
+                "ckpt_path is null; expected a checkpoint, or --untrained true to encode with the "
+                "weights as they are before training"
+            )
+        if options.trainer.barebones:
+            raise InputError("trainer.barebones is true; expected false: a run logs and measures")
         self.runs = user_path(options.trainer.default_root_dir or "runs")
         if self.subcommand == "fit" and options.ckpt_path is None:
             last = requeued_from(self.runs, options.name)
@@ -199,6 +217,7 @@ class MatcherCLI(LightningCLI):
                 options.ckpt_path, options.init_from = str(last), None
                 rank_zero_only(print)(f"requeued: going on from {last}")
         self._config_text = self._parser(self.subcommand).dump(options, skip_unset=False)
+        self.plain_config: dict[str, Any] = yaml.safe_load(self._config_text)
         if options.trainer.fast_dev_run or not _is_first_process(options.trainer.num_nodes):
             return
         suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
@@ -211,8 +230,9 @@ class MatcherCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with self._discarding_in_vain():
             super().instantiate_classes()
+            self.model.model_config = self.plain_config["model"]
             if self.run_folder is not None:
-                (self.run_folder / "config.yaml").write_text(self._config_text, encoding="utf-8")
+                write_text(self.run_folder / "config.yaml", self._config_text)
                 note_job(self.run_folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -221,12 +241,12 @@ class MatcherCLI(LightningCLI):
         self.checkpoint: BestCheckpoint | None = None
         self.last: LastCheckpoint | None = None
         if self.subcommand == "fit":
-            options_of_run = yaml.safe_load(self._config_text)
             callbacks += [
-                ExactResume(options_of_run),
+                ExactResume(self.plain_config),
                 LambdaCallback(on_train_start=self._announce),
             ]
-        callbacks.append(EndTogether())
+        record = RunRecord(self.run_folder, self.plain_config, self.arguments)
+        callbacks += [record, EndTogether()]
         if options.precision in (16, "16", "16-mixed") and _runs_on_cpu(options.accelerator):
             # Lightning would take bf16-mixed, which many processors are several times slower in.
             rank_zero_warn(
@@ -251,11 +271,11 @@ class MatcherCLI(LightningCLI):
             for callback in callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(folder / "checkpoints")
-            if options.logger in (None, True):
+            if options.logger is not False:
                 table = MetricsTable(folder, name="", version="")
                 _ = table.experiment  # opened now: it warns of a folder that is not empty
-                curves = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-                kwargs["logger"] = [table, curves]
+                curves = Curves(folder, name="", version="", default_hp_metric=False)
+                kwargs["logger"] = [table, *(_as_list(options.logger) or [curves])]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
@@ -320,8 +340,10 @@ class MatcherCLI(LightningCLI):
             )
             if self.run_folder is not None:
                 path = self.run_folder / "encodings.pt"
-                torch.save(_plain(Gallery.cat(cast(list[Gallery], parts))), path)
-                print(f"\nencodings: {path}")
+                with atomic_write(path) as file:
+                    torch.save(_plain(Gallery.cat(cast(list[Gallery], parts))), file)
+                untrained = ", of an untrained model" if ckpt_path is None else ""
+                print(f"\nencodings: {path}{untrained}")
 
     def _evaluate(self, command: str, ckpt_path: str | None) -> None:
         rows = {}
@@ -366,6 +388,7 @@ class MatcherCLI(LightningCLI):
         )
         if self.trainer.received_sigterm:
             raise SIGTERMException  # Lightning only notes it while it evaluates
+        self.evaluated_on = evaluated_on(self.trainer, self.model, ckpt_path, self.run_folder)
         front = f"{STAGES[command]}/"
         return {
             name.removeprefix(front): value
@@ -383,9 +406,10 @@ class MatcherCLI(LightningCLI):
         rows = {name: metrics for name, metrics in rows.items() if metrics}
         if not rows or not self.trainer.is_global_zero:
             return
-        print(f"\n{recall_table(rows)}")
+        print(f"\n{self.evaluated_on}\n\n{recall_table(rows)}")
         if self.run_folder is not None:
-            write_metrics(self.run_folder / "metrics.json", list(rows.values())[-1], stage)
+            path = self.run_folder / "metrics.json"
+            write_metrics(path, list(rows.values())[-1], stage, self.evaluated_on)
             print(f"\nrun folder: {self.run_folder}")
 
     def _announce(self, *_: Any) -> None:

@@ -10,7 +10,6 @@ from pydoc import locate
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import LightningArgumentParser
 
 from itmkit.cli.errors import fail
 
@@ -32,10 +31,6 @@ class OneLineParser(ArgumentParser):
         told = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", told)
         told = re.sub(r'Parser key "([^"]+)":', r"\1:", told)
         fail(told + _suggestion(getattr(ex, "subcommand_parser", None) or self, message))
-
-
-class MatcherParser(OneLineParser, LightningArgumentParser):
-    """The parser of ``fit``, ``validate``, ``test`` and ``predict``."""
 
 
 def _suggestion(parser: ArgumentParser, message: str) -> str:

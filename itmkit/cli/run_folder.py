@@ -9,6 +9,19 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from itmkit.checks import InputError
+
+
+def check_name(name: str) -> None:
+    """Raise unless ``name`` is that of a folder inside another, such as ``mate`` or ``mate/small``.
+
+    Raises:
+        InputError: an empty or absolute name, or one that leads out of the folder.
+    """
+    inside = os.path.normpath(name).split(os.sep)
+    if not name.strip() or os.path.isabs(name) or inside[0] in (os.curdir, os.pardir):
+        raise InputError(f"name is {name!r}; expected a folder inside trainer.default_root_dir")
+
 
 def claim(runs: Path, name: str, *, suffix: str = "") -> Path:
     """Make a new, empty folder ``runs/name/<yyyymmdd-hhmmss><suffix>``.

@@ -4,12 +4,13 @@ from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.protocol import RetrievalModel
 from itmkit.retrieval.rank import evaluate
-from itmkit.retrieval.report import recall_table, write_metrics
+from itmkit.retrieval.report import EvaluatedOn, recall_table, write_metrics
 from itmkit.retrieval.score import pair_scores, score_matrix
 from itmkit.retrieval.search import best_captions, best_images
 
 __all__ = [
     "Encoding",
+    "EvaluatedOn",
     "Gallery",
     "RetrievalModel",
     "best_captions",

@@ -5,11 +5,49 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.files import user_path, write_text
+
+
+@dataclass(frozen=True)
+class EvaluatedOn:
+    """What recall was measured on, and of which weights: what it cannot be compared without.
+
+    Args:
+        split: name of the split.
+        images: how many images there were to find.
+        captions: how many captions.
+        checkpoint: file of the weights; None if they were in memory.
+        step: optimizer steps that they were trained.
+        batches: how many batches were evaluated of how many the split has, where not all.
+
+    Example:
+        >>> print(EvaluatedOn("val", 1000, 5000, "checkpoints/best.ckpt", 600))
+        val: 1000 images × 5000 captions, checkpoints/best.ckpt at step 600
+        >>> print(EvaluatedOn("test", 64, 320, None, 0, batches=(2, 40)))
+        test: 64 images × 320 captions, no checkpoint, step 0; only 2 of 40 batches
+    """
+
+    split: str
+    images: int
+    captions: int
+    checkpoint: str | None
+    step: int
+    batches: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        weights = f"{self.checkpoint} at" if self.checkpoint else "no checkpoint,"
+        part = f"; only {self.batches[0]} of {self.batches[1]} batches" if self.batches else ""
+        return (
+            f"{self.split}: {self.images} images × {self.captions} captions, "
+            f"{weights} step {self.step}{part}"
+        )
+
 
 _COLUMNS = (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("medr", "medR"))
 _SIDES = (("i2t", "image to text"), ("t2i", "text to image"))
@@ -58,7 +96,10 @@ def _cell(value: float | None, width: int) -> str:
 
 
 def write_metrics(
-    path: str | os.PathLike[str], metrics: Mapping[str, float | Tensor], stage: str
+    path: str | os.PathLike[str],
+    metrics: Mapping[str, float | Tensor],
+    stage: str,
+    about: EvaluatedOn | None = None,
 ) -> None:
     """Write metrics to a flat JSON file, keeping what other stages wrote there.
 
@@ -68,6 +109,7 @@ def write_metrics(
         path: the file; its folder is made if it is not there.
         metrics: name → number, or tensor of one element. Kept to four decimals.
         stage: goes in front of every name, as in ``test/i2t_r1``.
+        about: what they were measured on; under the key ``about``, by stage.
 
     Raises:
         InputError: an empty stage, a value that is not finite, or a file there that is not a JSON
@@ -84,7 +126,7 @@ def write_metrics(
     path = user_path(path)
     if not stage:
         raise InputError(f"stage must be a name, got {stage!r}")
-    content: dict[str, float] = {}
+    content: dict[str, Any] = {}
     if path.exists():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -92,7 +134,13 @@ def write_metrics(
             raise InputError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise InputError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    described = content.pop("about", {})
+    described.pop(stage, None)
     content.update({f"{stage}/{name}": round(float(v), 4) for name, v in metrics.items()})
+    if about is not None:
+        described[stage] = asdict(about)
+    if described:
+        content["about"] = described
     try:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     except ValueError as error:

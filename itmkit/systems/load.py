@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
 
-from itmkit.checks import constructor_errors
 from itmkit.data.module import ImageTextData
 from itmkit.files import user_path
+from itmkit.systems.build import build, without_initial_weights
 from itmkit.systems.matcher import Matcher
 
 
@@ -30,17 +29,14 @@ def load_run(
 
     Raises:
         FileNotFoundError: no such folder or checkpoint, or a file that the configuration names.
-        ValueError: the checkpoint is of another system than the configuration.
+        InputError: the checkpoint is of another system than the configuration.
     """
     folder = user_path(folder)
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(Matcher, "model", subclass_mode=True)
-    parser.add_lightning_class_args(ImageTextData, "data", subclass_mode=True)
-    parsed = parser.parse_object({name: config[name] for name in ("model", "data")})
-    with constructor_errors():
-        built = parser.instantiate_classes(parsed)
-    model, data = built.model, built.data
+    source = folder / "config.yaml"
+    config = yaml.safe_load(source.read_text(encoding="utf-8"))
+    config["model"] = without_initial_weights(config.get("model"))
+    built = build(config, {"model": Matcher, "data": ImageTextData}, source=str(source))
+    model, data = built["model"], built["data"]
     state: dict[str, Any] = torch.load(folder / checkpoint, map_location="cpu", weights_only=True)
     model.on_load_checkpoint(state)
     model.load_state_dict(state["state_dict"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from pathlib import Path
+from typing import IO, Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from itmkit.distributed import gather_all, world_size
 from itmkit.nn.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
+from itmkit.systems.build import build, check_class_paths, without_initial_weights
 from itmkit.systems.finite_loss import FiniteLoss
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
 from itmkit.systems.vocabulary import check_vocabulary, complete_embeddings
@@ -48,6 +50,11 @@ class Matcher(LightningModule, ABC):
     the data, or of the checkpoint that is loaded. Before anything is trained or measured, the
     number of token ids of tokenizer and text encoder are compared: a tokenizer that has more is an
     error, one that has fewer a warning.
+
+    Attributes:
+        gallery_size: numbers of images and of captions that were last evaluated.
+        model_config: what the model was built from, ``class_path`` and ``init_args``, where that
+            was a configuration; its checkpoints hold it.
 
     Args:
         optimizer: makes the optimizer from parameter groups; None: AdamW, lr 2e-4, weight decay
@@ -86,6 +93,8 @@ class Matcher(LightningModule, ABC):
         self.lr_factors = dict(lr_factors or {})
         self.rerank_top_k = rerank_top_k
         self.rerank_weight = rerank_weight
+        self.gallery_size = (0, 0)
+        self.model_config: dict[str, Any] | None = None
         self._evaluated: list[Gallery] = []
         self._finite_loss = FiniteLoss()
 
@@ -240,6 +249,7 @@ class Matcher(LightningModule, ABC):
             dist.all_gather_object(everyone, parts)
             parts = [part for rank in everyone for part in rank]
         gallery = Gallery.cat(parts)
+        self.gallery_size = (len(gallery.images), len(gallery.texts))
         relevance = getattr(loader.dataset, "relevance", None)
         precision = self.trainer.precision_plugin
         mixed = isinstance(precision, MixedPrecision)
@@ -261,11 +271,67 @@ class Matcher(LightningModule, ABC):
             if not parameter.isfinite().all():
                 raise InputError(f"nothing is saved: the weights of {name!r} are not finite")
         checkpoint["system"] = type(self).__name__
+        if self.model_config is not None:
+            checkpoint["model_config"] = self.model_config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained, own = checkpoint.get("system"), type(self).__name__
         if trained != own:
             raise InputError(f"the checkpoint is of the system {trained}; expected {own}")
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[Any],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The model that a checkpoint of ``itmkit fit`` holds, as it was configured there.
+
+        Weights that the configuration starts from are neither fetched nor read. A checkpoint of a
+        model that was built in code does not know its arguments: they are given here, and all is as
+        in Lightning.
+
+        Args:
+            checkpoint_path: the checkpoint; ``MATE.load_from_checkpoint`` takes those of MATE,
+                ``Matcher.load_from_checkpoint`` those of any system.
+            map_location: where its tensors go, as of ``torch.load``; None: the CPU.
+            hparams_file: see Lightning; only of use without a configuration.
+            strict: whether all weights, and no others, have to be there.
+            weights_only: whether the file may hold plain data alone, as those of itmkit do.
+            **kwargs: arguments of the model that replace those of its configuration.
+
+        Returns:
+            The model, in training mode as Lightning leaves it: call ``eval()`` to use it.
+
+        Raises:
+            InputError: a checkpoint of another system, or one whose configuration names classes
+                that are neither itmkit's nor torch's nor imported before.
+        """
+        stored = torch.load(checkpoint_path, map_location or "cpu", weights_only=weights_only)
+        config = stored.get("model_config")
+        if config is None or hparams_file is not None:
+            if not isinstance(checkpoint_path, (str, Path)):
+                checkpoint_path.seek(0)
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+            )
+        source = f"checkpoint '{checkpoint_path!s}'"
+        system = check_class_paths(config, source=source)
+        if not issubclass(system, cls):
+            raise InputError(
+                f"{source} is of the system {system.__name__}; expected {cls.__name__}"
+            )
+        config = without_initial_weights(config)
+        config["init_args"] = config.get("init_args", {}) | kwargs
+        model: Self = build({"model": config}, {"model": cls}, source=source)["model"]
+        model.model_config = stored["model_config"]
+        model.on_load_checkpoint(stored)
+        model.load_state_dict(stored["state_dict"], strict=strict is not False)
+        return model.to(map_location) if isinstance(map_location, (str, torch.device)) else model
 
 
 def _adamw(params: Any) -> torch.optim.Optimizer:

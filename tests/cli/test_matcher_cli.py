@@ -30,8 +30,36 @@ def test_smoke_fit(capsys: pytest.CaptureFixture[str]) -> None:
 
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {"val/rsum", "val/i2t_r1", "val/t2i_r10", "val/t2i_meanr"} <= metrics.keys()
+    described = metrics.pop("about")
     assert all(isinstance(value, float) for value in metrics.values())
-    assert table_rows(capsys.readouterr().out) == ["untrained", "trained"]
+    assert described["val"]["split"] == "val"
+    assert described["val"]["images"] == described["val"]["captions"] == 4
+    assert described["val"]["checkpoint"] == "checkpoints/best.ckpt"
+    assert described["val"]["step"] in (2, 4)
+    assert described["val"]["batches"] is None
+    told = capsys.readouterr().out
+    assert table_rows(told) == ["untrained", "trained"]
+    step = described["val"]["step"]
+    assert f"val: 4 images × 4 captions, checkpoints/best.ckpt at step {step}\n" in told
+
+
+@pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test")])
+def test_a_part_of_a_split_is_told(
+    command: str, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(command, f"--trainer.limit_{split}_batches=1", "--data.eval_batch_size=2")
+    content = json.loads((folder / "metrics.json").read_text())["about"][split]
+    assert content == {
+        "split": split,
+        "images": 2,
+        "captions": 2,
+        "checkpoint": None,
+        "step": 0,
+        "batches": [1, 2],
+    }
+    told = capsys.readouterr().out
+    assert "2 images × 2 captions, no checkpoint, step 0; only 1 of 2 batches\n" in told
+    assert table_rows(told) == ["untrained"]
 
 
 def test_table_shows_the_best_checkpoint_not_the_last(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,8 +198,15 @@ def test_measure_a_checkpoint(command: str, stage: str, capsys: pytest.CaptureFi
     assert (fitted.parent / "latest").resolve() == fitted.resolve()
 
 
-def test_predict_saves_the_encodings() -> None:
-    content = torch.load(run("predict") / "encodings.pt", weights_only=True)
+def test_error_predict_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "predict", "--config", "tiny.yaml")
+    assert line.startswith("ckpt_path is null; expected a checkpoint, or --untrained true")
+
+
+def test_predict_saves_the_encodings(capsys: pytest.CaptureFixture[str]) -> None:
+    path = run("predict", "--untrained", "true") / "encodings.pt"
+    assert f"encodings: {path}, of an untrained model" in capsys.readouterr().out
+    content = torch.load(path, weights_only=True)
     assert content["images"]["vector"].shape == (4, 4)
     assert content["texts"]["vector"].shape == (4, 4)
     assert content["text_image_ids"].tolist() == [0, 1, 2, 3]
@@ -185,9 +220,72 @@ def test_fast_dev_run_leaves_nothing() -> None:
 def test_other_loggers_write_into_the_run_folder() -> None:
     folder = run("fit", "--trainer.logger", "tiny_matcher.Elsewhere", "--untrained=false")
     assert (folder / "elsewhere/metrics.csv").is_file()
-    assert not (folder / "metrics.csv").exists()
+    assert (folder / "metrics.csv").is_file()
+    assert not list(folder.glob("events*"))
     assert sorted(Path.cwd().iterdir()) == [Path.cwd() / "runs", Path.cwd() / "tiny.yaml"]
     assert str(folder) not in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+def test_loggers_without_a_save_dir(logger: str) -> None:
+    folder = run("fit", "--trainer.logger", logger, "--untrained=false")
+    written = {path.name.partition(".")[0] for path in folder.glob("lightning_logs/version_0/*")}
+    assert written == {"hparams", "metrics" if logger == "CSVLogger" else "events"}
+    assert (folder / "metrics.csv").is_file()
+    assert sorted(Path.cwd().iterdir()) == [Path.cwd() / "runs", Path.cwd() / "tiny.yaml"]
+
+
+def test_a_list_of_loggers_in_a_file() -> None:
+    Path("tiny.yaml").write_text(
+        f"{CONFIG}  logger:\n  - CSVLogger\n  - class_path: TensorBoardLogger\n"
+        "    init_args: {name: curves}\n"
+    )
+    folder = run("fit", "--untrained=false")
+    assert (folder / "lightning_logs/version_0/metrics.csv").is_file()
+    assert list(folder.glob("curves/version_0/events*"))
+
+
+def test_wandb_beside_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = run("fit", "--trainer.logger", "WandbLogger", "--untrained=false")
+    assert list(folder.glob("wandb/offline-run-*"))
+    with open(folder / "metrics.csv") as file:
+        assert any(row["val/rsum"] for row in csv.DictReader(file))
+
+
+def test_no_logger_no_table() -> None:
+    folder = run("fit", "--trainer.logger", "false", "--untrained=false")
+    assert not (folder / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/tmp/outside", "", " ", "."])
+def test_error_name_leads_out_of_the_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "fit", "--config", "tiny.yaml", f"--name={name}")
+    assert line == f"name is {name!r}; expected a folder inside trainer.default_root_dir"
+    assert [path.name for path in Path.cwd().iterdir()] == ["tiny.yaml"]
+    assert not Path("../outside").exists()
+
+
+def test_error_barebones(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "fit", "--config", "tiny.yaml", "--trainer.barebones", "true")
+    assert line == "trainer.barebones is true; expected false: a run logs and measures"
+
+
+def test_a_system_in_a_file_of_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "path", [path for path in sys.path if path not in ("", str(Path.cwd()))]
+    )
+    Path("own_system_of_this_test.py").write_text(
+        "from tiny_matcher import TinyMatcher\n\n\nclass Mine(TinyMatcher):\n    pass\n"
+    )
+    Path("tiny.yaml").write_text(
+        CONFIG.replace("tiny_matcher.Tiny", "own_system_of_this_test.Mine", 1).replace(
+            "MineMatcher", "Mine"
+        )
+    )
+    folder = run("fit", "--untrained=false")
+    assert folder.parent.name == "mine-tiny"
 
 
 def test_without_checkpoints_the_last_weights_are_measured() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from itmkit.metrics.functional import cross_modal_recall
-from itmkit.retrieval.report import recall_table, write_metrics
+from itmkit.retrieval.report import EvaluatedOn, recall_table, write_metrics
 
 IDS = torch.arange(3)
 PERFECT = cross_modal_recall(torch.eye(3), IDS, IDS)
@@ -77,3 +77,22 @@ def test_error_other_file(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         write_metrics(path, {"rsum": 1.0}, "val")
     assert path.read_text() == text
+
+
+def test_what_metrics_are_of_stands_beside_them(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_metrics(path, {"rsum": 1.0}, "val", EvaluatedOn("val", 2, 10, "best.ckpt", 7))
+    write_metrics(path, {"rsum": 2.0}, "test", EvaluatedOn("test", 3, 15, None, 0, (1, 4)))
+    content = json.loads(path.read_text())
+    assert content["val/rsum"] == 1.0
+    assert content["about"]["val"] == {
+        "split": "val",
+        "images": 2,
+        "captions": 10,
+        "checkpoint": "best.ckpt",
+        "step": 7,
+        "batches": None,
+    }
+    assert content["about"]["test"]["batches"] == [1, 4]
+    write_metrics(path, {"rsum": 3.0}, "val")  # of something unknown
+    assert json.loads(path.read_text())["about"].keys() == {"test"}

@@ -1,0 +1,144 @@
+"""Models and data from their sections of a configuration."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from itmkit.checks import InputError, constructor_errors
+
+#: arguments of encoders that name weights; those of a checkpoint take their place
+_WEIGHTS = {"pretrained": False, "checkpoint": None, "word_vectors": None}
+
+
+def build(config: Mapping[str, Any], bases: Mapping[str, type], *, source: str) -> dict[str, Any]:
+    """Build what the sections of a configuration describe.
+
+    Args:
+        config: name of a section → ``{"class_path": …, "init_args": …}``.
+        bases: name of a section → class that what is built must be of.
+        source: file or argument that the configuration is from, for errors.
+
+    Returns:
+        Name of a section → what was built of it.
+
+    Raises:
+        InputError: no such section, or one that describes nothing of its class.
+    """
+    parser = LightningArgumentParser(exit_on_error=False)
+    for name, base in bases.items():
+        parser.add_lightning_class_args(base, name, subclass_mode=True)
+    for name in bases:
+        if not isinstance(config.get(name), Mapping):
+            raise InputError(f"{source}: {name} is {config.get(name)!r}; expected a section")
+    try:
+        parsed = parser.parse_object({name: config[name] for name in bases})
+    except ArgumentError as error:
+        raise InputError(f"{source}: {error}") from error
+    with constructor_errors():
+        built = parser.instantiate_classes(parsed)
+    return {name: built[name] for name in bases}
+
+
+def without_initial_weights(section: Any) -> Any:
+    """The same section, with encoders of itmkit that fetch or read no weights to begin with."""
+    if isinstance(section, list):
+        return [without_initial_weights(item) for item in section]
+    if not isinstance(section, Mapping):
+        return section
+    section = {key: without_initial_weights(value) for key, value in section.items()}
+    arguments = section.get("init_args")
+    if isinstance(arguments, dict) and str(section.get("class_path")).startswith("itmkit."):
+        arguments |= {key: value for key, value in _WEIGHTS.items() if key in arguments}
+    return section
+
+
+def check_class_paths(section: Mapping[str, Any], *, source: str) -> Any:
+    """The class that a section describes, which may be built without running what is unknown.
+
+    Nothing is imported that this process has not imported already, but for itmkit and torch; and
+    what is named there is a module, an optimizer or a schedule, unless it is itmkit's.
+
+    Args:
+        section: ``{"class_path": …, "init_args": …}``.
+        source: file that it is from, for errors.
+
+    Raises:
+        InputError: with the class path, and what may be done.
+    """
+    for path in _class_paths(section, source):
+        _resolve(path, source)
+    return _resolve(section["class_path"], source)
+
+
+def _class_paths(section: Any, source: str) -> Iterator[str]:
+    """All names in a section that jsonargparse would import."""
+    if isinstance(section, list):
+        for item in section:
+            yield from _class_paths(item, source)
+    if not isinstance(section, Mapping):
+        return
+    for value in section.values():
+        yield from _class_paths(value, source)
+    if not isinstance(path := section.get("class_path"), str):
+        return
+    yield path
+    arguments = section.get("init_args")
+    if not isinstance(arguments, Mapping):
+        return
+    hints = _hints(_resolve(path, source))
+    for name, value in arguments.items():  # "torch.optim.AdamW" is short for a class path
+        if isinstance(value, str) and name in hints and not _may_be_text(hints[name]):
+            yield value
+
+
+def _hints(owner: Any) -> dict[str, Any]:
+    """Types of the arguments of a class or function, ``Any`` where there is none."""
+    try:
+        hints = get_type_hints(vars(owner).get("__init__", owner))
+    except (NameError, TypeError):
+        hints = {}
+    named = [one for one in signature(owner).parameters.values() if one.kind != one.VAR_KEYWORD]
+    return {one.name: hints.get(one.name, Any) for one in named}
+
+
+def _may_be_text(hint: Any) -> bool:
+    if get_origin(hint) is Literal or hint in (str, Path, Any):
+        return True
+    return any(_may_be_text(part) for part in get_args(hint))
+
+
+def _resolve(path: str, source: str) -> Any:
+    module_name, _, name = path.rpartition(".")
+    package = module_name.partition(".")[0]
+    if package == "itmkit" or module_name.startswith(("torch.nn", "torch.optim")):
+        with suppress(ModuleNotFoundError):
+            import_module(module_name)
+    found = getattr(sys.modules.get(module_name), name, None)
+    if found is None:
+        raise InputError(
+            f"{source} names the class {path!r}; expected one of itmkit or torch, or one of a "
+            "module that was imported before"
+        )
+    known = (nn.Module, Optimizer, LRScheduler, ReduceLROnPlateau)
+    if package != "itmkit" and (
+        not issubclass(found, known)
+        if isinstance(found, type)
+        else package in {"torch", *sys.stdlib_module_names}
+    ):
+        raise InputError(
+            f"{source} names {path!r}; expected a module, an optimizer or a schedule of its "
+            "learning rate"
+        )
+    return found

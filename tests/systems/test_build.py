@@ -1,0 +1,125 @@
+"""A model from its checkpoint alone, and what a checkpoint may not do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_matcher import TinyMatcher
+from tiny_runs import SYSTEMS
+
+from itmkit.checks import InputError
+from itmkit.systems import DAIM, MATE, TVRN, Matcher
+from itmkit.systems.build import build, check_class_paths, without_initial_weights
+
+
+def checkpoint(folder: Path, class_path: str, **init_args: Any) -> Path:
+    """The checkpoint of a model that a configuration described, with weights of its own."""
+    section = {"class_path": class_path, "init_args": init_args}
+    model = build({"model": section}, {"model": Matcher}, source="test")["model"]
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    model.model_config = section
+    content: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(content)
+    path = folder / "model.ckpt"
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("system", [MATE, DAIM, TVRN])
+def test_load_from_checkpoint_needs_no_arguments(system: type[Matcher], tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, f"itmkit.systems.{system.__name__}", **SYSTEMS[system.__name__])
+    state = torch.load(path, weights_only=True)["state_dict"]
+    for loader in (system, Matcher):
+        model = loader.load_from_checkpoint(path)
+        assert type(model) is system
+        assert model.state_dict().keys() == state.keys()
+        assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_arguments_replace_those_of_the_configuration(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, "itmkit.systems.MATE", **SYSTEMS["MATE"])
+    model = MATE.load_from_checkpoint(path, rerank_top_k=7)
+    assert (model.rerank_top_k, model.momentum) == (7, 0.9)
+    with open(path, "rb") as file:
+        assert MATE.load_from_checkpoint(file).rerank_top_k == 0
+
+
+def test_a_model_built_in_code_is_loaded_as_lightning_does(tmp_path: Path) -> None:
+    model = TinyMatcher(dim=5)
+    content: dict[str, Any] = {
+        "state_dict": model.state_dict(),
+        "pytorch-lightning_version": "2.6.6",
+    }
+    model.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "model.ckpt")
+    loaded = TinyMatcher.load_from_checkpoint(tmp_path / "model.ckpt", dim=5)
+    assert loaded.image.weight.equal(model.image.weight)
+
+
+def test_error_of_another_system(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, "itmkit.systems.DAIM", **SYSTEMS["DAIM"])
+    with pytest.raises(InputError, match="is of the system DAIM; expected MATE"):
+        MATE.load_from_checkpoint(path)
+
+
+def test_weights_to_begin_with_are_not_looked_for() -> None:
+    section = {
+        "class_path": "itmkit.systems.MATE",
+        "init_args": {
+            "image_encoder": {
+                "class_path": "itmkit.nn.TimmGrid",
+                "init_args": {"pretrained": True, "checkpoint": "gone.pt", "dim": 4},
+            },
+            "text_encoder": {"class_path": "mine.GRU", "init_args": {"checkpoint": True}},
+        },
+    }
+    changed = without_initial_weights(section)["init_args"]
+    assert changed["image_encoder"]["init_args"] == {
+        "pretrained": False,
+        "checkpoint": None,
+        "dim": 4,
+    }
+    assert changed["text_encoder"]["init_args"] == {"checkpoint": True}
+    assert section["init_args"]["image_encoder"]["init_args"]["pretrained"] is True
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"optimizer": {"class_path": "unknown_module_of_this_test.Optimizer"}},
+        {"optimizer": "unknown_module_of_this_test.optimizer"},
+        {"text_encoder": "unknown_module_of_this_test.Encoder"},
+        {"optimizer": "subprocess.getoutput"},
+        {"image_encoder": {"class_path": "subprocess.Popen", "init_args": {"args": "true"}}},
+        {"lr_factors": {"a": {"class_path": "subprocess.Popen", "init_args": {"args": "true"}}}},
+        {"lr_scheduler": "torch.hub.load"},
+    ],
+)
+def test_error_a_checkpoint_names_other_code(
+    hostile: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unknown_module_of_this_test.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    section = {"class_path": "itmkit.systems.MATE", "init_args": {**SYSTEMS["MATE"], **hostile}}
+    content = {"state_dict": {}, "system": "MATE", "model_config": section}
+    torch.save(content, tmp_path / "hostile.ckpt")
+    with pytest.raises(InputError, match=r"hostile\.ckpt' names"):
+        MATE.load_from_checkpoint(tmp_path / "hostile.ckpt")
+    assert "unknown_module_of_this_test" not in sys.modules
+
+
+def test_names_that_may_stand_in_a_checkpoint() -> None:
+    section = {
+        "class_path": "tiny_matcher.TinyMatcher",
+        "init_args": {
+            "optimizer": "torch.optim.AdamW",
+            "lr_scheduler": {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau"},
+            "loss": [{"class_path": "itmkit.losses.HECTLoss"}, {"class_path": "torch.nn.Linear"}],
+        },
+    }
+    assert check_class_paths(section, source="test") is TinyMatcher
