@@ -75,7 +75,7 @@ def extract_photos(
         raise InputError("checkpoint is null and pretrained false; the weights would be random")
     if not split or split != Path(split).name:
         raise InputError(f"split is {split!r}; expected a name for files, such as 'train'")
-    size = image_size or wanted.input_size[-1]
+    size = image_size if image_size is not None else wanted.input_size[-1]
     dataset = KarpathyDataset(
         split,
         annotations,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_choice, check_count
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.loader import Loader
 from itmkit.files import user_path, write_text
@@ -43,8 +43,8 @@ def extract_features(
 
     :class:`~itmkit.data.PrecompDataset` reads the folder, and so does
     :class:`~itmkit.data.KarpathyDataset` as its ``features``; no captions are written of a dataset
-    that has none. Stopped at any point, the same call
-    goes on behind the last whole batch; the files get their names only when all is done.
+    that has none. Stopped at any point, the same call goes on behind the last whole batch; the
+    files get their names only when all is done.
 
     Args:
         dataset: serves pixels, the same at every reading (no random augmentation).
@@ -66,13 +66,18 @@ def extract_features(
     Raises:
         BadSampleError: if an image cannot be read. With it mended, the same call goes on.
         OSError: if the folder cannot be written to, or the disk is full.
-        InputError: if the folder holds features of other settings, the images are not pixels of
-            one size or change from reading to reading, or a feature is not finite in ``dtype``.
+        InputError: if an argument is out of its range, the folder holds features of other
+            settings, the images are not pixels of one size or change from reading to reading, or a
+            feature is not finite in ``dtype``.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; expected 1 or more")
-    if dtype not in ("float16", "float32"):
-        raise InputError(f"dtype is {dtype!r}; expected 'float16' or 'float32'")
+    check_count(batch_size=batch_size)
+    check_count(0, num_workers=num_workers)
+    check_choice("dtype", dtype, ("float16", "float32"))
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without it
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device is '{device}'; expected one of this machine: {reason}") from error
     folder = user_path(output)
     target = folder / f"{dataset.split}_ims.npy"
     part = folder / f"{dataset.split}_ims.npy.part"

@@ -86,7 +86,11 @@ class FeatureFile:
                     raise InputError(self._changed)
                 _copy(stored[row], features)
                 if first and not np.isfinite(features).all():
-                    raise BadSampleError(f"{self.path} has a value that is not finite in row {row}")
+                    region, place = np.argwhere(~np.isfinite(features))[0].tolist()
+                    raise BadSampleError(
+                        f"{self.path} has a value that is not finite in row {row}: "
+                        f"{stored[row, region, place]:g} in its region {region}"
+                    )
         if self._stays:
             self._unread[rows] = False
         return torch.from_numpy(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import unicodedata
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, did_you_mean
+from itmkit.checks import InputError, check_count, check_share, did_you_mean
 from itmkit.data.batch import Images
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.feature_file import (
@@ -64,8 +65,8 @@ class KarpathyDataset(ImageTextDataset):
 
     Raises:
         FileNotFoundError: if the JSON file, a folder or a photo is missing.
-        InputError: if a file is of the wrong form, names a photo twice or one outside ``images``,
-            or the split is empty.
+        InputError: if a number is out of its range, a file is of the wrong form, names a photo
+            twice or one outside ``images``, or the split is empty.
     """
 
     def __init__(
@@ -90,15 +91,22 @@ class KarpathyDataset(ImageTextDataset):
     ) -> None:
         if images is None and features is None:
             raise InputError("images and features are both None; expected one of them")
-        if image_size < 1:
-            raise InputError(f"image_size is {image_size}; expected 1 or more")
+        check_count(image_size=image_size)
+        check_share(flip=flip)
         if max_captions is not None and max_captions < 1:
             raise InputError(f"max_captions is {max_captions}; expected 1 or more, or None")
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise InputError(
+                f"crop_scale is {crop_scale}; expected two shares in (0, 1], ascending"
+            )
         if max_pixels < image_size**2:
             raise InputError(
                 f"max_pixels is {max_pixels}; expected {image_size**2} or more, the square of "
                 "image_size"
             )
+        for name, numbers in (("mean", mean), ("std", std)):
+            if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+                raise InputError(f"{name} is {numbers}; expected three numbers, one a channel")
         if not all(std):
             raise InputError(f"std is {std}; expected no zero")
         if annotations is not None:
@@ -259,7 +267,7 @@ def _read_split(
         there = sorted({entry["split"] for entry in entries}, key=str)
         raise InputError(f"{path} has no image of the split {wanted!r}; it has {there}")
     if require_captions and not any(groups):
-        raise InputError(f"{path} has no caption in the split {wanted!r}")
+        raise InputError(f"{path} has no caption in the split {wanted!r}; expected one or more")
     for name in names:
         check_name(name, path)
     check_unique(names, path)

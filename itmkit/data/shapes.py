@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import check_choice, check_count
 from itmkit.data import scenes
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.vocabulary import RESERVED, Vocabulary
@@ -67,14 +67,12 @@ class ShapesDataset(ImageTextDataset):
         image_size: int = 64,
         regions: bool = False,
     ) -> None:
-        if split not in _SHARES:
-            raise InputError(f"split must be one of {', '.join(_SHARES)}, got {split!r}")
+        check_choice("split", split, _SHARES)
         if isinstance(length, Mapping):
             length = length.get(split)
         length = DEFAULT_LENGTH[split] if length is None else length
-        for name, value, least in (("length", length, 1), ("image_size", image_size, 16)):
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+        check_count(length=length)
+        check_count(16, image_size=image_size)
         self.seed, self.image_size, self.regions = seed, image_size, regions
         self.split = split
         self._painted: dict[int, np.ndarray] = {}

@@ -98,6 +98,9 @@ def test_normalisation_can_be_chosen(photos: Path) -> None:
         (["--pretrained=true", "--annotations=nowhere.json"], "nowhere.json"),
         (["--pretrained=true", "--split=dev"], "no image of the split 'dev'; it has ['val']"),
         (["--pretrained=true", "--split=a/b"], "split is 'a/b'; expected a name for files"),
+        (["--checkpoint=weights.pt", "--image_size=0"], "image_size is 0; expected 1 or more"),
+        (["--checkpoint=weights.pt", "--num_workers=-1"], "num_workers is -1; expected 0 or more"),
+        (["--checkpoint=weights.pt", "--device=gpu"], "device is 'gpu'; expected one of this"),
         (["--modle=x"], "unrecognized arguments: --modle=x"),
     ],
 )

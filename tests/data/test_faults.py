@@ -566,7 +566,8 @@ FEATURES = [
             features,
             f"{value} as {dtype}",
             array("dev_ims.npy", not_finite(value, dtype)),
-            "dev_ims.npy has a value that is not finite in row 1",
+            "dev_ims.npy has a value that is not finite in row 1: "
+            f"{np.array(value, dtype):g} in its region 2",
         )
         for value, dtype in ((np.nan, "float32"), (np.inf, "float16"), (1e300, "float64"))
     ),

@@ -126,6 +126,23 @@ def test_features_read_together_are_those_read_alone(photos: Photos, tmp_path: P
         assert torch.equal(alone.boxes, images.boxes[place])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "image_size is 0; expected 1 or more"),
+        ({"flip": 1.5}, "flip is 1.5; expected a number in [0, 1]"),
+        ({"crop_scale": (0.8, 0.5)}, "crop_scale is (0.8, 0.5); expected two shares in (0, 1]"),
+        ({"mean": (0.5,)}, "mean is (0.5,); expected three numbers, one a channel"),
+        ({"std": (1.0, 1.0, float("nan"))}, "std is (1.0, 1.0, nan); expected three numbers"),
+    ],
+)
+def test_error_of_a_number_out_of_range(
+    photos: Photos, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        KarpathyDataset("train", *photos(), **options)
+
+
 def test_error_of_a_std_of_zero(photos: Photos) -> None:
     with pytest.raises(ValueError, match=r"std is \(0.2, 0.0, 0.2\); expected no zero"):
         KarpathyDataset("val", *photos(), std=(0.2, 0.0, 0.2))

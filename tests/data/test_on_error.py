@@ -97,7 +97,8 @@ def test_what_stands_for_a_bad_image_follows_from_seed_and_epoch() -> None:
     parts = []
     for rank in range(2):
         half = data_of(batch_size=2)
-        half.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        options = {"overfit_batches": 0, "world_size": 2, "global_rank": rank}
+        half.trainer = SimpleNamespace(**options)  # type: ignore[assignment]
         parts.append(list(half.train_dataloader()))
     for batch, left, right in zip(whole, *parts, strict=True):
         assert torch.equal(batch.text_ids, torch.cat([left.text_ids, right.text_ids]))

@@ -111,9 +111,9 @@ def test_vocabulary_has_all_words():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "dev"}, "split must be one of train, val, test, got 'dev'"),
-        ({"length": 0}, "length must be at least 1, got 0"),
-        ({"image_size": 8}, "image_size must be at least 16, got 8"),
+        ({"split": "dev"}, "split is 'dev'; expected one of 'train', 'val', 'test'"),
+        ({"length": 0}, "length is 0; expected 1 or more"),
+        ({"image_size": 8}, "image_size is 8; expected 16 or more"),
     ],
 )
 def test_error(arguments, message):
