@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,10 +12,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_context = multiprocessing.get_context("forkserver")  # everything is imported once
-_context.set_forkserver_preload(
-    ["itmkit.cli.matcher_cli", "itmkit.data", "itmkit.systems", "timm", "tensorboard.summary"]
-)
+from fork_server import start
+
 TIMEOUT = 90.0  # seconds
 
 
@@ -65,11 +62,13 @@ class Command:
         self.files = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
         for path in self.files:
             path.write_text("")
-        self.process = _context.Process(
-            target=_child,
-            args=(folder, self.files, arguments, kill, with_signal, environment or {}),
+        out, err = self.files
+        self.process = start(
+            *(_command, folder, arguments, kill, with_signal),
+            out=out,
+            err=err,
+            environment=environment or {},
         )
-        self.process.start()
 
     @property
     def pid(self) -> int:
@@ -94,27 +93,11 @@ def run_command(folder: Path, *arguments: str, **options: Any) -> Ended:
     return Command(folder, *arguments, **options).end()
 
 
-def _child(
-    folder: Path,
-    files: list[Path],
-    arguments: tuple[str, ...],
-    kill: Kill | None,
-    with_signal: int,
-    environment: dict[str, str],
-) -> None:
-    for path, number in zip(files, (1, 2), strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-    os.environ.update(environment)
+def _command(folder: Path, arguments: tuple[str, ...], kill: Kill | None, with_signal: int) -> None:
     os.chdir(folder)
-    sys.path.insert(0, str(Path(__file__).parent))
     sys.argv = ["itmkit", *arguments]
-    import torch
-
     from itmkit.cli import main
 
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of the data's processes, as ever
     if kill is not None:
         _arm(kill, with_signal)
     main(list(arguments))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import pytest
 import torch
 import torch.distributed as dist
+from fork_server import start
 
 SUPPORT = Path(__file__).parent
 TIMEOUT = 90.0  # seconds
@@ -38,9 +42,17 @@ def run_ranks(
         "LOCAL_WORLD_SIZE": str(size),
         "GROUP_RANK": "0",
     }
-    command = [sys.executable, str(script), *map(str, arguments)]
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-    run_all([(command, environment) for environment in ranks], timeout=timeout)
+    words = [str(script), *map(str, arguments)]
+    _run(
+        [
+            lambda err, environment=environment: _Forked(
+                start(_script, words, out=os.devnull, err=err, environment=environment)
+            )
+            for environment in ranks
+        ],
+        timeout,
+    )
 
 
 def run_all(
@@ -54,36 +66,75 @@ def run_all(
     path = [str(SUPPORT.parents[1]), str(SUPPORT), os.environ.get("PYTHONPATH")]
     found = os.pathsep.join(filter(None, path))
     common = {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1"}
-    # Not pipes: one that nobody reads may fill up.
-    errors = [tempfile.TemporaryFile() for _ in commands]  # noqa: SIM115
-    processes = [
-        subprocess.Popen(
-            command,
-            env=common | own,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=error,
-            start_new_session=True,
-        )
-        for (command, own), error in zip(commands, errors, strict=True)
-    ]
-    end = time.monotonic() + timeout
-    try:
-        codes = [process.poll() for process in processes]
-        while None in codes and not any(codes) and time.monotonic() < end:
-            time.sleep(0.02)
+
+    def started(err: str, command: list[str], own: dict[str, str]) -> subprocess.Popen[bytes]:
+        with open(err, "wb") as file:
+            return subprocess.Popen(
+                command,
+                env=common | own,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    _run([partial(started, command=command, own=own) for command, own in commands], timeout)
+
+
+def _script(words: list[str]) -> None:
+    sys.argv = words
+    sys.path.insert(0, str(Path(words[0]).parent))
+    runpy.run_path(words[0], run_name="__main__")
+
+
+class _Running(Protocol):
+    """What is used of ``subprocess.Popen``."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def wait(self) -> int: ...
+
+
+class _Forked:
+    """A process of the fork server."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self.process = process
+        self.pid = process.pid or 0
+        self.kill = process.kill
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode or 0
+
+
+def _run(starts: Sequence[Callable[[str], _Running]], timeout: float) -> None:
+    """Start processes, each with a file for its errors, and see to their end."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Not pipes: one that nobody reads may fill up.
+        errors = [Path(folder) / str(number) for number in range(len(starts))]
+        processes = [begin(str(error)) for begin, error in zip(starts, errors, strict=True)]
+        end = time.monotonic() + timeout
+        try:
             codes = [process.poll() for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() != 0:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    told = []
-    for error in errors:
-        error.seek(0)
-        told.append(error.read().decode(errors="replace")[-4000:])
-        error.close()
+            while None in codes and not any(codes) and time.monotonic() < end:
+                time.sleep(0.02)
+                codes = [process.poll() for process in processes]
+        finally:
+            for process in processes:
+                if process.poll() != 0:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.kill()  # one that has no group of its own yet
+                process.wait()
+        told = [
+            error.read_text(errors="replace")[-4000:] if error.exists() else "" for error in errors
+        ]
     if any(code != 0 for code in codes):
         states = ["still running" if code is None else f"exit code {code}" for code in codes]
         parts = [f"{state}:\n{text}" for state, text in zip(states, told, strict=True)]
