@@ -117,6 +117,7 @@ def write_metrics(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_metrics(f"{folder}/metrics.json", {"rsum": 523.8}, "val")
         ...     write_metrics(f"{folder}/metrics.json", {"rsum": 520.1}, "test")
