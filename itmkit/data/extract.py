@@ -101,7 +101,7 @@ def extract_features(
             found = _read(notes)
             _check_settings(target, notes, found, settings)
             if dataset.captions and found.get("captions") == 0:
-                _write_captions(dataset, folder, settings)
+                _write_texts(dataset, folder, settings)
             return target
         folder.mkdir(parents=True, exist_ok=True)
         header = _header((len(dataset), *tokens.shape[1:]), dtype)
@@ -148,7 +148,7 @@ def extract_features(
                 done += len(block)
                 _write(state, json.dumps({"done": done, "settings": settings}))
                 bar.update(len(block))
-    _write_captions(dataset, folder, settings)
+    _write_texts(dataset, folder, settings)
     os.replace(part, target)
     state.unlink(missing_ok=True)
     return target
@@ -224,18 +224,18 @@ def _check_settings(
         )
 
 
-def _write_captions(dataset: ImageTextDataset, folder: Path, settings: dict[str, Any]) -> None:
+def _write_texts(dataset: ImageTextDataset, folder: Path, settings: dict[str, Any]) -> None:
+    """Write the names and captions, and last the notes, which say how many captions there are."""
+    _write(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
+    if dataset.captions:
+        groups = [dataset.captions_of(row) for row in range(len(dataset))]
+        captions = [" ".join(dataset.captions[i].split()) for group in groups for i in group]
+        _write(folder / f"{dataset.split}_caps.txt", "".join(f"{line}\n" for line in captions))
+        if Counter(map(len, groups)).keys() != {5}:
+            rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(groups))
+            _write(folder / f"{dataset.split}_cap_images.txt", rows)
     notes = {**settings, "captions": len(dataset.captions)}
     _write(folder / f"{dataset.split}_features.json", json.dumps(notes, indent=2) + "\n")
-    _write(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
-    if not dataset.captions:
-        return
-    groups = [dataset.captions_of(row) for row in range(len(dataset))]
-    captions = [" ".join(dataset.captions[i].split()) for group in groups for i in group]
-    _write(folder / f"{dataset.split}_caps.txt", "".join(f"{line}\n" for line in captions))
-    if Counter(map(len, groups)).keys() != {5}:
-        rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(groups))
-        _write(folder / f"{dataset.split}_cap_images.txt", rows)
 
 
 def _read(path: Path) -> dict[str, Any]:
