@@ -1,6 +1,6 @@
 # itmkit: `make demo` trains a small model and shows its recall, `make test` runs the tests,
-# `make test-long` those that take minutes, `make bench` measures its speed (docs/performance.md).
-# Both make their own environment in .venv, once; VENV= and PYTHON= choose others.
+# `make test-long` those that take minutes, `make test-extras` those of optional parts, `make bench`
+# measures its speed (docs/performance.md). All make their own environment in .venv, once; VENV= and PYTHON= choose others.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,10 +32,10 @@ test: env
 test-long: env
 	$(BIN)/python -m pytest -m long -rA --disable-warnings $(PYTEST_ARGS) tests
 
-# The tests of optional parts, which are skipped where these are not installed.
+# What needs packages that itmkit does not: skipped in `make test` where they are not installed.
 test-extras: env
-	$(BIN)/python -m pip install --quiet --editable ".[heif]"
-	$(BIN)/python -m pytest -rs $(PYTEST_ARGS) tests/data
+	$(BIN)/python -m pip install --quiet --group extras
+	$(BIN)/python -m pytest -m extras -rs $(PYTEST_ARGS) tests
 
 bench: env
 	$(BIN)/python -m pip install --quiet --group bench

@@ -727,7 +727,11 @@ CAPTIONS = [
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(fault, id=f"{fault.read.__name__}: {fault.name}")
+        pytest.param(
+            fault,
+            id=f"{fault.read.__name__}: {fault.name}",
+            marks=pytest.mark.extras if fault.name.startswith(("avif", "heic")) else (),
+        )
         for fault in (*PHOTOS, *ANNOTATIONS, *FEATURES, *CAPTIONS)
     ],
 )
