@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.files import user_path
+from itmkit.systems.matcher import check_system
 
 INSTEAD = "start from its weights alone with --init_from"
 _NAMES = {"fit": ("last.ckpt",)}
@@ -84,14 +85,13 @@ def _options(words: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def read_checkpoint(path: Path, option: str, system: str, *, any_system: bool = False) -> Any:
+def read_checkpoint(path: Path, option: str, system: type | None) -> Any:
     """A checkpoint of a system, its tensors left on disk until they are used.
 
     Args:
         path: of the file.
         option: that it was given as.
-        system: class path of the system that it should be of.
-        any_system: accept those of other systems, and of none.
+        system: whose it should be, or of a system that this derives from; None: of any, or none.
 
     Raises:
         InputError: if the file is no checkpoint, or one of another system.
@@ -103,10 +103,8 @@ def read_checkpoint(path: Path, option: str, system: str, *, any_system: bool = 
         raise InputError(f"{option} '{path}' is not a readable checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{option} '{path}' is not a checkpoint of a system: no 'state_dict'")
-    found, own = checkpoint.get("system"), system.rpartition(".")[2]
-    if found != own and not any_system:
-        kind = f"the system {found}" if found else "no system of itmkit"
-        raise InputError(f"{option} '{path}' is a checkpoint of {kind}, expected one of {own}")
+    if system is not None:
+        check_system(checkpoint, system, name=f"{option} '{path}'")
     return checkpoint
 
 

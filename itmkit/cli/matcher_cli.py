@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pydoc import locate
 from typing import Any, cast
 
 import torch
@@ -169,7 +170,7 @@ class MatcherCLI(LightningCLI):
         self._choose_start(command, options)
         if options.ckpt_path is not None:
             path = checkpoint_file(options.ckpt_path, "ckpt_path", command=command)
-            checkpoint = read_checkpoint(path, "ckpt_path", options.model.class_path)
+            checkpoint = read_checkpoint(path, "ckpt_path", _system(options))
             if command == "fit":
                 check_resumable(checkpoint, path)
             options.ckpt_path = str(path)
@@ -213,7 +214,7 @@ class MatcherCLI(LightningCLI):
         if self.subcommand == "fit" and options.ckpt_path is None:
             last = requeued_from(self.runs, options.name)
             if last is not None:
-                read_checkpoint(last, "ckpt_path", options.model.class_path)
+                read_checkpoint(last, "ckpt_path", _system(options))
                 options.ckpt_path, options.init_from = str(last), None
                 rank_zero_only(print)(f"requeued: going on from {last}")
         self._config_text = self._parser(self.subcommand).dump(options, skip_unset=False)
@@ -293,7 +294,7 @@ class MatcherCLI(LightningCLI):
             datamodule.setup("fit")  # training data at fault is found before anything is measured
             steps_before = 0
             if ckpt_path is not None:
-                checkpoint = read_checkpoint(Path(ckpt_path), "ckpt_path", type(model).__name__)
+                checkpoint = read_checkpoint(Path(ckpt_path), "ckpt_path", type(model))
                 check_same_data(checkpoint, Path(ckpt_path), datamodule)
                 steps_before = checkpoint["global_step"]
             initial = self._load_initial_weights()
@@ -317,8 +318,7 @@ class MatcherCLI(LightningCLI):
         if options.init_from is None:
             return False
         path, strict = Path(options.init_from), options.init_strict
-        system = options.model.class_path
-        checkpoint = read_checkpoint(path, "init_from", system, any_system=not strict)
+        checkpoint = read_checkpoint(path, "init_from", type(self.model) if strict else None)
         load_initial_weights(path, checkpoint, self.model, self.datamodule, strict=strict)
         return True
 
@@ -487,6 +487,11 @@ def _with_config_paths(arguments: list[str]) -> tuple[list[str], list[str]]:
             others.append(word)
     front = [f"--config={path}" for path in paths]
     return [command, *front, *others], [path.stem for path in paths]
+
+
+def _system(options: Any) -> type:
+    """The class of the system that options name, which they were checked against."""
+    return cast(type, locate(options.model.class_path))
 
 
 def _plain(gallery: Gallery) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -37,9 +37,10 @@ class DAIM(Matcher):
             :class:`itmkit.nn.SharedLevels`), or on one, as all encoders of :mod:`itmkit.nn`.
         text_encoder: captions to tokens on as many levels, of the same width.
         similarity: of one level; None: :class:`CrossAttentionSimilarity` of words to regions.
-        loss: of the scores; None: :class:`AdaptiveMarginTripletLoss` of the published numbers.
-        warmup: how long the hinge counts all negatives, in epochs or steps; the published system
-            has no such time.
+        loss: of the scores ``(n, n)`` and the true pairs ``(n, n)``, as the losses of scores in
+            :mod:`itmkit.losses`; None: :class:`AdaptiveMarginTripletLoss` of the published numbers.
+        warmup: how long the loss counts all negatives, in epochs or steps, and then those that its
+            ``negatives`` name; the published system has no such time.
         warmup_unit: ``epoch`` or ``step``.
         optimizer: see :class:`Matcher`, as for the arguments after it.
         lr_scheduler: see :class:`Matcher`.
@@ -56,7 +57,7 @@ class DAIM(Matcher):
         text_encoder: nn.Module,
         *,
         similarity: CrossAttentionSimilarity | None = None,
-        loss: AdaptiveMarginTripletLoss | None = None,
+        loss: nn.Module | None = None,
         warmup: int = 0,
         warmup_unit: Literal["epoch", "step"] = "epoch",
         optimizer: OptimizerCallable | None = None,
@@ -80,7 +81,13 @@ class DAIM(Matcher):
         self.text_encoder = text_encoder
         self.levels = levels
         self.similarity = similarity or CrossAttentionSimilarity()
-        self.triplet = loss or AdaptiveMarginTripletLoss()
+        self.triplet: Any = loss or AdaptiveMarginTripletLoss()
+        self._negatives = getattr(self.triplet, "negatives", None)  # after the warm-up
+        if warmup and self._negatives is None:
+            raise InputError(
+                f"warmup is {warmup}; expected 0 for a {type(loss).__name__}, which has no choice "
+                "of negatives"
+            )
 
     def encode_image(self, images: Images) -> Encoding:
         return _encoding(self.image_encoder(images.features, images.mask))
@@ -101,12 +108,15 @@ class DAIM(Matcher):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         scores, positives = self.batch_scores(batch)
         warming_up = self.trained_less_than(self.warmup, self.warmup_unit)
-        self.triplet.negatives = "all" if warming_up else "hardest"
+        if self.warmup:
+            self.triplet.negatives = "all" if warming_up else self._negatives
         return {"loss": self.triplet(scores, positives)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        self.log("train/margin", self.triplet.margin.float(), batch_size=len(batch))
+        margin = getattr(self.triplet, "margin", None)
+        if isinstance(margin, Tensor):  # it adapts
+            self.log("train/margin", margin.float(), batch_size=len(batch))
         return loss
 
     def _tokens(self, encoding: Encoding) -> list[Tokens]:

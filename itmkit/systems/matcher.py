@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
@@ -51,8 +52,13 @@ class Matcher(LightningModule, ABC):
     number of token ids of tokenizer and text encoder are compared: a tokenizer that has more is an
     error, one that has fewer a warning.
 
+    Recall is logged as ``val/rsum`` and so on; that of further dataloaders has a suffix, as in
+    ``val/rsum/dataloader_idx_1``. A checkpoint is loaded by the system that wrote it and by its
+    subclasses.
+
     Attributes:
-        gallery_size: numbers of images and of captions that were last evaluated.
+        gallery_size: numbers of images and of captions that were last evaluated, of the first
+            dataloader.
         model_config: what the model was built from, ``class_path`` and ``init_args``, where that
             was a configuration; its checkpoints hold it.
 
@@ -69,7 +75,8 @@ class Matcher(LightningModule, ABC):
         rerank_weight: share of the second stage's score in the order of the candidates, in [0, 1].
 
     Raises:
-        InputError: if a number is out of its range.
+        InputError: if a number is out of its range; when a run starts, for callbacks that search
+            a batch size or learning rate.
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class Matcher(LightningModule, ABC):
         self.rerank_weight = rerank_weight
         self.gallery_size = (0, 0)
         self.model_config: dict[str, Any] | None = None
-        self._evaluated: list[Gallery] = []
+        self._evaluated: dict[int, list[Gallery]] = {}  # by dataloader
         self._finite_loss = FiniteLoss()
 
     @abstractmethod
@@ -150,6 +157,13 @@ class Matcher(LightningModule, ABC):
     # ------------------------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
+        for callback in vars(self.trainer)["callbacks"]:  # an attribute no annotation names
+            if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
+                raise InputError(
+                    f"trainer.callbacks has a {type(callback).__name__}, which would train and "
+                    "rewind the model; expected none. Try values in short runs of their own, such "
+                    "as --trainer.max_steps 20"
+                )
         # Before optimizers and copies are made. An evaluation waits: a checkpoint may bring its own
         # words, and then nothing is counted; where one is loaded later, it has to find the rows.
         if stage == "fit" or self.trainer.strategy.restore_checkpoint_after_setup:
@@ -225,43 +239,52 @@ class Matcher(LightningModule, ABC):
             complete_embeddings(self, self.trainer)
             check_vocabulary(self, self.trainer)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluated.append(encode(self, [batch]))
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluated.setdefault(dataloader_idx, []).append(encode(self, [batch]))
 
     def on_validation_epoch_end(self) -> None:
         self._log_recall("val", self.trainer.val_dataloaders)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluated.append(encode(self, [batch]))
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self._log_recall("test", self.trainer.test_dataloaders)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Gallery:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Gallery:
         """The batch's images and captions, encoded."""
         return encode(self, [batch])
 
-    def _log_recall(self, stage: str, loader: Any) -> None:
+    def _log_recall(self, stage: str, loaders: Any) -> None:
         """Recall on all that was encoded in this epoch, by all processes, each sample once."""
-        parts, self._evaluated = self._evaluated, []
-        if world_size() > 1:
-            everyone: list[list[Gallery]] = [[]] * world_size()
-            dist.all_gather_object(everyone, parts)
-            parts = [part for rank in everyone for part in rank]
-        gallery = Gallery.cat(parts)
-        self.gallery_size = (len(gallery.images), len(gallery.texts))
+        evaluated, self._evaluated = self._evaluated, {}
+        if isinstance(loaders, Mapping):
+            loaders = list(loaders.values())
+        for index, loader in enumerate(loaders if isinstance(loaders, Sequence) else [loaders]):
+            gallery = _of_all_processes(evaluated.get(index, []))
+            if index == 0:
+                self.gallery_size = (len(gallery.images), len(gallery.texts))
+            recall = self._recall(gallery, loader)
+            suffix = f"/dataloader_idx_{index}" if index else ""
+            for name, value in recall.items():  # the same on every process: no synchronisation
+                self.log(
+                    f"{stage}/{name}{suffix}",
+                    value,
+                    prog_bar=name == "rsum",
+                    add_dataloader_idx=False,  # it is in the name
+                )
+
+    def _recall(self, gallery: Gallery, loader: Any) -> dict[str, float]:
         relevance = getattr(loader.dataset, "relevance", None)
         precision = self.trainer.precision_plugin
         mixed = isinstance(precision, MixedPrecision)
         with precision.forward_context() if mixed else nullcontext():  # as they were encoded
-            recall = evaluate(
+            return evaluate(
                 self,
                 gallery.to(self.device),
                 relevance=relevance and relevance(gallery.image_ids, gallery.text_ids),
                 shared=True,
             )
-        for name, value in recall.items():  # the same on every process: nothing to synchronise
-            self.log(f"{stage}/{name}", value, prog_bar=name == "rsum")
 
     # ------------------------------------------------------------------------------ checkpoint
 
@@ -275,9 +298,7 @@ class Matcher(LightningModule, ABC):
             checkpoint["model_config"] = self.model_config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained, own = checkpoint.get("system"), type(self).__name__
-        if trained != own:
-            raise InputError(f"the checkpoint is of the system {trained}; expected {own}")
+        check_system(checkpoint, type(self), name="the checkpoint")
 
     @classmethod
     def load_from_checkpoint(
@@ -297,7 +318,8 @@ class Matcher(LightningModule, ABC):
 
         Args:
             checkpoint_path: the checkpoint; ``MATE.load_from_checkpoint`` takes those of MATE,
-                ``Matcher.load_from_checkpoint`` those of any system.
+                ``Matcher.load_from_checkpoint`` those of any system, and a subclass of MATE those
+                of MATE, as one of its own.
             map_location: where its tensors go, as of ``torch.load``; None: the CPU.
             hparams_file: see Lightning; only of use without a configuration.
             strict: whether all weights, and no others, have to be there.
@@ -321,17 +343,40 @@ class Matcher(LightningModule, ABC):
             )
         source = f"checkpoint '{checkpoint_path!s}'"
         system = check_class_paths(config, source=source)
-        if not issubclass(system, cls):
+        config = without_initial_weights(config)
+        if cls is not system and issubclass(cls, system):
+            config["class_path"] = f"{cls.__module__}.{cls.__qualname__}"
+        elif not issubclass(system, cls):
             raise InputError(
                 f"{source} is of the system {system.__name__}; expected {cls.__name__}"
             )
-        config = without_initial_weights(config)
         config["init_args"] = config.get("init_args", {}) | kwargs
         model: Self = build({"model": config}, {"model": cls}, source=source)["model"]
         model.model_config = stored["model_config"]
         model.on_load_checkpoint(stored)
         model.load_state_dict(stored["state_dict"], strict=strict is not False)
         return model.to(map_location) if isinstance(map_location, (str, torch.device)) else model
+
+
+def check_system(checkpoint: Mapping[str, Any], system: type, *, name: str) -> None:
+    """Raise unless a checkpoint is of a system, or of one that the system derives from.
+
+    Raises:
+        InputError: with the ``name`` of the checkpoint.
+    """
+    own = [one.__name__ for one in system.__mro__ if issubclass(one, Matcher) and one != Matcher]
+    found = checkpoint.get("system")
+    if found not in own:
+        of = f"of the system {found}" if found else "of no system of itmkit"
+        raise InputError(f"{name} is {of}; expected {' or '.join(own)}")
+
+
+def _of_all_processes(parts: list[Gallery]) -> Gallery:
+    if world_size() > 1:
+        everyone: list[list[Gallery]] = [[]] * world_size()
+        dist.all_gather_object(everyone, parts)
+        parts = [part for rank in everyone for part in rank]
+    return Gallery.cat(parts)
 
 
 def _adamw(params: Any) -> torch.optim.Optimizer:

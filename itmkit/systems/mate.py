@@ -64,7 +64,8 @@ class MATE(Matcher):
             for all of them.
         momentum: of the teacher, in [0, 1].
         queue_size: teacher vectors of earlier batches that the distillation compares with.
-        warmup: how long the hinge counts all negatives, in epochs or steps.
+        warmup: how long the hinge counts all negatives, in epochs or steps, and then those that
+            ``triplet.negatives`` names.
         warmup_unit: ``epoch`` or ``step``.
         optimizer: see :class:`Matcher`, as for the arguments after it.
         lr_scheduler: see :class:`Matcher`.
@@ -126,6 +127,7 @@ class MATE(Matcher):
         self.triplet = triplet or GroupTripletLoss(group_size=views)
         if self.triplet.group_size != views:
             raise InputError(f"triplet.group_size is {self.triplet.group_size}, views {views}")
+        self._negatives = self.triplet.negatives  # after the warm-up
         self.hect = hect or HECTLoss()
         self.distillation = distillation or MomentumDistillationLoss()
         self.weights = {
@@ -200,11 +202,14 @@ class MATE(Matcher):
         text = l2_normalize(self.text_pool(text_tokens, text_mask))
         dim, own = image.shape[1], len(batch.images)
         # All that the loss needs of the other processes, a row an image: the views side by side.
-        sides = {"image": image.reshape(own, -1), "text": text.reshape(own, -1)}
+        sides: dict[str, Tensor | None] = {
+            "image": image.reshape(own, -1),
+            "text": text.reshape(own, -1),
+        }
         if self.weights["fusion"]:  # which takes one view of each pair
             sides |= {"image_tokens": image_tokens, "text_tokens": text_tokens[:: self.views]}
-            sides |= {"text_mask": text_mask[:: self.views]}
-            sides |= {"image_mask": image_mask} if image_mask is not None else {}
+            sides |= {"image_mask": image_mask}
+            sides |= {"text_mask": None if text_mask is None else text_mask[:: self.views]}
         batch_sides = Encoding(ids=batch.image_ids, **sides).gathered(sizes=batch.sizes)
         image, text = batch_sides.image.reshape(-1, dim), batch_sides.text.reshape(-1, dim)
         ids = batch_sides.ids
@@ -213,7 +218,7 @@ class MATE(Matcher):
         terms: dict[str, Tensor] = {}
         if self.weights["triplet"]:
             warming_up = self.trained_less_than(self.warmup, self.warmup_unit)
-            self.triplet.negatives = "all" if warming_up else "hardest"
+            self.triplet.negatives = "all" if warming_up else self._negatives
             terms["triplet"] = self.triplet(scores, ids)
         if self.weights["hect"]:
             terms["hect"] = self.hect(image, text, view_ids)
@@ -224,7 +229,7 @@ class MATE(Matcher):
             step, fields = self.views, batch_sides.items()
             terms["fusion"] = self._fusion_loss(
                 _encoding(image[::step], fields["image_tokens"], fields.get("image_mask")),
-                _encoding(text[::step], fields["text_tokens"], fields["text_mask"]),
+                _encoding(text[::step], fields["text_tokens"], fields.get("text_mask")),
                 scores.detach()[::step, ::step].masked_fill(ids[:, None] == ids, -torch.inf),
             )
         terms["loss"] = sum(

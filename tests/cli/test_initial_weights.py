@@ -130,7 +130,7 @@ def test_another_system_where_not_all_must_fit(
 ) -> None:
     words = [f"--init_from={trained('MATE')}"]
     line = refusal(capsys, "DAIM", *words)
-    assert line.endswith("is a checkpoint of the system MATE, expected one of DAIM")
+    assert line.endswith("is of the system MATE; expected DAIM")
     folder = fit("DAIM", *words, "--init_strict=false", "--model.optimizer.lr=0.0")
     name = "text_encoder.embedding.weight"
     source, own = load(trained("MATE") / LAST), load(folder / LAST)

@@ -406,11 +406,25 @@ def checkpoint_of_the_tiny_system(path: str) -> dict[str, object]:
 
 
 def test_error_checkpoint_of_another_system(capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint_of_the_tiny_system("tiny.ckpt")
-    Path("tiny.yaml").write_text(CONFIG.replace("TinyMatcher", "OtherMatcher"))
+    content = checkpoint_of_the_tiny_system("tiny.ckpt")
+    torch.save(content | {"system": "OtherMatcher"}, "tiny.ckpt")
     line = refused(capsys, "test", "--config", "tiny.yaml", "--ckpt_path", "tiny.ckpt")
-    assert line.startswith("ckpt_path 'tiny.ckpt' is a checkpoint of the system TinyMatcher, ")
-    assert line.endswith("expected one of OtherMatcher")
+    assert line.startswith("ckpt_path 'tiny.ckpt' is of the system OtherMatcher; ")
+    assert line.endswith("expected TinyMatcher")
+
+
+def test_checkpoint_of_a_parent_is_measured() -> None:
+    checkpoint = run("fit", "--trainer.max_epochs=1") / "checkpoints/last.ckpt"
+    Path("tiny.yaml").write_text(CONFIG.replace("TinyMatcher", "OtherMatcher"))
+    assert (run("test", "--name=other", f"--ckpt_path={checkpoint}") / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("finder", ["BatchSizeFinder", "LearningRateFinder"])
+def test_error_of_a_callback_that_searches(finder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    option = f"--trainer.callbacks=lightning.pytorch.callbacks.{finder}"
+    line = refused(capsys, "fit", "--config=tiny.yaml", option)
+    assert line.startswith(f"trainer.callbacks has a {finder}, ")
+    assert not Path("runs").exists()
 
 
 def test_error_checkpoint_of_another_size(capsys: pytest.CaptureFixture[str]) -> None:

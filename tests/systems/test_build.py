@@ -61,6 +61,18 @@ def test_a_model_built_in_code_is_loaded_as_lightning_does(tmp_path: Path) -> No
     assert loaded.image.weight.equal(model.image.weight)
 
 
+class OurMATE(MATE):
+    """A system that derives from one of ours."""
+
+
+def test_subclass_is_built_from_the_configuration_of_its_parent(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, "itmkit.systems.MATE", **SYSTEMS["MATE"])
+    loaded = OurMATE.load_from_checkpoint(path)
+    assert type(loaded) is OurMATE
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert all(tensor.equal(state[name]) for name, tensor in loaded.state_dict().items())
+
+
 def test_error_of_another_system(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "itmkit.systems.DAIM", **SYSTEMS["DAIM"])
     with pytest.raises(InputError, match="is of the system DAIM; expected MATE"):

@@ -8,8 +8,9 @@ from lightning.pytorch import Callback
 from quiet_trainer import quiet_trainer
 
 from itmkit.callbacks import FreezeUntil
+from itmkit.checks import InputError
 from itmkit.data import ImageTextData, ShapesDataset
-from itmkit.losses import AdaptiveMarginTripletLoss
+from itmkit.losses import AdaptiveMarginTripletLoss, HingeCrossEntropyLoss, TripletLoss
 from itmkit.nn import (
     BagOfWords,
     BiGRU,
@@ -159,6 +160,31 @@ def test_hinge_counts_all_negatives_while_warming_up_only(tmp_path):
     daim = make_daim(loss=Watch(), warmup=2, warmup_unit="step")
     quiet_trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(daim, make_data())
     assert seen == ["all", "all", "hardest", "hardest"]
+
+
+def test_negatives_are_those_of_the_loss_but_for_the_warmup(tmp_path):
+    for warmup in (0, 1):
+        loss = AdaptiveMarginTripletLoss(min_rows=2, negatives="all")
+        daim = make_daim(loss=loss, warmup=warmup, warmup_unit="step")
+        quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(daim, make_data())
+        assert loss.negatives == "all"
+
+
+@pytest.mark.parametrize("loss", [TripletLoss(), HingeCrossEntropyLoss()])
+def test_any_loss_of_scores(tmp_path, loss):
+    daim = make_daim("regions", "words", loss=loss)
+    fit = quiet_trainer(tmp_path, limit_val_batches=0)
+    fit.fit(daim, make_data("regions"))
+    batch = first_batch("regions")
+    scores, positives = daim.batch_scores(batch)
+    torch.testing.assert_close(daim.loss(batch)["loss"], loss(scores, positives))
+    assert "train/loss" in fit.callback_metrics
+    assert "train/margin" not in fit.callback_metrics
+
+
+def test_error_of_a_warmup_without_a_choice_of_negatives():
+    with pytest.raises(InputError, match="warmup is 2; expected 0 for a HingeCrossEntropyLoss"):
+        make_daim(loss=HingeCrossEntropyLoss(), warmup=2)
 
 
 def test_a_resumed_run_goes_on_with_its_margin(tmp_path):

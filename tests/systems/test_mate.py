@@ -127,6 +127,13 @@ def test_hinge_counts_all_negatives_while_warming_up_only(tmp_path):
     assert seen == ["all", "all", "hardest", "hardest"]
 
 
+def test_negatives_after_the_warmup_are_those_of_the_loss(tmp_path):
+    loss = GroupTripletLoss(group_size=2, negatives="all")
+    mate = make_mate(triplet=loss, warmup=1, warmup_unit="step", fusion=None)
+    quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(mate, make_data())
+    assert loss.negatives == "all"
+
+
 def test_queue_holds_the_latest_teacher_vectors_first(tmp_path):
     mate = make_mate(queue_size=30, fusion=None)
     quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(mate, make_data())
