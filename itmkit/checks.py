@@ -7,10 +7,13 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:  # the help of the command line waits for no torch
     from torch import Tensor
+
+#: What a time of training is counted in.
+TimeUnit = Literal["epoch", "step"]
 
 
 class InputError(ValueError):

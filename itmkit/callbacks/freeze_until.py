@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, TimeUnit, check_choice
 
 
 class FreezeUntil(Callback):
@@ -47,14 +47,13 @@ class FreezeUntil(Callback):
         self,
         submodules: Sequence[str],
         until: int = 10,
-        unit: Literal["epoch", "step"] = "epoch",
+        unit: TimeUnit = "epoch",
     ) -> None:
         if isinstance(submodules, str) or not submodules:
             raise InputError(f"submodules: expected a list of names, got {submodules!r}")
         if until < 0:
             raise InputError(f"until: expected at least 0, got {until!r}")
-        if unit not in ("epoch", "step"):
-            raise InputError(f"unit: expected 'epoch' or 'step', got {unit!r}")
+        check_choice("unit", unit, TimeUnit)
         self.submodules = list(submodules)
         self.until = until
         self.unit = unit

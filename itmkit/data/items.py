@@ -24,6 +24,8 @@ from itmkit.data.tokenizer import Tokenizer, pad_texts
 
 _MOST_DRAWS = 100  # where half of the images can be used, no run will see so many bad ones
 
+OnError = Literal["raise", "skip"]
+
 
 class Skipped(NamedTuple):
     """An image that was left out, and why."""
@@ -60,7 +62,7 @@ class TrainingPairs(Dataset[Collated]):
         noise: CaptionNoise | None,
         relation_threshold: float | None,
         seed: int,
-        on_error: Literal["raise", "skip"],
+        on_error: OnError,
         skips: Skips,
     ) -> None:
         self.dataset = dataset
@@ -173,7 +175,7 @@ class EvaluationImages(Dataset[Collated]):
         *,
         pad_id: int,
         relation_threshold: float | None,
-        on_error: Literal["raise", "skip"],
+        on_error: OnError,
         skips: Skips,
     ) -> None:
         self.dataset = dataset

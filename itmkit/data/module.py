@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Generator
 from torch.utils.data import DataLoader
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_choice
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.caption_tokens import CaptionTokens
 from itmkit.data.dataset import ImageTextDataset
@@ -23,6 +23,7 @@ from itmkit.data.items import (
     Collated,
     EvaluationImages,
     EvaluationLoader,
+    OnError,
     Skipped,
     Skips,
     TrainingLoader,
@@ -101,7 +102,7 @@ class ImageTextData(LightningDataModule):
         train_split: str = "train",
         val_split: str | None = "val",
         test_split: str = "test",
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__()
         sizes = {
@@ -120,8 +121,7 @@ class ImageTextData(LightningDataModule):
             raise InputError(
                 f"relation_threshold is {relation_threshold}; expected a number in (0, 1], or None"
             )
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
+        check_choice("on_error", on_error, OnError)
         self.dataset = dataset
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

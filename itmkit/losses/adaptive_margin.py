@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_non_negative, check_positive, check_shape
+from itmkit.checks import InputError, check_choice, check_non_negative, check_positive, check_shape
 from itmkit.losses.triplet import Negatives, check_negatives, triplet_loss
 
 NegativeStatistic = Literal["released", "mean"]
@@ -147,10 +147,7 @@ def _check_numbers(beta: float, momentum: float, min_rows: int, negative_statist
         raise InputError(f"momentum: expected a number in [0, 1], got {momentum!r}")
     if min_rows < 2:
         raise InputError(f"min_rows: expected at least 2, got {min_rows!r}")
-    if negative_statistic not in ("released", "mean"):
-        raise InputError(
-            f'negative_statistic: expected "released" or "mean", got {negative_statistic!r}'
-        )
+    check_choice("negative_statistic", negative_statistic, NegativeStatistic)
 
 
 class AdaptiveMarginTripletLoss(nn.Module):

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_non_negative, check_shape
+from itmkit.checks import InputError, check_choice, check_non_negative, check_shape
 from itmkit.precision import at_least_float32
 
 Negatives = Literal["hardest", "all"]
@@ -126,8 +126,7 @@ def hinge(
 
 def check_negatives(negatives: str) -> None:
     """Raise unless ``negatives`` names a known choice."""
-    if negatives not in ("hardest", "all"):
-        raise InputError(f'negatives: expected "hardest" or "all", got {negatives!r}')
+    check_choice("negatives", negatives, Negatives)
 
 
 class HingeLoss(nn.Module):

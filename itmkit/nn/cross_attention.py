@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_choice
 from itmkit.nn.functional import check_tokens, fill_padding, inverse_root
 from itmkit.nn.linear import linear
 from itmkit.precision import warn_if_slow_on_cpu
@@ -292,8 +292,7 @@ def _block_shape(n: int, regions: int, m: int, words: int, elements: int) -> tup
 
 
 def _check_options(direction: str, smooth: float, chunk_elements: int) -> None:
-    if direction not in ("t2i", "i2t", "both"):
-        raise InputError(f"direction must be 't2i', 'i2t' or 'both', got {direction!r}")
+    check_choice("direction", direction, Direction)
     if not 0 < smooth < float("inf"):
         raise InputError(f"smooth must be a finite number above 0, got {smooth}")
     if chunk_elements < 1:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_choice
 
 Focal = Literal["none", "equal", "prob", "global"]
 
@@ -74,5 +74,4 @@ def focal_attention(
 
 def check_focal(focal: str) -> None:
     """Raise unless ``focal`` names a known choice."""
-    if focal not in ("none", "equal", "prob", "global"):
-        raise InputError(f'focal must be "none", "equal", "prob" or "global", got {focal!r}')
+    check_choice("focal", focal, Focal)

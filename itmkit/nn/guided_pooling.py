@@ -7,9 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_choice
 from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize, xavier_linear
 from itmkit.nn.masked_batch_norm import MaskedBatchNorm
+
+Norm = Literal["none", "batch", "layer"]
 
 
 class GuidedPooling(nn.Module):
@@ -47,15 +49,14 @@ class GuidedPooling(nn.Module):
         self,
         dim: int,
         *,
-        norm: Literal["none", "batch", "layer"] = "none",
+        norm: Norm = "none",
         num_tokens: int | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if dim < 1:
             raise InputError(f"dim must be at least 1, got {dim}")
-        if norm not in ("none", "batch", "layer"):
-            raise InputError(f'norm must be "none", "batch" or "layer", got {norm!r}')
+        check_choice("norm", norm, Norm)
         if (norm == "batch") != (num_tokens is not None):
             raise InputError(f'num_tokens goes with norm="batch", got {num_tokens} and {norm!r}')
         if num_tokens is not None and num_tokens < 1:

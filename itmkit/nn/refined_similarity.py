@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_choice
 from itmkit.nn.attention_filtration import AttentionFiltration
 from itmkit.nn.focal import Focal, check_focal, focal_attention
 from itmkit.nn.functional import l2_normalize, xavier_linear
@@ -20,6 +20,8 @@ from itmkit.nn.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.text_refinement import CaptionPart, ImagePart, TextRefinement
 from itmkit.nn.visual_refinement import RefinedImage, VisualRefinement
 from itmkit.precision import at_least_float32, autocast_off
+
+Reasoning = Literal["sgr", "saf"]
 
 
 class RefinedSimilarity(nn.Module):
@@ -74,7 +76,7 @@ class RefinedSimilarity(nn.Module):
         dim: int = 1024,
         similarity_dim: int = 256,
         *,
-        reasoning: Literal["sgr", "saf"] = "sgr",
+        reasoning: Reasoning = "sgr",
         focal: Focal = "none",
         num_regions: int | None = None,
         smooth: float = 9.0,
@@ -82,8 +84,7 @@ class RefinedSimilarity(nn.Module):
         chunk_pairs: int = 256,
     ) -> None:
         super().__init__()
-        if reasoning not in ("sgr", "saf"):
-            raise InputError(f'reasoning must be "sgr" or "saf", got {reasoning!r}')
+        check_choice("reasoning", reasoning, Reasoning)
         check_focal(focal)
         if similarity_dim < 1:
             raise InputError(f"similarity_dim must be at least 1, got {similarity_dim}")

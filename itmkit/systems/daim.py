@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, TimeUnit, check_choice
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.losses import AdaptiveMarginTripletLoss
 from itmkit.nn import CrossAttentionSimilarity
@@ -59,10 +59,10 @@ class DAIM(Matcher):
         similarity: CrossAttentionSimilarity | None = None,
         loss: nn.Module | None = None,
         warmup: int = 0,
-        warmup_unit: Literal["epoch", "step"] = "epoch",
+        warmup_unit: TimeUnit = "epoch",
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_scheduler_interval: TimeUnit = "epoch",
         lr_factors: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(
@@ -76,7 +76,8 @@ class DAIM(Matcher):
         if warmup < 0:
             raise InputError(f"warmup must be at least 0, got {warmup}")
         self.warmup = warmup
-        self.warmup_unit = warmup_unit
+        check_choice("warmup_unit", warmup_unit, TimeUnit)
+        self.warmup_unit: TimeUnit = warmup_unit
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.levels = levels

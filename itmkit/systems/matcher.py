@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Self
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, TimeUnit, check_choice
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather_all, world_size
 from itmkit.nn.linear import linear
@@ -84,19 +84,20 @@ class Matcher(LightningModule, ABC):
         *,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_scheduler_interval: TimeUnit = "epoch",
         lr_factors: Mapping[str, float] | None = None,
         rerank_top_k: int = 0,
         rerank_weight: float = 0.5,
     ) -> None:
         super().__init__()
+        check_choice("lr_scheduler_interval", lr_scheduler_interval, TimeUnit)
         if rerank_top_k < 0:
             raise InputError(f"rerank_top_k must be at least 0, got {rerank_top_k}")
         if not 0 <= rerank_weight <= 1:
             raise InputError(f"rerank_weight must lie in [0, 1], got {rerank_weight}")
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.lr_scheduler_interval = lr_scheduler_interval
+        self.lr_scheduler_interval: TimeUnit = lr_scheduler_interval
         self.lr_factors = dict(lr_factors or {})
         self.rerank_top_k = rerank_top_k
         self.rerank_weight = rerank_weight
@@ -218,7 +219,7 @@ class Matcher(LightningModule, ABC):
         config = scheduler_config(schedule, self.lr_scheduler_interval)
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    def trained_less_than(self, count: int, unit: Literal["epoch", "step"]) -> bool:
+    def trained_less_than(self, count: int, unit: TimeUnit) -> bool:
         """Whether training is younger than so many epochs or steps."""
         return (self.current_epoch if unit == "epoch" else self.global_step) < count
 

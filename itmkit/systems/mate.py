@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from itmkit.callbacks import MomentumTeacher
-from itmkit.checks import InputError
+from itmkit.checks import InputError, TimeUnit, check_choice
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss
@@ -105,10 +105,10 @@ class MATE(Matcher):
         momentum: float = 0.995,
         queue_size: int = 0,
         warmup: int = 1,
-        warmup_unit: Literal["epoch", "step"] = "epoch",
+        warmup_unit: TimeUnit = "epoch",
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_scheduler_interval: TimeUnit = "epoch",
         lr_factors: Mapping[str, float] | None = None,
         rerank_top_k: int = 0,
         rerank_weight: float = 0.5,
@@ -147,7 +147,8 @@ class MATE(Matcher):
         self.fusion_pairs = fusion_pairs
         self.momentum = momentum
         self.warmup = warmup
-        self.warmup_unit = warmup_unit
+        check_choice("warmup_unit", warmup_unit, TimeUnit)
+        self.warmup_unit: TimeUnit = warmup_unit
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_pool = ExternalSpatialAttention(dim, num_views=views, drop=token_drop)

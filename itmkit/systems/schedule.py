@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import SWALR
 
-from itmkit.checks import InputError, check_count, check_share
+from itmkit.checks import InputError, TimeUnit, check_count, check_share
 
 
 class WarmupCosine(LRScheduler):
@@ -173,7 +173,7 @@ class WarmupCosine(LRScheduler):
         return self.length // 10
 
 
-def run_length(trainer: Trainer, unit: Literal["epoch", "step"]) -> int | None:
+def run_length(trainer: Trainer, unit: TimeUnit) -> int | None:
     """How many epochs, or optimizer steps, a run has until ``max_steps`` or ``max_epochs`` ends it.
 
     Counted from its very start, also where it is resumed. To be asked for when training starts.
@@ -216,7 +216,7 @@ def fit_to_run(trainer: Trainer) -> None:
     """
     for config in trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, WarmupCosine):
-            unit: Literal["epoch", "step"] = "step" if config.interval == "step" else "epoch"
+            unit: TimeUnit = "step" if config.interval == "step" else "epoch"
             config.scheduler.set_length(run_length(trainer, unit))
         elif config.reduce_on_plateau and str(config.monitor).startswith("val/"):
             loaded = trainer.val_dataloaders is not None
@@ -229,7 +229,7 @@ def fit_to_run(trainer: Trainer) -> None:
             config.strict = trainer.check_val_every_n_epoch is not None
 
 
-def scheduler_config(schedule: LRScheduler, interval: Literal["epoch", "step"]) -> dict[str, Any]:
+def scheduler_config(schedule: LRScheduler, interval: TimeUnit) -> dict[str, Any]:
     """What Lightning wants to know of a schedule.
 
     A ``ReduceLROnPlateau`` watches its ``monitor``, which Lightning's has, or else ``val/rsum``.

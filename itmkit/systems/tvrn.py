@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, TimeUnit
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.losses import HingeCrossEntropyLoss
 from itmkit.nn import RefinedSimilarity, l2_normalize
 from itmkit.nn.contract import common_width
 from itmkit.nn.focal import Focal
+from itmkit.nn.refined_similarity import Reasoning
 from itmkit.nn.visual_refinement import RefinedImage
 from itmkit.retrieval import Encoding
 from itmkit.systems.matcher import Matcher
@@ -63,7 +63,7 @@ class TVRN(Matcher):
         image_encoder: nn.Module,
         text_encoder: nn.Module,
         *,
-        reasoning: Literal["sgr", "saf"] = "sgr",
+        reasoning: Reasoning = "sgr",
         focal: Focal = "none",
         similarity_dim: int = 256,
         num_regions: int | None = None,
@@ -72,7 +72,7 @@ class TVRN(Matcher):
         loss: HingeCrossEntropyLoss | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_scheduler_interval: TimeUnit = "epoch",
         lr_factors: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(

@@ -229,7 +229,7 @@ def test_nothing_is_saved(tmp_path: Path) -> None:
         ({"submodules": "encoder"}, "submodules: expected a list of names, got 'encoder'"),
         ({"submodules": []}, r"submodules: expected a list of names, got \[\]"),
         ({"submodules": ["encoder"], "until": -1}, "until: expected at least 0, got -1"),
-        ({"submodules": ["encoder"], "unit": "batch"}, "unit: expected 'epoch' or 'step', got 'ba"),
+        ({"submodules": ["encoder"], "unit": "batch"}, "unit is 'batch'; expected one of"),
     ],
 )
 def test_error_arguments(arguments: dict[str, Any], message: str) -> None:

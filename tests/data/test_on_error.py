@@ -156,7 +156,7 @@ def test_error_where_most_images_are_bad() -> None:
 
 
 def test_error_of_another_policy() -> None:
-    with pytest.raises(ValueError, match="on_error is 'ignore'; expected 'raise' or 'skip'"):
+    with pytest.raises(ValueError, match="on_error is 'ignore'; expected one of 'raise', 'skip'"):
         data_of(on_error="ignore")
 
 

@@ -316,7 +316,7 @@ def test_smoke_module() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"direction": "i2i"}, "direction must be 't2i', 'i2t' or 'both', got 'i2i'"),
+        ({"direction": "i2i"}, "direction is 'i2i'; expected one of 't2i', 'i2t', 'both'"),
         ({"smooth": 0.0}, "smooth must be a finite number above 0, got 0.0"),
         ({"smooth": float("inf")}, "smooth must be a finite number above 0, got inf"),
         ({"chunk_elements": 0}, "chunk_elements must be at least 1, got 0"),

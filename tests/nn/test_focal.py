@@ -137,7 +137,7 @@ def test_compile_fullgraph(focal: Focal) -> None:
 @pytest.mark.parametrize(
     ("focal", "relevance", "message"),
     [
-        ("glo", None, 'focal must be "none", "equal", "prob" or "global", got \'glo\''),
+        ("glo", None, "focal is 'glo'; expected one of 'none', 'equal', 'prob', 'global'"),
         ("global", None, "relevance goes with focal=\"global\", got None and 'global'"),
         ("prob", torch.ones(3), "got a tensor and 'prob'"),
     ],

@@ -153,7 +153,7 @@ def test_state_dict_round_trip(norm: Any, num_tokens: int | None) -> None:
     ("options", "message"),
     [
         ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"dim": 4, "norm": "group"}, 'norm must be "none", "batch" or "layer", got \'group\''),
+        ({"dim": 4, "norm": "group"}, "norm is 'group'; expected one of 'none', 'batch', 'layer'"),
         ({"dim": 4, "norm": "batch"}, "num_tokens goes with norm=\"batch\", got None and 'batch'"),
         ({"dim": 4, "num_tokens": 5}, "num_tokens goes with norm=\"batch\", got 5 and 'none'"),
         (
