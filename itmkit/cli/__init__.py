@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import itmkit
+from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail, report_user_errors
 
 HELP = """\
@@ -15,18 +16,21 @@ usage: itmkit <command> [--config NAME_OR_PATH] [options]
 Train, measure and use image-text matching systems.
 
 commands:
-  fit        train a system; its run folder gets the config, logs, checkpoints and metrics.json
+  fit        train a system; its folder gets the configuration, logs, checkpoints and recall
   validate   measure recall on the validation split
   test       measure recall on the test split
-  predict    encode the images and captions of the test split, to disk
+  predict    encode the images and captions of the test split with a checkpoint, to disk
   extract    compute a backbone's features of a folder of images, once, to disk
 
 options:
   -h, --help     show this, or with a command all of its options
   --version      show the version
 
-configurations that can be named: {configs}
-for example: itmkit fit --config mate/shapes --trainer.max_epochs 5
+shipped configurations: {configs}
+
+examples:
+  itmkit fit --config mate/shapes --trainer.max_epochs 5
+  itmkit test --ckpt_path runs/mate-shapes/latest
 """
 MATCHER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -60,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         with report_user_errors():
             extract(arguments[1:])
     elif command in MATCHER_COMMANDS:
+        from itmkit.cli.arguments import check_words
+
         with report_user_errors():
+            check_words(arguments[1:])
             from itmkit.cli.matcher_cli import MatcherCLI
             from itmkit.data import ImageTextData
             from itmkit.distributed import leave
@@ -70,4 +77,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             leave()
     else:
         commands = ", ".join((*MATCHER_COMMANDS, "extract"))
-        fail(f"unknown command '{command}'; expected one of {commands}")
+        hint = did_you_mean(command, (*MATCHER_COMMANDS, "extract"))
+        fail(f"unknown command '{command}'; expected one of {commands}{hint}")

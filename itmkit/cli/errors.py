@@ -62,14 +62,12 @@ def one_line(error: Exception) -> str | None:
     Returns:
         One line of text, or None.
     """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     text = str(error)
     if _WORKER.match(text):  # raised in a DataLoader's worker: its traceback came along as text
         text = text.rpartition(f"{type(error).__name__}: ")[2]
     if isinstance(error, OSError):
         return _line(text if error.filename is None else f"{error.strerror}: '{error.filename}'")
-    if isinstance(error, (InputError, MisconfigurationException)) or _is_refused_option(error):
+    if isinstance(error, InputError) or _is_refused_option(error):
         return _line(text)
     if isinstance(error, RuntimeError) and _PROCESS_GONE.search(text):
         return "another process of this run has ended; its own error says why"
@@ -85,9 +83,12 @@ def one_line(error: Exception) -> str | None:
 def _is_refused_option(error: Exception) -> bool:
     """Whether Lightning or torch refused an option of the Trainer, or of an optimizer or schedule.
 
-    Their errors have no type of their own, so the place tells: a module that sets a Trainer up, the
-    set-up of the training loop, or a constructor in ``torch.optim`` with what that calls there.
+    Where their errors have no type of their own, the place tells: a module that sets a Trainer up,
+    the set-up of the training loop, or a constructor in ``torch.optim`` with what that calls there.
     """
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    if lightning is not None and isinstance(error, lightning.MisconfigurationException):
+        return True
     frames = raised_in(error)
     if isinstance(error, TypeError):  # elsewhere it is a hook that takes other arguments
         kinds = ("lightning.pytorch.trainer.trainer", "__init__") in frames

@@ -35,6 +35,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from itmkit.checks import InputError
+from itmkit.cli.arguments import with_config_paths
 from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from itmkit.cli.evaluated import evaluated_on
 from itmkit.cli.given_checkpoint import (
@@ -61,7 +62,6 @@ from itmkit.cli.run_folder import (
 )
 from itmkit.cli.run_record import RunRecord
 from itmkit.cli.signals import EndTogether
-from itmkit.configs import config_path
 from itmkit.distributed import leave
 from itmkit.files import atomic_write, user_path, write_text
 from itmkit.retrieval import Gallery, recall_table, write_metrics
@@ -92,7 +92,7 @@ class MatcherCLI(LightningCLI):
         self.arguments = arguments
         self._given = given_options(arguments)
         arguments = [arguments[0], *config_from_run_folder(arguments[1:])]
-        arguments, self.config_stems = _with_config_paths(arguments)
+        arguments, self.config_stems = with_config_paths(arguments)
         self.run_folder: Path | None = None
         super().__init__(
             model_class,
@@ -472,21 +472,6 @@ def _runs_on_cpu(accelerator: Any) -> bool:
     if accelerator == "auto":
         return not (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
     return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)
-
-
-def _with_config_paths(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Resolve the configurations and put them first: an option wins wherever it stands."""
-    command, rest = arguments[0], iter(arguments[1:])
-    paths, others = [], []
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option in ("-c", "--config"):
-            value = value if equals else next(rest, "")
-            paths.append(config_path(value))
-        else:
-            others.append(word)
-    front = [f"--config={path}" for path in paths]
-    return [command, *front, *others], [path.stem for path in paths]
 
 
 def _system(options: Any) -> type:

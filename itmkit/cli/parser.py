@@ -3,46 +3,91 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
+import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
+from pathlib import Path
 from pydoc import locate
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
+from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail
 
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:"
     r"|Expected a <class 'NoneType'>|Given value type: .*|Given value: ([{\[]|Nested|Name).*"
+    r"|Expected a path but .* either not accessible or invalid"
 )
+_PLAINER = (
+    (r"<class '(?:builtins\.)?([\w.]+)'>", r"\1"),
+    (r'Parser key "([^"]+)":', r"\1:"),
+    (r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1"),
+    (r"Expected a dot import path string: ([^\s;]+)", r"'\1' is no class that is known here"),
+    (r"Type typing\.Callable\S+( \S+)? expects a function or a callable class: ", ""),
+    (r"unrecognized arguments: --", "unknown option --"),
+)
+#: where classes are that a configuration names without their module
+_PLACES = """
+    itmkit.systems itmkit.nn itmkit.losses itmkit.data itmkit.callbacks torch.optim
+    torch.optim.lr_scheduler lightning.pytorch.callbacks lightning.pytorch.loggers
+""".split()
 
 
 class OneLineParser(ArgumentParser):
     """A jsonargparse parser that tells an error in one line instead of twenty."""
 
+    #: what to do where arguments are missing
+    required_hint = ""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with status 2, or raise where jsonargparse wants to go on itself."""
         if not self.exit_on_error:
             super().error(message, ex)
-        lines = (line.strip().removeprefix("- ") for line in message.splitlines())
-        told = " ".join(line for line in lines if not _NOISE.fullmatch(line))
-        told = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", told)
-        told = re.sub(r'Parser key "([^"]+)":', r"\1:", told)
+        told = ""
+        for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
+            if line and not _NOISE.fullmatch(line):
+                told += (" " if told.endswith(":") else "; " if told else "") + line
+        for pattern, plainer in _PLAINER:
+            told = re.sub(pattern, plainer, told)
+        if "arguments are required" in message:
+            fail(told + self.required_hint)
         fail(told + _suggestion(getattr(ex, "subcommand_parser", None) or self, message))
 
 
 def _suggestion(parser: ArgumentParser, message: str) -> str:
-    if "arguments are required" in message:
-        return ". Start from a configuration, such as --config mate/shapes"
-    wrong = re.search(r"option '([\w.]+)'", message, re.IGNORECASE)
-    if wrong is None:
-        return ""
-    accepted: Iterable[str] = (name.lstrip("-") for name in parser._option_string_actions)
-    owners = re.findall(r"given class_path '([\w.]+)'", message)
-    owner = locate(owners[-1]) if owners else None
-    if isinstance(owner, type):
-        accepted = inspect.signature(owner).parameters
-    close = get_close_matches(wrong.group(1), list(accepted), n=1)
-    return f". Did you mean '{close[0]}'?" if close else ""
+    """The closest name to one that is unknown: of an option, a class or a module."""
+    if wrong := re.search(r"unrecognized arguments: (--[\w.]+)", message):
+        return did_you_mean(wrong.group(1), _options(parser))
+    if wrong := re.search(r"option '([\w.]+)'", message, re.IGNORECASE):
+        owners = re.findall(r"given class_path '([\w.]+)'", message)
+        owner = locate(owners[-1]) if owners else None
+        accepted: Iterable[str] = (name.lstrip("-") for name in _options(parser))
+        if isinstance(owner, type):
+            accepted = inspect.signature(owner).parameters
+        return did_you_mean(wrong.group(1), accepted)
+    if wrong := re.search(r"dot import path string: (\w+)", message):
+        modules = [sys.modules[place] for place in _PLACES if place in sys.modules]
+        return did_you_mean(wrong.group(1), [name for module in modules for name in dir(module)])
+    if wrong := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        return did_you_mean(wrong.group(2), _names_in(wrong.group(1)))
+    if wrong := re.search(r"No module named '([\w.]+)'", message):
+        above, _, name = wrong.group(1).rpartition(".")
+        here = ["itmkit", "lightning", "torch", *(path.stem for path in Path().glob("*.py"))]
+        return did_you_mean(name, _names_in(above) if above else here)
+    return ""
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    """Of a parser and those of its commands."""
+    commands = getattr(parser._subcommands_action, "choices", None) or {}
+    parsers = [parser, *commands.values()]
+    return [name for one in parsers for name in one._option_string_actions]
+
+
+def _names_in(module_name: str) -> list[str]:
+    module = sys.modules.get(module_name)
+    parts = pkgutil.iter_modules(getattr(module, "__path__", []))
+    return [*dir(module), *(part.name for part in parts)] if module else []

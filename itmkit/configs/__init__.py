@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
+from itmkit.checks import did_you_mean
 from itmkit.files import user_path
 
 
@@ -39,10 +39,9 @@ def config_path(name: str) -> Path:
     shipped = name.removesuffix(".yaml")
     if shipped in names:
         return _folder() / f"{shipped}.yaml"
-    close = get_close_matches(shipped, names, n=1)
-    hint = f". Did you mean '{close[0]}'?" if close else ""
     raise FileNotFoundError(
-        f"config '{name}' is neither a file nor a shipped configuration ({', '.join(names)}){hint}"
+        f"config '{name}' is neither a file nor a shipped configuration ({', '.join(names)})"
+        + did_you_mean(shipped, names)
     )
 
 

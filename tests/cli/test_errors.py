@@ -32,8 +32,6 @@ def test_files_and_network_are_the_users() -> None:
 
 
 def test_values_refused_by_itmkit_are_the_users() -> None:
-    from itmkit.cli.matcher_cli import _with_config_paths
-
     assert "'x' is neither" in str(one_line(caught(lambda: config_path("x"))))
     from itmkit.losses import HECTLoss
 
@@ -41,7 +39,6 @@ def test_values_refused_by_itmkit_are_the_users() -> None:
     assert message is not None
     assert "temperature" in message
     assert "-1.0" in message
-    assert _with_config_paths(["fit"]) == (["fit"], [])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("tiny_folder")
     ("options", "told"),
     [
         ("--model.image_encoder.init_args.model_name resnet500", "resnet500"),
-        ("--model.text_encoder.init_args.dim 8", "text_encoder.dim is 8, image_encoder.dim 16"),
+        ("--model.text_encoder.init_args.dim 8", "text_encoder.dim 8"),
         (
             "--model.text_encoder.init_args.word_vectors nowhere.npy",
             "No such file or directory: 'nowhere.npy'",

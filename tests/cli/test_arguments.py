@@ -1,0 +1,130 @@
+"""Mistyped words: what is told, and how soon."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_cli import refused
+
+from itmkit.cli import MATCHER_COMMANDS
+from itmkit.cli.arguments import SECTIONS, SINGLE, with_config_paths
+from itmkit.cli.matcher_cli import MatcherCLI
+from itmkit.data import ImageTextData
+from itmkit.systems import Matcher
+
+pytestmark = pytest.mark.usefixtures("tiny_folder")
+
+
+def test_configs_go_first() -> None:
+    words = ["fit", "--name=a", "--config", "tiny.yaml", "-c", "mate/shapes"]
+    put, stems = with_config_paths(words)
+    assert (put[0], put[1], put[3:]) == ("fit", "--config=tiny.yaml", ["--name=a"])
+    assert stems == ["tiny", "shapes"]
+    assert with_config_paths(["fit"]) == (["fit"], [])
+
+
+def test_the_known_options_are_those_of_the_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parsed(Exception):
+        pass
+
+    parsers = {}
+
+    def parse(cli: MatcherCLI, *_: object) -> None:
+        parsers.update(cli._subcommand_parsers)
+        raise Parsed
+
+    monkeypatch.setattr(MatcherCLI, "parse_arguments", parse)
+    with pytest.raises(Parsed):
+        MatcherCLI(Matcher, ImageTextData, ["fit"])
+    assert parsers.keys() == set(MATCHER_COMMANDS)
+    for parser in parsers.values():
+        names = {name.lstrip("-") for name in parser._option_string_actions} - {"c"}
+        assert {name for name in names if "." not in name} - set(SECTIONS) == set(SINGLE)
+        assert {name.partition(".")[0] for name in names if "." in name} == set(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("tset", "expected one of fit, validate, test, predict, extract. Did you mean 'test'?"),
+        ("fit --confg tiny.yaml", ". Did you mean '--config'?"),
+        (
+            "fit --trainr.max_epochs=3 --config tiny.yaml",
+            ". Did you mean '--trainer.max_epochs'?",
+        ),
+        ("test --x 3", "unknown option '--x'; those of sections start with --model, --data,"),
+        ("fit mate/shapes", "unexpected 'mate/shapes'. Did you mean '--config mate/shapes'?"),
+        ("fit --name=a b", "unexpected 'b'; expected an option"),
+        ("fit --config mate/shpes", "Did you mean 'mate/shapes'?"),
+        ("extract --modle x", "unknown option --modle x. Did you mean '--model'?"),
+    ],
+)
+def test_error_of_a_word_comes_within_half_a_second_of_processor_time(
+    words: str, told: str
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "itmkit", *words.split()], capture_output=True, text=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert told in line
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("trainer:\n  max_epochs: 3\n bad: [\n", "config 'own.yaml', line 3: "),
+        ("trainr:\n  max_epochs: 3\n", "has an unknown key 'trainr'. Did you mean 'trainer'?"),
+        ("- 1\n", "config 'own.yaml' holds a list; expected model, data, trainer: …"),
+        ("name: \xe9\n", "config 'own.yaml' is not text in UTF-8"),
+    ],
+)
+def test_error_in_a_file(text: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.yaml").write_bytes(text.encode("latin-1"))
+    assert told in refused(capsys, "fit", "--config", "tiny.yaml", "--config=own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--trainer.max_epoch 3", "unknown option --trainer.max_epoch 3. Did you mean '--trainer."),
+        ("--model.rat 3", "Option 'rat' is not accepted. Did you mean 'rate'?"),
+        ("--model MATEE", "model: 'MATEE' is no class that is known here"),
+        ("--model itmkit.systems.MATEE", ". Did you mean 'MATE'?"),
+        ("--model itmkit.system.MATE", ". Did you mean 'systems'?"),
+        ("--model tiny_matchr.TinyMatcher", "No module named 'tiny_matchr'"),
+        (
+            "--trainer.callbacks EarlyStoping",
+            "trainer.callbacks: Expected a list; 'EarlyStoping' is no class that is known here",
+        ),
+        ("--trainer.callbacks EarlyStoping", ". Did you mean 'EarlyStopping'?"),
+        ("--trainer.logger CSVLoger", "Did you mean 'CSVLogger'?"),
+        (
+            "--trainer.precision 17",
+            "trainer.precision: Expected one of 64, 32, 16; Expected one of",
+        ),
+    ],
+)
+def test_error_of_a_name(options: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "fit", "--config", "tiny.yaml", *options.split())
+    assert told.lower() in line.lower()
+    assert "typing." not in line
+    assert "Expected a path" not in line
+    assert len(line) < 300
+
+
+def test_error_without_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "fit").endswith(
+        "start from a configuration, such as --config mate/shapes"
+    )
+    line = refused(capsys, "extract")
+    assert "images, output, model" in line
+    assert "config" not in line
