@@ -12,6 +12,7 @@ from torch import nn
 
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData, WordTokenizer
+from itmkit.nn import WordEmbedding
 
 _MOST_TOLD = 5  # of what does not fit, in an error
 
@@ -93,8 +94,8 @@ def _other_words(
     found = {
         f"{prefix}.weight"
         for prefix, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-        and module.num_embeddings >= data.vocabulary_size
+        if isinstance(module, (nn.Embedding, WordEmbedding))
+        and len(module.weight) >= data.vocabulary_size
         and len(saved.get(f"{prefix}.weight", ())) >= len(words)
     }
     return found, f"rows of {len(words)} words, of which {shared} are of the {len(own)} of the data"

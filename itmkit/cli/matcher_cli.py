@@ -65,6 +65,7 @@ from itmkit.cli.signals import EndTogether
 from itmkit.distributed import leave
 from itmkit.files import atomic_write, user_path, write_text
 from itmkit.retrieval import Gallery, recall_table, write_metrics
+from itmkit.systems.vocabulary import complete_embeddings
 
 STAGES = {"validate": "val", "test": "test"}
 
@@ -319,6 +320,7 @@ class MatcherCLI(LightningCLI):
             return False
         path, strict = Path(options.init_from), options.init_strict
         checkpoint = read_checkpoint(path, "init_from", type(self.model) if strict else None)
+        complete_embeddings(self.model, self.datamodule)
         load_initial_weights(path, checkpoint, self.model, self.datamodule, strict=strict)
         return True
 

@@ -168,7 +168,7 @@ class Matcher(LightningModule, ABC):
         # Before optimizers and copies are made. An evaluation waits: a checkpoint may bring its own
         # words, and then nothing is counted; where one is loaded later, it has to find the rows.
         if stage == "fit" or self.trainer.strategy.restore_checkpoint_after_setup:
-            complete_embeddings(self, self.trainer)
+            complete_embeddings(self, getattr(self.trainer, "datamodule", None))
         precision = self.trainer.precision
         on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
         if on_cpu and precision in _HALF_PRECISION and self.trainer.is_global_zero:
@@ -237,7 +237,7 @@ class Matcher(LightningModule, ABC):
 
     def _settle_vocabulary(self) -> None:
         if self.trainer.state.fn != "fit":  # whose start has done it
-            complete_embeddings(self, self.trainer)
+            complete_embeddings(self, getattr(self.trainer, "datamodule", None))
             check_vocabulary(self, self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

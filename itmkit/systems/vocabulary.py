@@ -13,11 +13,11 @@ from itmkit.checks import InputError
 from itmkit.nn import WordEmbedding
 
 
-def complete_embeddings(model: nn.Module, trainer: Trainer) -> None:
-    """Give word embeddings of an unknown number of words that of the data."""
+def complete_embeddings(model: nn.Module, data: Any) -> None:
+    """Give word embeddings of an unknown number of words that of the data module."""
     for module in model.modules():
         if isinstance(module, WordEmbedding) and not module.vocab_size:
-            size = getattr(_data(trainer), "vocabulary_size", None)
+            size = getattr(data, "vocabulary_size", None)
             if size is not None:
                 module.complete(size)
 

@@ -98,11 +98,11 @@ def test_error_word_embedding_of_another_size(
 ) -> None:
     words = [f"--init_from={trained('TVRN')}", "--model.text_encoder.vocab_size=70"]
     line = refusal(capsys, "TVRN", *words)
-    assert "does not fit: text_encoder.embedding.weight ((64, 16), expected (70, 16))" in line
+    assert "does not fit: text_encoder.embedding.weight ((38, 16), expected (70, 16))" in line
     assert line.endswith("--init_strict false leaves out what does not fit")
     fit("TVRN", *words, "--init_strict=false")
     out = capsys.readouterr().out
-    assert "left out: text_encoder.embedding.weight ((64, 16), expected (70, 16))\n" in out
+    assert "left out: text_encoder.embedding.weight ((38, 16), expected (70, 16))\n" in out
 
 
 def test_error_word_embedding_of_other_words(
