@@ -80,6 +80,14 @@ class MomentumTeacher(Callback):
         return {"teacher": self.teacher.state_dict(), "global_step": self._global_step}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.attach(pl_module)
+
+    def attach(self, pl_module: LightningModule) -> None:
+        """Give the module its ``teacher``, as the start of training does it.
+
+        Raises:
+            InputError: if the module has another submodule or parameter of that name.
+        """
         if any("teacher" in names for names in (pl_module._modules, pl_module._parameters)):
             raise InputError(
                 f"pl_module: {type(pl_module).__name__} already has a submodule called 'teacher'"

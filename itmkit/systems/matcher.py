@@ -155,6 +155,11 @@ class Matcher(LightningModule, ABC):
         scores, ids = gather_all([scores, batch.image_ids], sizes=batch.sizes)
         return scores, ids[:, None] == ids
 
+    @property
+    def has_second_stage(self) -> bool:
+        """Whether :meth:`rerank` can be called."""
+        return type(self).rerank is not Matcher.rerank
+
     # ------------------------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:

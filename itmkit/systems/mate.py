@@ -191,6 +191,10 @@ class MATE(Matcher):
             return self.fusion.pair_score(*sides)
         return at_least_float32(self.matching_head(*self.fusion(*sides)))
 
+    @property
+    def has_second_stage(self) -> bool:
+        return self.fusion is not None
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != self.views * len(batch.images):
             raise InputError(
