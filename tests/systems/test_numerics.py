@@ -13,41 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from quiet_trainer import quiet_trainer
 from related_shapes import RelatedShapes
+from systems import SYSTEMS
 from torch import Tensor
 
 from itmkit.data import Batch, ImageTextData
-from itmkit.losses import AdaptiveMarginTripletLoss
-from itmkit.nn import BiGRU, FusionEncoder, MatchingHead, RegionProjection, SharedLevels
-from itmkit.systems import DAIM, MATE, TVRN, Matcher
 
-DIM = 16
-
-
-def _image() -> RegionProjection:
-    return RegionProjection(437, DIM, hidden_dim=DIM)
-
-
-def _text() -> BiGRU:
-    return BiGRU(64, DIM, DIM)
-
-
-def _fusion() -> FusionEncoder:
-    return FusionEncoder(DIM, num_layers=1, num_heads=2)
-
-
-SYSTEMS: dict[str, Callable[[], Matcher]] = {
-    "mate": lambda: MATE(_image(), _text(), _fusion(), rerank_top_k=3, queue_size=8),
-    "mate_matching_head": lambda: MATE(
-        _image(), _text(), _fusion(), matching_head=MatchingHead(DIM), rerank_top_k=3, warmup=0
-    ),
-    "daim": lambda: DAIM(
-        SharedLevels(_image(), 2),
-        SharedLevels(_text(), 2),
-        loss=AdaptiveMarginTripletLoss(min_rows=2),
-    ),
-    "tvrn_sgr": lambda: TVRN(_image(), _text(), similarity_dim=8),
-    "tvrn_saf": lambda: TVRN(_image(), _text(), similarity_dim=8, reasoning="saf", focal="prob"),
-}
 PRECISIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "32": lambda: {"precision": "32-true"},
     "bf16-mixed": lambda: {"precision": "bf16-mixed"},
@@ -67,8 +37,10 @@ class Captioned(RelatedShapes):
         images: number of images.
     """
 
-    def __init__(self, split: str, *, captions: list[str] | None, images: int) -> None:
-        super().__init__(split, length=images)
+    def __init__(
+        self, split: str, *, captions: list[str] | None, images: int, four: bool = False
+    ) -> None:
+        super().__init__(split, length=images, four=four)
         if captions is not None:
             self.captions = [captions[i % len(captions)] for i in range(len(self.captions))]
 
@@ -109,12 +81,14 @@ def test_loss_and_gradients_are_finite(
 ) -> None:
     size, captions = BATCHES[batch]
     torch.manual_seed(0)
-    matcher, watch = SYSTEMS[system](), Watch()
+    matcher, watch = SYSTEMS[system].make(), Watch()
+    if matcher.has_second_stage:
+        matcher.rerank_top_k = 3
     data = ImageTextData(
-        partial(Captioned, captions=captions, images=12),
+        partial(Captioned, captions=captions, images=12, four=SYSTEMS[system].images == "four"),
         batch_size=size,
         eval_batch_size=5,
-        caption_views=getattr(matcher, "views", 1),
+        caption_views=SYSTEMS[system].views,
         vocabulary_min_count=1,
     )
     trainer = quiet_trainer(

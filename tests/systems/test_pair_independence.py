@@ -9,72 +9,15 @@ from typing import Any, Literal
 import pytest
 import torch
 from related_shapes import RelatedShapes
+from systems import DIM, IMAGE, IMAGE_LEVELS, TEXT, TEXT_LEVELS
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from itmkit.data import Batch, Images, ImageTextData, ShapesDataset, Texts, collate_images
 from itmkit.data.dataset import ImageTextDataset
-from itmkit.nn import (
-    BagOfWords,
-    BiGRU,
-    FeatureDiscriminability,
-    FusionEncoder,
-    MatchingHead,
-    RegionProjection,
-    SharedLevels,
-    TimmGrid,
-    TimmLevels,
-    TransformerLevels,
-    TransformerText,
-)
+from itmkit.nn import FusionEncoder, MatchingHead
 from itmkit.retrieval import Encoding, Gallery, encode, evaluating
 from itmkit.systems import DAIM, MATE, TVRN, Matcher
-
-DIM = 16
-SPREAD = FeatureDiscriminability(scale=0.5)
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 64,
-}
-
-Encoder = Callable[[], nn.Module]
-IMAGE: dict[str, Encoder] = {
-    "regions": partial(RegionProjection, 437, DIM, hidden_dim=DIM),
-    "grid": partial(TimmGrid, "test_byobnet", DIM, image_size=32, out_index=2, positions=True),
-}
-TEXT: dict[str, Encoder] = {
-    "gru": partial(BiGRU, 64, DIM, DIM),
-    "words": partial(BagOfWords, 64, DIM),
-    "bert": partial(TransformerText, config=BERT, dim=DIM),
-}
-IMAGE_LEVELS: dict[str, Encoder] = {
-    "region_levels": lambda: SharedLevels(RegionProjection(437, 8, hidden_dim=8), 2, DIM),
-    "stages": partial(
-        TimmLevels,
-        "test_vit",
-        DIM,
-        out_indices=(1, 4),
-        image_size=32,
-        block_discriminability=SPREAD,
-        level_discriminability=SPREAD,
-    ),
-}
-TEXT_LEVELS: dict[str, Encoder] = {
-    "gru_levels": lambda: SharedLevels(BiGRU(64, 8, 8), 2, DIM),
-    "bert_levels": partial(
-        TransformerLevels,
-        config=BERT,
-        layers=(1, 2),
-        dim=DIM,
-        block_discriminability=SPREAD,
-        level_discriminability=SPREAD,
-    ),
-}
 
 
 def fused(head: bool, image: nn.Module, text: nn.Module) -> MATE:
@@ -127,7 +70,7 @@ def table(matcher: Matcher, images: Encoding, texts: Encoding) -> Tensor:
     """Scores of all pairs ``(n, m, stages)``, of the second stage too where there is one."""
     with evaluating(matcher):
         scores = [matcher.score(images, texts)]
-        if isinstance(matcher, MATE):
+        if matcher.has_second_stage:
             pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(texts)))
             scores.append(matcher.rerank(images, texts, pairs).view(scores[0].shape))
     return torch.stack(scores, dim=2)
