@@ -203,8 +203,8 @@ def check_loss(make: Callable[[], nn.Module], *, seed: int = 0) -> None:
         moved = [one[:, order] for one in moved]
     shuffled, plain = make()(*moved), make()(*inputs, truth)
     _expect(
-        math.isclose(float(shuffled), float(plain), rel_tol=1e-5, abs_tol=1e-6),
-        f"the loss depends on the order of the pairs: {float(plain)} and {float(shuffled)}",
+        math.isclose(shuffled.item(), plain.item(), rel_tol=1e-5, abs_tol=1e-6),
+        f"the loss depends on the order of the pairs: {plain.item()} and {shuffled.item()}",
     )
 
 

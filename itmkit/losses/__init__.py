@@ -7,6 +7,8 @@ from itmkit.losses.distributed import Distributed
 from itmkit.losses.group_triplet import GroupTripletLoss
 from itmkit.losses.hect import HECTLoss
 from itmkit.losses.hinge_cross_entropy import HingeCrossEntropyLoss
+from itmkit.losses.info_nce import InfoNCELoss
+from itmkit.losses.siglip import SigLIPLoss
 from itmkit.losses.triplet import TripletLoss
 
 __all__ = [
@@ -15,7 +17,9 @@ __all__ = [
     "GroupTripletLoss",
     "HECTLoss",
     "HingeCrossEntropyLoss",
+    "InfoNCELoss",
     "MomentumDistillationLoss",
+    "SigLIPLoss",
     "TripletLoss",
     "functional",
 ]
