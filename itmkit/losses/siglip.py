@@ -58,7 +58,7 @@ class SigLIPLoss(nn.Module):
         InputError: for a number out of its range; in use, a wrong shape or dtype.
 
     Example:
-        >>> SigLIPLoss(temperature=1.0, bias=0.0, learnt=False)(torch.zeros(4, 4))  # four times log 2
+        >>> SigLIPLoss(temperature=1.0, bias=0.0, learnt=False)(torch.zeros(4, 4))  # 4 log 2
         tensor(2.7726)
     """
 
