@@ -60,7 +60,7 @@ class WarmupCosine(LRScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        warmup_steps: int | float,
+        warmup_steps: int | float = 0.05,
         total_steps: int | None = None,
         *,
         final: float = 0.0,
