@@ -129,9 +129,10 @@ class Encoding:
         if world_size() == 1:
             return self
         fields = self.items()
-        masks = {n: n.removesuffix("tokens") + "mask" for n in fields if n.endswith("tokens")}
-        lone = [n for n in fields if n.endswith("mask") and n not in masks.values()]
-        long = [n for n, value in fields.items() if value.ndim > 2] + lone
+        tokens = sorted(name for name in fields if name.endswith("tokens"))
+        masks = {name: name.removesuffix("tokens") + "mask" for name in tokens}
+        lone = {n for n in fields if n.endswith("mask")} - set(masks.values())
+        long = sorted({n for n, value in fields.items() if value.ndim > 2} | lone)
         own = [fields[n].shape[1] for n in long] + [mask in fields for mask in masks.values()]
         told = (
             [[]]
@@ -145,9 +146,10 @@ class Encoding:
                 lengths[mask] = lengths[name]
         for name, found in lengths.items():
             fields[name] = _lengthened(fields[name], max(found))
-        rows = gather_all(list(fields.values()), sizes=sizes)
+        names = sorted(fields)  # in which a mask may come later on some processes
+        rows = gather_all([fields[name] for name in names], sizes=sizes)
         absent = {name: None for name in self._fields if name not in fields}
-        return Encoding(**dict(zip(fields, rows, strict=True)), **absent)
+        return Encoding(**dict(zip(names, rows, strict=True)), **absent)
 
     @staticmethod
     def cat(parts: Sequence[Encoding]) -> Encoding:
