@@ -247,8 +247,9 @@ class MatcherCLI(LightningCLI):
                 ExactResume(self.plain_config),
                 LambdaCallback(on_train_start=self._announce),
             ]
+        self.ending = EndTogether()
         record = RunRecord(self.run_folder, self.plain_config, self.arguments)
-        callbacks += [record, EndTogether()]
+        callbacks += [record, self.ending]
         if options.precision in (16, "16", "16-mixed") and _runs_on_cpu(options.accelerator):
             # Lightning would take bf16-mixed, which many processors are several times slower in.
             rank_zero_warn(
@@ -435,7 +436,7 @@ class MatcherCLI(LightningCLI):
             yield
         except SystemExit as stop:  # Lightning's answer to SIGTERM and Ctrl-C
             if isinstance(stop, SIGTERMException):
-                ended_by = signal.SIGTERM
+                ended_by = signal.SIGINT if self.ending.interrupted else signal.SIGTERM
             elif isinstance(stop.__context__, KeyboardInterrupt):
                 ended_by = signal.SIGINT
             else:
@@ -444,7 +445,7 @@ class MatcherCLI(LightningCLI):
                 last = self.last.path if self.last is not None else None
                 told = f"; to go on: --ckpt_path {last}" if last and last.is_file() else ""
                 print(f"itmkit: ended by {ended_by.name}{told}", file=sys.stderr)
-            if ended_by is signal.SIGTERM:  # all are here
+            if isinstance(stop, SIGTERMException):  # all are here
                 leave()
                 if not self.trainer.is_global_zero:
                     sys.exit()  # the first speaks for all: Lightning kills it where another fails

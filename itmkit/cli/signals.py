@@ -1,7 +1,10 @@
-"""How a run of several processes ends when a signal tells one of them, or all, to end."""
+"""How a run ends when a signal tells it, or one of its processes, to end."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from typing import Any
 
 import torch
@@ -21,10 +24,12 @@ class EndTogether(Callback):
     that Lightning makes in each step. In one process Lightning's handlers stay as they are, but
     for one thing: a gallery, whose scores may take minutes, is not scored to its end.
 
-    SIGTERM ends the run; SLURM's signal before the time is up also requeues the job.
+    SIGTERM ends the run, and so does the first Ctrl-C (SIGINT) while it trains; a second one ends
+    the process at once. SLURM's signal before the time is up also requeues the job.
     """
 
     def __init__(self) -> None:
+        self.interrupted = False  # by Ctrl-C, this process or another
         self._terminated = self._requeues = False
         self._ends = False  # agreed on
         self._scores = False  # the gallery, in one process
@@ -53,6 +58,27 @@ class EndTogether(Callback):
         batches: Any = trainer.fit_loop.epoch_loop
         batches._broadcast_sigterm_tensor = lambda: None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: at the end Lightning puts back the handlers that it found before this.
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            return
+
+        def interrupt(number: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the next one ends at once
+            if trainer.is_global_zero:
+                os.write(2, b"\nCtrl-C: saving and ending after this step; again: ending at once\n")
+            self.interrupted = True
+            if world_size() > 1:
+                self._terminated = True
+            else:
+                trainer._signal_connector.received_sigterm = True
+                if self._scores:
+                    raise SIGTERMException
+
+        signal.signal(signal.SIGINT, interrupt)
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if world_size() > 1:
             # Lightning ends the run where this step is logged, or after the epoch that it closes.
@@ -78,9 +104,11 @@ class EndTogether(Callback):
     def _agree(self, trainer: Trainer) -> bool:
         """Whether any process has noted a signal; all ask at the same point."""
         device = trainer.strategy.root_device
-        noted = torch.tensor([self._terminated, self._requeues], dtype=torch.int32, device=device)
+        flags = [self._terminated, self._requeues, self.interrupted]
+        noted = torch.tensor(flags, dtype=torch.int32, device=device)
         dist.all_reduce(noted, dist.ReduceOp.MAX)
-        terminated, requeues = noted.tolist()
+        terminated, requeues, interrupted = noted.tolist()
+        self.interrupted = bool(interrupted)
         self._ends = bool(terminated or requeues)
         if requeues:
             signals: Any = trainer._signal_connector

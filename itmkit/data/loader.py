@@ -17,6 +17,9 @@ class Loader(DataLoader[Any]):
     it logs, holds a lock or starts another worker, where the error is lost, taken for another one,
     or leaves the lock closed. This one takes the handler away again. Where data is waited for,
     torch looks after its workers every few seconds.
+
+    Ctrl-C, which a terminal sends to all processes, does not reach the workers: the training
+    process can save before it ends, and they end with it.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -32,7 +35,9 @@ class Loader(DataLoader[Any]):
         if not in_main_thread or not hasattr(signal, "SIGCHLD"):  # torch sets no handler either
             return super().__iter__()
         handler = signal.getsignal(signal.SIGCHLD)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it
         try:
             return super().__iter__()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)

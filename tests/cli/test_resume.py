@@ -202,6 +202,8 @@ def test_killed_again_before_its_first_checkpoint_and_in_a_folder_that_was_moved
         ("DAIM", STEPS, Kill("step", 8), signal.SIGTERM),
         ("TVRN", INSIDE, Kill("validate", 3), signal.SIGTERM),
         ("TVRN", INSIDE, Kill("step", 8), signal.SIGINT),
+        ("DAIM", STEPS, Kill("step", 2), signal.SIGINT),  # in the first epoch
+        ("TVRN", INSIDE, Kill("validate", 3), signal.SIGINT),
     ],
 )
 def test_signal_ends_a_run_that_can_be_resumed(
@@ -216,9 +218,38 @@ def test_signal_ends_a_run_that_can_be_resumed(
     last = runs(cut)[0].relative_to(cut) / "checkpoints/last.ckpt"
     assert line == f"itmkit: ended by {name}; to go on: --ckpt_path {last}"
     steps = load(cut / last)["global_step"]
-    assert steps == (5 if number == signal.SIGINT else {"MATE": 4, "DAIM": 8, "TVRN": 4}[system])
+    assert steps == (4 if system == "MATE" or moment.place == "validate" else moment.count)
     assert fit(cut).code == 0
     check_same(whole(system, options), cut)
+
+
+def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    write_config(cut, "DAIM")
+    ended = fit(cut, kill=[Kill("step", 2), Kill("write", 1)], with_signal=signal.SIGINT)
+    assert ended.code == -signal.SIGINT
+    assert "again: ending at once" in ended.err
+    assert "Traceback" not in ended.err
+    (folder,) = cut.glob("runs/tiny/2*/checkpoints")
+    assert [path.name for path in folder.iterdir()] == [".last.ckpt.part"]
+
+
+def test_interrupt_of_a_terminal_does_not_end_the_workers_before_it_is_saved(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    write_config(folder, "TVRN", max_epochs=1000)
+    command = Command(folder, "fit", "--config=tiny.yaml", "--data.num_workers=2")
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (folder / "runs/tiny/latest/metrics.csv").exists():
+        time.sleep(0.05)
+    for pid in [*children(command.pid), command.pid]:  # the workers first
+        os.kill(pid, signal.SIGINT)
+    ended = command.end(60)
+    assert ended.code == 128 + signal.SIGINT, ended.err
+    assert "itmkit: ended by SIGINT; to go on: --ckpt_path " in ended.err
+    assert "Traceback" not in ended.err
+    assert (folder / LAST).is_file()
 
 
 # Also in the last batch before the scores, of two, which Lightning does not look behind.

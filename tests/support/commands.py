@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -45,7 +45,7 @@ class Command:
     Args:
         folder: working directory; what it writes to stdout and stderr is kept beside it.
         arguments: words behind ``itmkit``.
-        kill: moment at which it sends itself a signal.
+        kill: moments at which it sends itself a signal.
         with_signal: that signal.
         environment: further environment variables.
     """
@@ -54,7 +54,7 @@ class Command:
         self,
         folder: Path,
         *arguments: str,
-        kill: Kill | None = None,
+        kill: Kill | Sequence[Kill] = (),
         with_signal: int = signal.SIGKILL,
         environment: dict[str, str] | None = None,
     ) -> None:
@@ -63,8 +63,9 @@ class Command:
         for path in self.files:
             path.write_text("")
         out, err = self.files
+        kills = [kill] if isinstance(kill, Kill) else kill
         self.process = start(
-            *(_command, folder, arguments, kill, with_signal),
+            *(_command, folder, arguments, kills, with_signal),
             out=out,
             err=err,
             environment=environment or {},
@@ -93,12 +94,14 @@ def run_command(folder: Path, *arguments: str, **options: Any) -> Ended:
     return Command(folder, *arguments, **options).end()
 
 
-def _command(folder: Path, arguments: tuple[str, ...], kill: Kill | None, with_signal: int) -> None:
+def _command(
+    folder: Path, arguments: tuple[str, ...], kills: Sequence[Kill], with_signal: int
+) -> None:
     os.chdir(folder)
     sys.argv = ["itmkit", *arguments]
     from itmkit.cli import main
 
-    if kill is not None:
+    for kill in kills:
         _arm(kill, with_signal)
     main(list(arguments))
 
