@@ -39,6 +39,18 @@ def choices(annotation: Any) -> tuple[Any, ...]:
     return tuple(value for part in get_args(annotation) for value in choices(part))
 
 
+def parameters(one: Any) -> list[inspect.Parameter]:
+    """Of the constructor of a class, and of those of its bases that it hands ``**kwargs`` on to."""
+    own: list[inspect.Parameter] = []
+    for base in one.__mro__:
+        if "__init__" in vars(base) and base.__module__.startswith("itmkit."):
+            more = list(inspect.signature(base, eval_str=True).parameters.values())
+            own += [one for one in more if one.name not in {known.name for known in own}]
+            if all(one.kind != one.VAR_KEYWORD for one in more):
+                break
+    return own
+
+
 def found() -> Iterator[Any]:
     """Every public class with an argument of a few choices, and the argument."""
     for package in PACKAGES:
@@ -51,7 +63,7 @@ def found() -> Iterator[Any]:
                 inherited = not maker.__module__.startswith("itmkit.")
                 if name.startswith("_") or name in BASES or inherited:
                     continue
-                for parameter in inspect.signature(one, eval_str=True).parameters.values():
+                for parameter in parameters(one):
                     if choices(parameter.annotation):
                         yield pytest.param(one, parameter.name, id=f"{name}-{parameter.name}")
 

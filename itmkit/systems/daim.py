@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, TimeUnit, check_choice
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.losses import AdaptiveMarginTripletLoss
 from itmkit.nn import CrossAttentionSimilarity
@@ -39,13 +37,7 @@ class DAIM(Matcher):
         similarity: of one level; None: :class:`CrossAttentionSimilarity` of words to regions.
         loss: of the scores ``(n, n)`` and the true pairs ``(n, n)``, as the losses of scores in
             :mod:`itmkit.losses`; None: :class:`AdaptiveMarginTripletLoss` of the published numbers.
-        warmup: how long the loss counts all negatives, in epochs or steps, and then those that its
-            ``negatives`` name; the published system has no such time.
-        warmup_unit: ``epoch`` or ``step``.
-        optimizer: see :class:`Matcher`, as for the arguments after it.
-        lr_scheduler: see :class:`Matcher`.
-        lr_scheduler_interval: see :class:`Matcher`.
-        lr_factors: see :class:`Matcher`.
+        **kwargs: see :class:`Matcher`; the published system has no ``warmup``.
 
     Raises:
         InputError: if widths or numbers of levels do not agree, or a number is out of its range.
@@ -58,36 +50,21 @@ class DAIM(Matcher):
         *,
         similarity: CrossAttentionSimilarity | None = None,
         loss: nn.Module | None = None,
-        warmup: int = 0,
-        warmup_unit: TimeUnit = "epoch",
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: TimeUnit = "epoch",
-        lr_factors: Mapping[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            lr_scheduler_interval=lr_scheduler_interval,
-            lr_factors=lr_factors,
-        )
+        super().__init__(**kwargs)
         common_width(image_encoder=image_encoder, text_encoder=text_encoder)
         levels = common_levels(image_encoder=image_encoder, text_encoder=text_encoder)
-        if warmup < 0:
-            raise InputError(f"warmup must be at least 0, got {warmup}")
-        self.warmup = warmup
-        check_choice("warmup_unit", warmup_unit, TimeUnit)
-        self.warmup_unit: TimeUnit = warmup_unit
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.levels = levels
         self.similarity = similarity or CrossAttentionSimilarity()
         self.triplet: Any = loss or AdaptiveMarginTripletLoss()
         self._negatives = getattr(self.triplet, "negatives", None)  # after the warm-up
-        if warmup and self._negatives is None:
+        if self.warmup and self._negatives is None:
             raise InputError(
-                f"warmup is {warmup}; expected 0 for a {type(loss).__name__}, which has no choice "
-                "of negatives"
+                f"warmup is {self.warmup}; expected 0 for a {type(loss).__name__}, which has no "
+                "choice of negatives"
             )
 
     def encode_image(self, images: Images) -> Encoding:
@@ -108,9 +85,8 @@ class DAIM(Matcher):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         scores, positives = self.batch_scores(batch)
-        warming_up = self.trained_less_than(self.warmup, self.warmup_unit)
-        if self.warmup:
-            self.triplet.negatives = "all" if warming_up else self._negatives
+        if self._negatives is not None:
+            self.triplet.negatives = self.counted_negatives(self._negatives)
         return {"loss": self.triplet(scores, positives)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -17,9 +17,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from itmkit.checks import InputError, TimeUnit, check_choice
+from itmkit.checks import InputError, TimeUnit, check_choice, check_count
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather_all, world_size
+from itmkit.losses.triplet import Negatives
 from itmkit.nn.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
@@ -71,6 +72,9 @@ class Matcher(LightningModule, ABC):
         lr_factors: factor on the learning rate of all parameters whose name starts so, such as
             ``{"text_encoder.backbone": 0.1}``; the longest start wins. Schedules keep the ratio of
             the rates; those that cannot are refused.
+        warmup: how long a loss that chooses its negatives counts all of them, in epochs or steps;
+            its own choice holds after that.
+        warmup_unit: ``epoch`` or ``step``.
         rerank_top_k: candidates of a query that the second stage puts in order; 0 for none.
         rerank_weight: share of the second stage's score in the order of the candidates, in [0, 1].
 
@@ -86,10 +90,16 @@ class Matcher(LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: TimeUnit = "epoch",
         lr_factors: Mapping[str, float] | None = None,
+        warmup: int = 0,
+        warmup_unit: TimeUnit = "epoch",
         rerank_top_k: int = 0,
         rerank_weight: float = 0.5,
     ) -> None:
         super().__init__()
+        check_count(0, warmup=warmup)
+        check_choice("warmup_unit", warmup_unit, TimeUnit)
+        self.warmup = warmup
+        self.warmup_unit: TimeUnit = warmup_unit
         check_choice("lr_scheduler_interval", lr_scheduler_interval, TimeUnit)
         if rerank_top_k < 0:
             raise InputError(f"rerank_top_k must be at least 0, got {rerank_top_k}")
@@ -105,6 +115,10 @@ class Matcher(LightningModule, ABC):
         self.model_config: dict[str, Any] | None = None
         self._evaluated: dict[int, list[Gallery]] = {}  # by dataloader
         self._finite_loss = FiniteLoss()
+
+    def forward(self, images: Images, texts: Texts) -> Tensor:
+        """Scores ``(n, m)`` of images and captions."""
+        return self.score(self.encode_image(images), self.encode_text(texts))
 
     @abstractmethod
     def encode_image(self, images: Images) -> Encoding:
@@ -223,6 +237,10 @@ class Matcher(LightningModule, ABC):
         scale_by_lr_factor(schedule)
         config = scheduler_config(schedule, self.lr_scheduler_interval)
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def counted_negatives(self, own: Negatives) -> Negatives:
+        """Which negatives a loss counts now: all while warming up, then its own choice."""
+        return "all" if self.trained_less_than(self.warmup, self.warmup_unit) else own
 
     def trained_less_than(self, count: int, unit: TimeUnit) -> bool:
         """Whether training is younger than so many epochs or steps."""

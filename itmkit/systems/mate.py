@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from itmkit.callbacks import MomentumTeacher
-from itmkit.checks import InputError, TimeUnit, check_choice
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss
@@ -64,15 +63,8 @@ class MATE(Matcher):
             for all of them.
         momentum: of the teacher, in [0, 1].
         queue_size: teacher vectors of earlier batches that the distillation compares with.
-        warmup: how long the hinge counts all negatives, in epochs or steps, and then those that
-            ``triplet.negatives`` names.
-        warmup_unit: ``epoch`` or ``step``.
-        optimizer: see :class:`Matcher`, as for the arguments after it.
-        lr_scheduler: see :class:`Matcher`.
-        lr_scheduler_interval: see :class:`Matcher`.
-        lr_factors: see :class:`Matcher`.
-        rerank_top_k: see :class:`Matcher`; without ``fusion`` there is nothing to re-rank with.
-        rerank_weight: see :class:`Matcher`.
+        warmup: see :class:`Matcher`; of the hinge.
+        **kwargs: see :class:`Matcher`; ``rerank_top_k`` needs a ``fusion``.
 
     Raises:
         InputError: if widths do not agree, or a number is out of its range.
@@ -105,25 +97,12 @@ class MATE(Matcher):
         momentum: float = 0.995,
         queue_size: int = 0,
         warmup: int = 1,
-        warmup_unit: TimeUnit = "epoch",
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: TimeUnit = "epoch",
-        lr_factors: Mapping[str, float] | None = None,
-        rerank_top_k: int = 0,
-        rerank_weight: float = 0.5,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            lr_scheduler_interval=lr_scheduler_interval,
-            lr_factors=lr_factors,
-            rerank_top_k=rerank_top_k,
-            rerank_weight=rerank_weight,
-        )
+        super().__init__(warmup=warmup, **kwargs)
         dim = common_width(image_encoder=image_encoder, text_encoder=text_encoder, fusion=fusion)
-        if rerank_top_k and fusion is None:
-            raise InputError(f"rerank_top_k is {rerank_top_k}, but there is no fusion encoder")
+        if self.rerank_top_k and fusion is None:
+            raise InputError(f"rerank_top_k is {self.rerank_top_k}, but there is no fusion encoder")
         self.triplet = triplet or GroupTripletLoss(group_size=views)
         if self.triplet.group_size != views:
             raise InputError(f"triplet.group_size is {self.triplet.group_size}, views {views}")
@@ -136,7 +115,7 @@ class MATE(Matcher):
             "distillation": distillation_weight,
             "fusion": fusion_weight if fusion is not None else 0.0,
         }
-        numbers: dict[str, float] = {"queue_size": queue_size, "warmup": warmup}
+        numbers: dict[str, float] = {"queue_size": queue_size}
         numbers |= {f"{name}_weight": weight for name, weight in self.weights.items()}
         for name, value in numbers.items():
             if value < 0:
@@ -146,9 +125,6 @@ class MATE(Matcher):
         self.views = views
         self.fusion_pairs = fusion_pairs
         self.momentum = momentum
-        self.warmup = warmup
-        check_choice("warmup_unit", warmup_unit, TimeUnit)
-        self.warmup_unit: TimeUnit = warmup_unit
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_pool = ExternalSpatialAttention(dim, num_views=views, drop=token_drop)
@@ -222,8 +198,7 @@ class MATE(Matcher):
         scores = cosine_scores(image, text)
         terms: dict[str, Tensor] = {}
         if self.weights["triplet"]:
-            warming_up = self.trained_less_than(self.warmup, self.warmup_unit)
-            self.triplet.negatives = "all" if warming_up else self._negatives
+            self.triplet.negatives = self.counted_negatives(self._negatives)
             terms["triplet"] = self.triplet(scores, ids)
         if self.weights["hect"]:
             terms["hect"] = self.hect(image, text, view_ids)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, TimeUnit
+from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.losses import HingeCrossEntropyLoss
 from itmkit.nn import RefinedSimilarity, l2_normalize
@@ -48,10 +47,7 @@ class TVRN(Matcher):
         dropout: of the poolings, in [0, 1).
         chunk_pairs: pairs computed at a time; memory grows with it, results do not change.
         loss: of the sigmoid scores; None: :class:`HingeCrossEntropyLoss` of the published numbers.
-        optimizer: see :class:`Matcher`, as for the arguments after it.
-        lr_scheduler: see :class:`Matcher`.
-        lr_scheduler_interval: see :class:`Matcher`.
-        lr_factors: see :class:`Matcher`.
+        **kwargs: see :class:`Matcher`.
 
     Raises:
         InputError: if widths do not agree, or a number is out of its range; in use, for region
@@ -70,17 +66,9 @@ class TVRN(Matcher):
         dropout: float = 0.0,
         chunk_pairs: int = 256,
         loss: HingeCrossEntropyLoss | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: TimeUnit = "epoch",
-        lr_factors: Mapping[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            lr_scheduler_interval=lr_scheduler_interval,
-            lr_factors=lr_factors,
-        )
+        super().__init__(**kwargs)
         dim = common_width(image_encoder=image_encoder, text_encoder=text_encoder)
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder

@@ -250,7 +250,7 @@ def test_backbone_is_frozen_in_the_first_epoch(tmp_path):
             {},
             "image_encoder.levels 2, text_encoder.levels 3; expected one number",
         ),
-        ("stages", "gru_levels", {"warmup": -1}, "warmup must be at least 0, got -1"),
+        ("stages", "gru_levels", {"warmup": -1}, "warmup is -1; expected 0 or more"),
     ],
 )
 def test_error_of_an_argument(image, text, options, message):
