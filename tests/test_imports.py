@@ -29,6 +29,7 @@ LAYERS = {
     "checks": 0,
     "files": 0,
     "modes": 0,
+    "pretrained": 0,
 }
 #: what a package may import from its own layer: retrieval needs batches and recall
 BESIDE = {"retrieval": ("itmkit.data.batch", "itmkit.metrics")}

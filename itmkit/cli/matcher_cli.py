@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from pydoc import locate
 from typing import Any, cast
@@ -64,6 +64,7 @@ from itmkit.cli.run_record import RunRecord
 from itmkit.cli.signals import EndTogether
 from itmkit.distributed import leave
 from itmkit.files import atomic_write, user_path, write_text
+from itmkit.pretrained import weights_follow
 from itmkit.retrieval import Gallery, recall_table, write_metrics
 from itmkit.systems.vocabulary import complete_embeddings
 
@@ -231,11 +232,24 @@ class MatcherCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         with self._discarding_in_vain():
-            super().instantiate_classes()
+            with self._weights_that_follow():
+                super().instantiate_classes()
             self.model.model_config = self.plain_config["model"]
             if self.run_folder is not None:
                 write_text(self.run_folder / "config.yaml", self._config_text)
                 note_job(self.run_folder)
+
+    def _weights_that_follow(self) -> AbstractContextManager[None]:
+        """Fetch no pretrained weights that a checkpoint overwrites before anything is measured."""
+        options = self.config[self.subcommand]
+        if options.init_from is not None and options.init_strict:  # loaded before all else
+            option = "init_from"
+        elif options.ckpt_path is not None and not options.untrained:
+            option = "ckpt_path"
+        else:
+            return nullcontext()
+        checkpoint = read_checkpoint(Path(options[option]), option, _system(options))
+        return weights_follow(checkpoint.get("pretrained"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self._get(self.config_init, "trainer")

@@ -144,6 +144,7 @@ class ImageTextData(LightningDataModule):
         self._splits: dict[str, ImageTextDataset] = {}
         self._tokens: dict[str, CaptionTokens] = {}
         self._fingerprints: dict[str, str] = {}
+        self._most_tokens: int | None = None
         self._warned: set[str] = set()  # splits whose unknown words were told
 
     @property
@@ -157,7 +158,23 @@ class ImageTextData(LightningDataModule):
                 max_size=self.vocabulary_max_size,
             )
             self._tokenizer = WordTokenizer(vocabulary)
+        most, length = self._most_tokens, self._tokenizer.max_length
+        if most is not None and length is not None and length > most:
+            rank_zero_warn(
+                f"tokenizer.max_length is {length}; captions are cut to {most} tokens, the most "
+                "that the text encoder takes"
+            )
+            self._tokenizer.max_length = most
+            self._tokens.clear()
         return self._tokenizer
+
+    def limit_tokens(self, most: int) -> None:
+        """Cut captions to so many tokens, where the tokenizer would leave more.
+
+        Args:
+            most: tokens that the text encoder takes, special ones included.
+        """
+        self._most_tokens = most
 
     @property
     def vocabulary_size(self) -> int:
@@ -318,9 +335,10 @@ class ImageTextData(LightningDataModule):
 
     def _tokens_of(self, split: str) -> CaptionTokens:
         # before worker processes start, so that these share the one copy
+        tokenizer = self.tokenizer
         if split not in self._tokens:
             captions = self.split(split).captions
-            self._tokens[split] = CaptionTokens(map(self.tokenizer.encode, captions))
+            self._tokens[split] = CaptionTokens(map(tokenizer.encode, captions))
             self._warn_of_unknown(split)
         return self._tokens[split]
 

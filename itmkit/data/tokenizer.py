@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from itmkit.checks import InputError
 from itmkit.data.batch import Texts
 from itmkit.data.vocabulary import Vocabulary, split_words
 from itmkit.files import user_path
+from itmkit.pretrained import Source, fetching, stored_content
 
 
 class Caption(NamedTuple):
@@ -40,6 +41,8 @@ class Tokenizer(ABC):
     mask_id: int | None
     #: id of what the tokenizer does not know; None where it has none
     unk_id: int | None = None
+    #: most tokens of a caption, the rest is cut off; None where nothing is
+    max_length: int | None = None
     #: ids that stand for no word
     special_ids: frozenset[int]
     #: ``(w,)`` int64, the ids that a random token is drawn from
@@ -76,7 +79,7 @@ class WordTokenizer(Tokenizer):
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.load(vocabulary)
         self.vocabulary = vocabulary
-        self.max_length = max_length
+        self.max_length: int = max_length
         self.pad_id = vocabulary.pad_id
         self.mask_id = vocabulary.mask_id
         self.unk_id = vocabulary.unk_id
@@ -102,37 +105,51 @@ class TransformersTokenizer(Tokenizer):
         name_or_path: name of a model on the hub, or a local folder (which needs no network).
         max_length: most tokens of a caption, special ones included; the rest is cut off.
 
-    Code that comes with a model is never run.
+    Code that comes with a model is never run. A model without a pad token is padded by its end
+    token.
+
+    Attributes:
+        pretrained_source: the tokenizer itself, for checkpoints.
 
     Raises:
-        InputError: if the tokenizer has no fast form (it tells no words apart) or no pad token, or
-            needs code of its own.
+        InputError: if the tokenizer is not found, has no fast form (it tells no words apart), has
+            no pad and no end token, or needs code of its own.
     """
 
     def __init__(self, name_or_path: str | Path, *, max_length: int = 64) -> None:
-        from transformers import AutoTokenizer
-
         if max_length < 3:
             raise InputError(f"max_length is {max_length}; expected 3 or more")
         self.name_or_path = str(user_path(name_or_path))
-        self.max_length = max_length
-        tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
+        self.max_length: int = max_length
+        self._key = str(name_or_path)
+        tokenizer = _pieces(self._key, self.name_or_path)
         if not tokenizer.is_fast:
             raise InputError(
                 f"name_or_path={self.name_or_path!r} is a {type(tokenizer).__name__}; expected a "
                 "fast tokenizer, which tells which pieces make a word"
             )
-        if tokenizer.pad_token_id is None:
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # the mask tells padding anyway
+        if pads == (None, None):
             raise InputError(f"name_or_path={self.name_or_path!r} has no pad token")
         self._tokenizer = tokenizer
-        self.pad_id = tokenizer.pad_token_id
+        self.pad_id: int = pads[1] if pads[0] is None else pads[0]
         self.special_ids = frozenset(tokenizer.all_special_ids)
         self.mask_id = tokenizer.mask_token_id
         self.unk_id = tokenizer.unk_token_id
-        unused = {
-            i for piece, i in tokenizer.get_vocab().items() if piece.startswith("[unused")
-        } | self.special_ids
-        self.content_ids = _content_ids(len(tokenizer), frozenset(unused))
+        pieces = tokenizer.get_vocab()
+        unused = {i for piece, i in pieces.items() if piece.startswith("[unused")}
+        self._size = max(pieces.values()) + 1  # an id may be left out
+        self.content_ids = _content_ids(self._size, self.special_ids | unused)
+
+    @property
+    def pretrained_source(self) -> Source:
+        """The tokenizer itself, for checkpoints."""
+        content = {
+            "tokenizer": self._tokenizer.backend_tokenizer.to_str(),
+            "special": dict(self._tokenizer.special_tokens_map),
+            "extra": [str(token) for token in self._tokenizer.extra_special_tokens],
+        }
+        return Source("tokenizer", self._key, content)
 
     def encode(self, caption: str) -> Caption:
         encoded = self._tokenizer(caption, truncation=True, max_length=self.max_length)
@@ -142,7 +159,22 @@ class TransformersTokenizer(Tokenizer):
         return Caption(list(encoded["input_ids"]), words)
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
+        return self._size
+
+
+def _pieces(key: str, name_or_path: str) -> Any:
+    from tokenizers import Tokenizer as Pieces
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    content = stored_content("tokenizer", key)
+    if content is not None:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Pieces.from_str(content["tokenizer"]),
+            extra_special_tokens=content["extra"],
+            **content["special"],
+        )
+    with fetching("name_or_path", name_or_path):
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 def pad_texts(ids: list[list[int]], pad_id: int) -> Texts:

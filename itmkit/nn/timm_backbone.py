@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,13 +16,16 @@ from itmkit.modes import evaluation_mode
 from itmkit.nn.block_discriminability import discriminate_blocks
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.weights import freeze_unused, load_weights
+from itmkit.pretrained import Source, fetching, following_weights, stored_content
 
 
 class TimmBackbone(nn.Module):
     """Base of the encoders of pixels: a timm model, read after its stages or at its end.
 
     Args:
-        model_name: a name that ``timm.create_model`` knows.
+        model_name: a name that ``timm.create_model`` knows; or a module, of timm or with
+            ``forward_features`` or a ``forward`` that gives a grid, whose parameters are trained
+            where they have a gradient.
         stages: stages (of a ViT: blocks) to read, ascending, counted from 0 or from the end; None
             for the final features.
         stages_name: the argument that an error about ``stages`` names.
@@ -34,6 +39,7 @@ class TimmBackbone(nn.Module):
 
     Attributes:
         backbone: the timm model; parameters that no map depends on are not trained.
+        pretrained_source: of a model of the hub or a folder, for checkpoints; else None.
         channels: width of each map.
         grids: rows and columns of each map for images of ``image_size``.
 
@@ -44,7 +50,7 @@ class TimmBackbone(nn.Module):
 
     def __init__(
         self,
-        model_name: str,
+        model_name: str | nn.Module,
         *,
         stages: Sequence[int] | None,
         stages_name: str,
@@ -63,12 +69,24 @@ class TimmBackbone(nn.Module):
             raise InputError(f"checkpoint must be None when pretrained is True, got {checkpoint}")
         if checkpoint_by_order and checkpoint is None:
             raise InputError("checkpoint_by_order needs a checkpoint, got checkpoint=None")
+        given = isinstance(model_name, nn.Module)
+        if given and (pretrained or model_args):
+            raise InputError(
+                f"model_name is a {type(model_name).__name__}; expected pretrained=False and no "
+                f"model_args, got pretrained={pretrained} and model_args={model_args}"
+            )
         model_args = model_args or {}
         self.image_size = image_size
         self.frozen = frozen
-        self.in_channels: int = model_args.get("in_chans", 3)
-        self.backbone: Any = _build(model_name, pretrained, model_args)
-        if checkpoint is not None:
+        self.pretrained_source: Source | None = None
+        if isinstance(model_name, nn.Module):
+            self.backbone: Any = model_name
+            self.in_channels: int = getattr(model_name, "in_chans", 3)
+        else:
+            pretrained &= not following_weights()
+            self.backbone, self.pretrained_source = _build(model_name, pretrained, model_args)
+            self.in_channels = model_args.get("in_chans", 3)
+        if checkpoint is not None and not following_weights():
             load_weights(self.backbone, checkpoint, by_order=checkpoint_by_order)
         native = getattr(getattr(self.backbone, "patch_embed", None), "img_size", None)
         size = (image_size, image_size)
@@ -76,12 +94,16 @@ class TimmBackbone(nn.Module):
         if native is not None and tuple(native) != size and resizable:
             self.backbone.set_input_size(img_size=size)
         self.stages: list[int] | None = None
-        if stages is None:
-            self.backbone.reset_classifier(0)
-        else:
-            self.stages = self._check_stages(model_name, stages, stages_name)
-            self.backbone.prune_intermediate_layers(self.stages, prune_norm=True)
-        self.backbone.requires_grad_(not frozen)
+        if stages is not None:
+            kind = type(self.backbone).__name__ if given else str(model_name)
+            self.stages = self._check_stages(kind, stages, stages_name)
+        if not given:  # a module that is given keeps all of its parts
+            if self.stages is None:
+                self.backbone.reset_classifier(0)
+            else:
+                self.backbone.prune_intermediate_layers(self.stages, prune_norm=True)
+        if frozen or not given:
+            self.backbone.requires_grad_(not frozen)
         self.channels: list[int] = []
         self.grids: list[tuple[int, int]] = []
         with evaluation_mode(self.backbone):
@@ -124,13 +146,16 @@ class TimmBackbone(nn.Module):
             )
         return grid + row + column
 
-    def _check_stages(self, model_name: str, stages: Sequence[int], name: str) -> list[int]:
+    def _check_stages(self, kind: str, stages: Sequence[int], name: str) -> list[int]:
+        if not hasattr(self.backbone, "forward_intermediates"):
+            raise InputError(
+                f"{name} is {list(stages)}, but {kind} has no "
+                "forward_intermediates; expected a timm model, which has"
+            )
         count = len(self.backbone.feature_info)
         for stage in stages:
             if not -count <= stage < count:
-                raise InputError(
-                    f"{name} must lie in [{-count}, {count}) for {model_name}, got {stage}"
-                )
+                raise InputError(f"{name} must lie in [{-count}, {count}) for {kind}, got {stage}")
         ascending = [stage % count for stage in stages]
         if not ascending or ascending != sorted(set(ascending)):
             raise InputError(f"{name} must be ascending stages, at least one, got {stages}")
@@ -159,7 +184,7 @@ class TimmBackbone(nn.Module):
                 pixels, indices=self.stages, stop_early=True, intermediates_only=True
             )
             return [grid.permute(0, 2, 3, 1) for grid in maps]
-        out: Tensor = model.forward_features(pixels)
+        out: Tensor = getattr(model, "forward_features", model)(pixels)
         if out.ndim == 4:
             channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
             return [out if channels_last else out.permute(0, 2, 3, 1)]
@@ -180,9 +205,31 @@ class TimmBackbone(nn.Module):
         return [out.unflatten(1, (rows, columns))]
 
 
-def _build(model_name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
+def _build(
+    model_name: str, pretrained: bool, model_args: dict[str, Any]
+) -> tuple[nn.Module, Source | None]:
     import timm
+    from timm.models import load_model_config_from_hf
 
-    if not timm.is_model(model_name.split(".")[0]) and ":" not in model_name:
-        raise InputError(f"model_name must be one that timm knows, got {model_name!r}")
-    return timm.create_model(model_name, pretrained=pretrained, **model_args)
+    def create(name: str, **options: Any) -> nn.Module:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **(options | model_args))
+        return model
+
+    place, colon, name = model_name.partition(":")
+    if not colon:
+        if not timm.is_model(model_name.split(".")[0]):
+            raise InputError(f"model_name must be one that timm knows, got {model_name!r}")
+        needed = fetching("pretrained is true and model_name", model_name)
+        with needed if pretrained else nullcontext():
+            return create(model_name), None
+    content = stored_content("timm", model_name)
+    if content is not None:
+        config, architecture, arguments = content
+        model = create(architecture, pretrained_cfg=config, **arguments)
+        return model, Source("timm", model_name, content)
+    with fetching("model_name", name if place == "local-dir" else model_name):
+        model = create(model_name)
+        if place == "local-dir":  # nothing is fetched of it
+            return model, None
+        content = json.loads(json.dumps(load_model_config_from_hf(name)))
+    return model, Source("timm", model_name, content)

@@ -20,7 +20,8 @@ class TimmGrid(TimmBackbone):
     The width becomes ``dim`` by a Linear and a LayerNorm, or by an injected ``projection``.
 
     Args:
-        model_name: a name that ``timm.create_model`` knows.
+        model_name: a name that ``timm.create_model`` knows; or a module, such as a timm model,
+            which keeps all of its parts and is trained where it has gradients.
         dim: width D of the tokens; None for the width of the backbone, or of ``projection``.
         pretrained: fetch timm's pretrained weights.
         checkpoint: local file with weights of the whole model, ``.safetensors`` or ``torch.save``.
@@ -57,7 +58,7 @@ class TimmGrid(TimmBackbone):
 
     def __init__(
         self,
-        model_name: str,
+        model_name: str | nn.Module,
         dim: int | None = None,
         *,
         pretrained: bool = False,

@@ -27,7 +27,8 @@ class TimmLevels(TimmBackbone):
     tokens.
 
     Args:
-        model_name: a name that ``timm.create_model`` knows.
+        model_name: a name that ``timm.create_model`` knows; or a module, such as a timm model,
+            which keeps all of its parts and is trained where it has gradients.
         dim: width D of the tokens.
         out_indices: the stages (of a ViT: the blocks), ascending, counted from 0 or from the end.
         pretrained: fetch timm's pretrained weights.
@@ -66,7 +67,7 @@ class TimmLevels(TimmBackbone):
 
     def __init__(
         self,
-        model_name: str,
+        model_name: str | nn.Module,
         dim: int = 768,
         *,
         out_indices: Sequence[int] = (1, 2, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,13 +16,18 @@ from itmkit.modes import evaluation_mode
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.functional import check_ids
 from itmkit.nn.weights import freeze_unused
+from itmkit.pretrained import Source, fetching, following_weights, stored_content
 
 
 class TransformerBackbone(nn.Module):
     """Base of the encoders of tokens: a transformers text model, read after some of its layers.
 
+    Takes what :class:`TransformerText` takes. Of a model of several parts it is the text encoder:
+    the encoder of a T5, the text model of a CLIP, the body of a model with a head.
+
     Args:
-        name_or_path: a model name of the hub, or a local folder, to take pretrained weights from.
+        name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
+            or a module, whose parameters are trained where they have a gradient.
         config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
             from random weights.
         layers: hidden states to read: 0 the embeddings, k the output of layer k, -1 the last.
@@ -31,20 +37,21 @@ class TransformerBackbone(nn.Module):
 
     Attributes:
         backbone: the transformers model; parameters no hidden state depends on are not trained.
-        name_or_path: as given, or None.
+        name_or_path: as given, or None for a config or a module.
+        pretrained_source: config of the model, for checkpoints; None for a module.
         vocab_size: number of token ids.
-        max_length: positions of the model, or None.
+        max_length: most tokens of a caption, or None.
         width: width of a hidden state.
 
     Raises:
         InputError: not exactly one of ``name_or_path`` and ``config``, a config without
-            ``model_type``, a layer that does not exist, block_discriminability for a model without
-            a list of its layers.
+            ``model_type``, a model that is not found or not one of text, a layer that does not
+            exist, block_discriminability for a model without a list of its layers.
     """
 
     def __init__(
         self,
-        name_or_path: str | Path | None,
+        name_or_path: str | Path | nn.Module | None,
         config: dict[str, Any] | str | Path | None,
         *,
         layers: Sequence[int],
@@ -58,12 +65,26 @@ class TransformerBackbone(nn.Module):
                 "exactly one of name_or_path and config must be given, got "
                 f"name_or_path={name_or_path!r} and config={config!r}"
             )
-        self.name_or_path = None if name_or_path is None else str(name_or_path)
         self.frozen = frozen
-        self.backbone: Any = _build(name_or_path, config)
-        self.vocab_size: int = self.backbone.config.vocab_size
-        self.max_length: int | None = getattr(self.backbone.config, "max_position_embeddings", None)
-        self.backbone.requires_grad_(not frozen)
+        self.name_or_path: str | None = None
+        self.pretrained_source: Source | None = None
+        if isinstance(name_or_path, nn.Module):
+            model: Any = name_or_path
+        else:
+            self.name_or_path = None if name_or_path is None else str(user_path(name_or_path))
+            model = _build(self.name_or_path, config)
+            content = json.loads(model.config.to_json_string(use_diff=False))
+            if not isinstance(config, dict):
+                self.pretrained_source = Source(
+                    "transformers", str(name_or_path or config), content
+                )
+        self._kind = type(model).__name__
+        self.backbone: Any = _text_part(model)
+        if hasattr(getattr(self.backbone, "config", None), "use_cache"):
+            self.backbone.config.use_cache = False  # of a decoder, for texts that go on
+        self.vocab_size, self.max_length = self._sizes()
+        if frozen or not isinstance(name_or_path, nn.Module):
+            self.backbone.requires_grad_(not frozen)
         self._layers = list(layers)
         self._after_layers: _AfterLayers | None = None
         if block_discriminability is not None:
@@ -109,11 +130,33 @@ class TransformerBackbone(nn.Module):
                 self._after_layers.mask = None
         return out.last_hidden_state, out.hidden_states if every else ()
 
+    def _sizes(self) -> tuple[int, int | None]:
+        """How many token ids there are, and at most in a row."""
+        config = getattr(self.backbone, "config", None)
+        embeddings = getattr(self.backbone, "get_input_embeddings", lambda: None)()
+        size = getattr(embeddings, "num_embeddings", getattr(config, "vocab_size", None))
+        if size is None:
+            raise InputError(
+                f"{self._kind} is no model of text: it has no embeddings of token ids "
+                "(get_input_embeddings)"
+            )
+        length = getattr(config, "max_position_embeddings", None)
+        if length is None or length < 0:  # -1 in XLNet: any number
+            return size, None
+        for name, module in self.backbone.named_modules():
+            own = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
+            if own and module.padding_idx is not None:  # RoBERTa counts on from it
+                return size, module.num_embeddings - module.padding_idx - 1
+        return size, length
+
     def _probe(self, layers_name: str) -> int:
         """Check the layers on a short text; stop training what none of them uses."""
         ids = torch.zeros(1, 2, dtype=torch.long, device=next(self.backbone.parameters()).device)
         with torch.set_grad_enabled(not self.frozen):
-            last, states = self._run(ids, torch.ones_like(ids, dtype=torch.bool))
+            try:
+                last, states = self._run(ids, torch.ones_like(ids, dtype=torch.bool))
+            except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise InputError(f"{self._kind} is no model of text: {error}") from error
             count = len(states)
             for layer in self._layers:
                 if layer != -1 and not -count <= layer < count:
@@ -159,24 +202,38 @@ def _layer_list(model: Any) -> nn.ModuleList:
     )
 
 
-def _build(name_or_path: str | Path | None, config: dict[str, Any] | str | Path | None) -> Any:
+def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
-    if name_or_path is not None:
-        model = AutoModel.from_pretrained(
-            str(user_path(name_or_path)), dtype=torch.float32, trust_remote_code=False
-        )
-    else:
-        if isinstance(config, (str, Path)):
-            config = read_json(config)
-        if not isinstance(config, dict) or "model_type" not in config:
-            raise InputError(f"config must be a mapping with a model_type, got {config!r}")
-        if config["model_type"] not in CONFIG_MAPPING:
-            raise InputError(
-                f"model_type of config must be one that transformers knows, "
-                f"got {config['model_type']!r}"
+    if name_or_path is not None and not following_weights():
+        with fetching("name_or_path", name_or_path):
+            return AutoModel.from_pretrained(
+                name_or_path, dtype=torch.float32, trust_remote_code=False
             )
-        model = AutoModel.from_config(AutoConfig.for_model(**config))
-    if model.config.is_encoder_decoder:
-        model = model.get_encoder()
-    return model
+    content = stored_content("transformers", str(name_or_path or config))
+    if content is not None:
+        config = content
+    elif name_or_path is not None:
+        with fetching("name_or_path", name_or_path):
+            own = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        return AutoModel.from_config(own, dtype=torch.float32, trust_remote_code=False)
+    elif isinstance(config, (str, Path)):
+        config = read_json(user_path(config))
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise InputError(f"config must be a mapping with a model_type, got {config!r}")
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise InputError(
+            f"model_type of config must be one that transformers knows, "
+            f"got {config['model_type']!r}"
+        )
+    own = AutoConfig.for_model(**config)
+    return AutoModel.from_config(own, dtype=torch.float32, trust_remote_code=False)
+
+
+def _text_part(model: Any) -> Any:
+    """What encodes texts: an encoder without its decoder, a tower without the other, no head."""
+    config = getattr(model, "config", None)
+    body = getattr(model, "base_model", model)  # of a model with a head
+    if getattr(config, "is_encoder_decoder", False):
+        return body.get_encoder()
+    return getattr(body, "text_model", body)

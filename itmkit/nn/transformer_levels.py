@@ -22,7 +22,8 @@ class TransformerLevels(TransformerBackbone):
     The text side of DAIM: hidden states 4, 10 and 12 of BERT-base.
 
     Args:
-        name_or_path: a model name of the hub, or a local folder, to take pretrained weights from.
+        name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
+            or a module, such as a transformers model, which is trained where it has gradients.
         config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
             from random weights.
         layers: hidden states to read: 0 the embeddings, k the output of layer k, -1 the last, -2
@@ -46,7 +47,8 @@ class TransformerLevels(TransformerBackbone):
 
     Raises:
         InputError: not exactly one of ``name_or_path`` and ``config``, a config without
-            ``model_type``, a layer that does not exist, an id outside the vocabulary, more tokens
+            ``model_type``, a model that is not found or not one of text, a layer that does not
+            exist, an id outside the vocabulary, more tokens
             than the model has positions, block_discriminability for a model without a list of its
             layers.
 
@@ -62,7 +64,7 @@ class TransformerLevels(TransformerBackbone):
 
     def __init__(
         self,
-        name_or_path: str | Path | None = None,
+        name_or_path: str | Path | nn.Module | None = None,
         *,
         config: dict[str, Any] | str | Path | None = None,
         layers: Sequence[int] = (4, 10, 12),

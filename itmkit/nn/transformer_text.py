@@ -17,7 +17,8 @@ class TransformerText(TransformerBackbone):
     """A transformers text model, projected to the joint width.
 
     Args:
-        name_or_path: a model name of the hub, or a local folder, to take pretrained weights from.
+        name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
+            or a module, such as a transformers model, which is trained where it has gradients.
         config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
             from random weights.
         dim: width D of the tokens, by a Linear; None for the width of the model, unprojected.
@@ -37,7 +38,8 @@ class TransformerText(TransformerBackbone):
 
     Raises:
         InputError: not exactly one of ``name_or_path`` and ``config``, a config without
-            ``model_type``, a layer that does not exist, an id outside the vocabulary, more tokens
+            ``model_type``, a model that is not found or not one of text, a layer that does not
+            exist, an id outside the vocabulary, more tokens
             than the model has positions.
 
     Example:
@@ -52,7 +54,7 @@ class TransformerText(TransformerBackbone):
 
     def __init__(
         self,
-        name_or_path: str | Path | None = None,
+        name_or_path: str | Path | nn.Module | None = None,
         *,
         config: dict[str, Any] | str | Path | None = None,
         dim: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -67,7 +68,9 @@ def freeze_unused(module: nn.Module, output: Tensor) -> None:
         output: any tensor of its graph.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(output.sum(), trained, allow_unused=True)
+    grads: Sequence[Tensor | None] = [None] * len(trained)
+    if trained and output.requires_grad:
+        grads = torch.autograd.grad(output.sum(), trained, allow_unused=True)
     for parameter, grad in zip(trained, grads, strict=True):
         if grad is None:
             parameter.requires_grad_(False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from itmkit.checks import InputError
 from itmkit.files import user_path
 from itmkit.nn.functional import check_ids
+from itmkit.pretrained import following_weights
 
 
 class WordEmbedding(nn.Module):
@@ -51,9 +52,9 @@ class WordEmbedding(nn.Module):
         if vocab_size is not None and vocab_size < 1:
             raise InputError(f"vocab_size must be at least 1, got {vocab_size}")
         self.weight = nn.Parameter(torch.empty(0, dim))
-        self._vectors = (
-            None if word_vectors is None else _read(user_path(word_vectors), vocab_size, dim)
-        )
+        self._vectors = None
+        if word_vectors is not None and not following_weights():
+            self._vectors = _read(user_path(word_vectors), vocab_size, dim)
         self._word_vectors = word_vectors
         if vocab_size is not None:
             self._seed = None

@@ -18,9 +18,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from itmkit.checks import InputError, constructor_errors
 
-#: arguments of encoders that name weights; those of a checkpoint take their place
-_WEIGHTS = {"pretrained": False, "checkpoint": None, "word_vectors": None}
-
 
 def build(config: Mapping[str, Any], bases: Mapping[str, type], *, source: str) -> dict[str, Any]:
     """Build what the sections of a configuration describe.
@@ -49,19 +46,6 @@ def build(config: Mapping[str, Any], bases: Mapping[str, type], *, source: str) 
     with constructor_errors():
         built = parser.instantiate_classes(parsed)
     return {name: built[name] for name in bases}
-
-
-def without_initial_weights(section: Any) -> Any:
-    """The same section, with encoders of itmkit that fetch or read no weights to begin with."""
-    if isinstance(section, list):
-        return [without_initial_weights(item) for item in section]
-    if not isinstance(section, Mapping):
-        return section
-    section = {key: without_initial_weights(value) for key, value in section.items()}
-    arguments = section.get("init_args")
-    if isinstance(arguments, dict) and str(section.get("class_path")).startswith("itmkit."):
-        arguments |= {key: value for key, value in _WEIGHTS.items() if key in arguments}
-    return section
 
 
 def check_class_paths(section: Mapping[str, Any], *, source: str) -> Any:

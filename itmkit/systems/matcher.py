@@ -23,11 +23,12 @@ from itmkit.distributed import gather_all, world_size
 from itmkit.losses.triplet import Negatives
 from itmkit.nn.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
+from itmkit.pretrained import sources, weights_follow
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
-from itmkit.systems.build import build, check_class_paths, without_initial_weights
+from itmkit.systems.build import build, check_class_paths
 from itmkit.systems.finite_loss import FiniteLoss
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
-from itmkit.systems.vocabulary import check_vocabulary, complete_embeddings
+from itmkit.systems.vocabulary import check_vocabulary, complete_embeddings, limit_captions
 
 _HALF_PRECISION = {
     "bf16-mixed": torch.bfloat16,
@@ -184,6 +185,7 @@ class Matcher(LightningModule, ABC):
                     "rewind the model; expected none. Try values in short runs of their own, such "
                     "as --trainer.max_steps 20"
                 )
+        limit_captions(self, getattr(self.trainer, "datamodule", None))
         # Before optimizers and copies are made. An evaluation waits: a checkpoint may bring its own
         # words, and then nothing is counted; where one is loaded later, it has to find the rows.
         if stage == "fit" or self.trainer.strategy.restore_checkpoint_after_setup:
@@ -320,6 +322,11 @@ class Matcher(LightningModule, ABC):
         checkpoint["system"] = type(self).__name__
         if self.model_config is not None:
             checkpoint["model_config"] = self.model_config
+        try:
+            data = getattr(self.trainer, "datamodule", None)
+        except RuntimeError:  # saved without a Trainer
+            data = None
+        checkpoint["pretrained"] = sources(getattr(data, "tokenizer", None), *self.modules())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_system(checkpoint, type(self), name="the checkpoint")
@@ -367,15 +374,15 @@ class Matcher(LightningModule, ABC):
             )
         source = f"checkpoint '{checkpoint_path!s}'"
         system = check_class_paths(config, source=source)
-        config = without_initial_weights(config)
+        config = {**config, "init_args": config.get("init_args", {}) | kwargs}
         if cls is not system and issubclass(cls, system):
             config["class_path"] = f"{cls.__module__}.{cls.__qualname__}"
         elif not issubclass(system, cls):
             raise InputError(
                 f"{source} is of the system {system.__name__}; expected {cls.__name__}"
             )
-        config["init_args"] = config.get("init_args", {}) | kwargs
-        model: Self = build({"model": config}, {"model": cls}, source=source)["model"]
+        with weights_follow(stored.get("pretrained")):
+            model: Self = build({"model": config}, {"model": cls}, source=source)["model"]
         model.model_config = stored["model_config"]
         model.on_load_checkpoint(stored)
         model.load_state_dict(stored["state_dict"], strict=strict is not False)

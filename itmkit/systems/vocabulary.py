@@ -1,4 +1,4 @@
-"""Whether the text encoder of a system and the tokenizer of its data have the same token ids."""
+"""The text encoder of a system and the tokenizer of its data: the same ids, captions that fit."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ def check_vocabulary(model: nn.Module, trainer: Trainer) -> None:
                 f"{told}: they may not be made for each other, and {encoder.vocab_size - size} "
                 "rows of the embedding are never used"
             )
+
+
+def limit_captions(model: nn.Module, data: Any) -> None:
+    """Let the data cut captions to what the text encoders take (``max_length``)."""
+    lengths = [getattr(encoder, "max_length", None) for _, encoder in _text_encoders(model)]
+    known = [length for length in lengths if length is not None]
+    if known and hasattr(data, "limit_tokens"):
+        data.limit_tokens(min(known))
 
 
 def _data(trainer: Trainer) -> Any:

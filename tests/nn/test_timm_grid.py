@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from itmkit.checks import InputError
 from itmkit.nn import RegionProjection, TimmGrid
 
 SWIN: dict[str, Any] = {
@@ -253,3 +254,34 @@ def test_input_error() -> None:
         encoder(torch.zeros(2, 1, 64, 64))
     with pytest.raises(ValueError, match="mask must be None for pixels"):
         encoder(torch.zeros(2, 3, 64, 64), torch.ones(2, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_byobnet"])
+@pytest.mark.parametrize("out_index", [-1, 1])
+def test_a_module_instead_of_a_name(name: str, out_index: int) -> None:
+    model = timm.create_model(name)
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    named = TimmGrid(name, 8, image_size=160, out_index=out_index).eval()
+    given = TimmGrid(model, 8, image_size=160, out_index=out_index).eval()
+    assert given.backbone is model
+    assert {key: tensor.shape for key, tensor in model.state_dict().items()} == shapes
+    given.load_state_dict(named.state_dict(), strict=False)
+    pixels = torch.randn(2, 3, 160, 160)
+    assert torch.equal(given(pixels)[0], named(pixels)[0])
+    given(pixels)[0].sum().backward()
+    for key, parameter in given.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), key
+
+
+def test_a_module_of_ones_own() -> None:
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.Conv2d(4, 6, 1))
+    layers[0].requires_grad_(False)
+    encoder = TimmGrid(layers, 8, image_size=32)
+    assert encoder(torch.randn(2, 3, 32, 32))[0].shape == (2, 16, 8)
+    assert [p.requires_grad for p in layers.parameters()] == [False, False, True, True]
+    with pytest.raises(
+        InputError, match=r"out_index is \[1\], but Sequential has no forward_inter"
+    ):
+        TimmGrid(layers, 8, image_size=32, out_index=1)
+    with pytest.raises(InputError, match="model_name is a Sequential; expected pretrained=False"):
+        TimmGrid(layers, 8, pretrained=True)

@@ -246,3 +246,16 @@ def test_input_error() -> None:
         encoder(torch.zeros(2, 36, 2048))
     with pytest.raises(ValueError, match="mask must be None for pixels"):
         encoder(pixels(), torch.ones(2, 4, dtype=torch.bool))
+
+
+def test_a_module_instead_of_a_name() -> None:
+    model = timm.create_model("test_resnet")
+    given, named = (
+        TimmLevels(one, 8, out_indices=(1, 2), image_size=64).eval()
+        for one in (model, "test_resnet")
+    )
+    assert given.backbone is model
+    given.load_state_dict(named.state_dict(), strict=False)
+    pixels = torch.randn(2, 3, 64, 64)
+    for one, other in zip(given(pixels), named(pixels), strict=True):
+        assert torch.equal(one[0], other[0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,3 +221,16 @@ def test_input_error() -> None:
     long = torch.ones(1, 13, dtype=torch.long)
     with pytest.raises(ValueError, match=r"ids must have at most 12 tokens a row.*got 13"):
         encoder(long, long > 0)
+
+
+def test_a_module_instead_of_a_name(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    model = AutoModel.from_config(AutoConfig.for_model(**BERT)).eval()
+    model.save_pretrained(tmp_path)
+    given, named = (TransformerLevels(one, layers=(1, 2), dim=8) for one in (model, tmp_path))
+    assert given.backbone is model
+    given.load_state_dict(named.state_dict())
+    ids = torch.tensor([[1, 2, 3, 0]])
+    for one, other in zip(given.eval()(ids, ids > 0), named.eval()(ids, ids > 0), strict=True):
+        assert torch.equal(one[0], other[0])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
+from itmkit.checks import InputError
 from itmkit.nn import TransformerText
 
 BERT: dict[str, Any] = {
@@ -97,6 +98,131 @@ def test_other_models(config: dict[str, Any]) -> None:
     tokens = encoder(ids, mask)[0]
     alone = encoder(ids[:1, :4], mask[:1, :4])[0]
     torch.testing.assert_close(tokens[:1, :4], alone, atol=1e-5, rtol=0)
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 12,
+}
+HALF = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = {**HALF, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
+SEQUENCE = {
+    "vocab_size": 30,
+    "d_model": 16,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 12,
+}
+#: with the most tokens that a caption may have
+KINDS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "clip": ({"text_config": {**SMALL, "eos_token_id": 2}, "vision_config": VISION}, 12),
+    "siglip": ({"text_config": SMALL, "vision_config": VISION}, 12),
+    "clip_text_model": ({**SMALL, "eos_token_id": 2}, 12),
+    "xlnet": ({"vocab_size": 30, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}, None),
+    "roberta": ({**SMALL, "max_position_embeddings": 14}, 12),
+    "mpnet": ({**SMALL, "max_position_embeddings": 14}, 12),
+    "modernbert": ({**SMALL, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}, 12),
+    "distilbert": (
+        {"vocab_size": 30, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+        | {"max_position_embeddings": 12},
+        12,
+    ),
+    "gpt2": ({"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12}, 12),
+    "llama": (SMALL, 12),
+    "t5": (
+        {"vocab_size": 30, "d_model": 16, "d_ff": 32, "num_layers": 2, "num_heads": 2, "d_kv": 8},
+        None,
+    ),
+    "bart": (SEQUENCE, 12),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_text_model(kind: str, tmp_path: Path) -> None:
+    """From a config, from its saved weights and as a module, with as many tokens as it takes."""
+    from transformers import AutoConfig, AutoModel
+
+    config, most = KINDS[kind]
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **config)).eval()
+    model.save_pretrained(tmp_path)
+    TransformerText(config={"model_type": kind, **config}, dim=8)
+    saved, given = TransformerText(tmp_path).eval(), TransformerText(model).eval()
+    assert (saved.vocab_size, saved.max_length, saved.dim) == (30, most, 16)
+    length = most or 20
+    mask = torch.arange(length) < torch.tensor([length, 3])[:, None]
+    ids = torch.randint(3, 30, (2, length)).masked_fill(~mask, int(model_pad(model)))
+    tokens = saved(ids, mask)[0]
+    torch.testing.assert_close(tokens, given(ids, mask)[0])
+    alone = saved(ids[1:, :3], mask[1:, :3])[0]
+    torch.testing.assert_close(tokens[1:, :3], alone, atol=1e-5, rtol=0)
+    if most is not None:
+        long = torch.full((1, most + 1), 3)
+        with pytest.raises(InputError, match=f"at most {most} tokens a row.*got {most + 1}"):
+            saved(long, long > 0)
+
+
+def model_pad(model: Any) -> int:
+    config = getattr(model.config, "text_config", None) or model.config
+    return getattr(config, "pad_token_id", None) or 0
+
+
+def test_weights_of_a_whole_clip_are_those_of_its_text_model(tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    config = KINDS["clip"][0]
+    model = CLIPModel(CLIPConfig(**config)).eval()
+    model.save_pretrained(tmp_path)
+    encoder = TransformerText(tmp_path).eval()
+    ids, mask = batch()
+    expected = model.text_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(encoder(ids, mask)[0][mask], expected[mask])
+    assert not any("vision" in name for name, _ in encoder.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("vit", VISION),
+        ("whisper", {**SEQUENCE, "pad_token_id": 0, "decoder_start_token_id": 1}),
+    ],
+)
+def test_error_of_a_model_that_is_not_of_text(kind: str, config: dict[str, Any]) -> None:
+    config = {**config, "model_type": kind}
+    config |= {"bos_token_id": 1, "eos_token_id": 2} if kind == "whisper" else {}
+    with pytest.raises(InputError, match=r"(ViT|Whisper)\w* is no model of text"):
+        TransformerText(config=config)
+
+
+def test_a_module_keeps_what_it_has_frozen() -> None:
+    model = BertModel(BertConfig(**{k: v for k, v in BERT.items() if k != "model_type"}))
+    model.embeddings.requires_grad_(False)
+    encoder = TransformerText(model, dim=8)
+    assert encoder.backbone is model
+    assert not any(p.requires_grad for p in model.embeddings.parameters())
+    assert any(p.requires_grad for p in model.encoder.parameters())
+    assert not any(p.requires_grad for p in TransformerText(model, frozen=True).parameters())
+    assert not any(
+        p.requires_grad for p in TransformerText(model.requires_grad_(False)).parameters()
+    )
+    with pytest.raises(InputError, match="Linear is no model of text"):
+        TransformerText(torch.nn.Linear(2, 2))
+
+
+def test_a_module_with_a_head_is_its_body() -> None:
+    from transformers import BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+    model = BertForMaskedLM(BertConfig(**{k: v for k, v in BERT.items() if k != "model_type"}))
+    assert TransformerText(model).backbone is model.bert
+    t5 = T5ForConditionalGeneration(T5Config(**KINDS["t5"][0]))
+    assert TransformerText(t5).backbone is t5.get_encoder()
 
 
 def test_padding_and_neighbours_change_nothing() -> None:

@@ -13,7 +13,7 @@ from tiny_runs import SYSTEMS
 
 from itmkit.checks import InputError
 from itmkit.systems import DAIM, MATE, TVRN, Matcher
-from itmkit.systems.build import build, check_class_paths, without_initial_weights
+from itmkit.systems.build import build, check_class_paths
 
 
 def checkpoint(folder: Path, class_path: str, **init_args: Any) -> Path:
@@ -77,27 +77,6 @@ def test_error_of_another_system(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "itmkit.systems.DAIM", **SYSTEMS["DAIM"])
     with pytest.raises(InputError, match="is of the system DAIM; expected MATE"):
         MATE.load_from_checkpoint(path)
-
-
-def test_weights_to_begin_with_are_not_looked_for() -> None:
-    section = {
-        "class_path": "itmkit.systems.MATE",
-        "init_args": {
-            "image_encoder": {
-                "class_path": "itmkit.nn.TimmGrid",
-                "init_args": {"pretrained": True, "checkpoint": "gone.pt", "dim": 4},
-            },
-            "text_encoder": {"class_path": "mine.GRU", "init_args": {"checkpoint": True}},
-        },
-    }
-    changed = without_initial_weights(section)["init_args"]
-    assert changed["image_encoder"]["init_args"] == {
-        "pretrained": False,
-        "checkpoint": None,
-        "dim": 4,
-    }
-    assert changed["text_encoder"]["init_args"] == {"checkpoint": True}
-    assert section["init_args"]["image_encoder"]["init_args"]["pretrained"] is True
 
 
 @pytest.mark.parametrize(

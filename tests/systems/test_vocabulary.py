@@ -160,6 +160,19 @@ def test_no_warning_of_a_text_model_with_rows_to_spare(tmp_path: Path) -> None:
         trainer(tmp_path).validate(mate(text), data, verbose=False)
 
 
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_captions_are_cut_to_what_the_text_model_takes(tmp_path: Path, command: str) -> None:
+    data = data_of()
+    lengths = data.test_dataloader().dataset.tokens.lengths
+    assert lengths.max() > 8  # or nothing is cut
+    text = TransformerText(
+        config={**BERT, "vocab_size": len(data.tokenizer), "max_position_embeddings": 8}, dim=DIM
+    )
+    with pytest.warns(UserWarning, match="max_length is 64; captions are cut to 8 tokens"):
+        getattr(trainer(tmp_path), command)(mate(text), datamodule=data)
+    assert torch.equal(data.test_dataloader().dataset.tokens.lengths, lengths.clamp(max=8))
+
+
 def test_given_words_and_the_same_number_of_rows_are_silent(tmp_path: Path) -> None:
     tokenizer = WordTokenizer(data_of().tokenizer.vocabulary)
     text = BiGRU(len(tokenizer), embed_dim=4, dim=DIM)

@@ -1,0 +1,126 @@
+"""Pretrained models by name: what is fetched, what a checkpoint makes needless, and how a missing
+network is told.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from itmkit.checks import InputError
+
+SECONDS = 5.0  # that the hub is waited for
+
+
+class Source(NamedTuple):
+    """What a checkpoint stores of a part that was made by name, so that it can be made without it.
+
+    Parts have it, or None, as ``pretrained_source``.
+
+    Args:
+        kind: of the library and the part.
+        name: that the part was made by.
+        content: numbers, strings, lists and dictionaries.
+    """
+
+    kind: str
+    name: str
+    content: Any
+
+
+_stored: ContextVar[Mapping[str, Mapping[str, Any]] | None] = ContextVar("stored", default=None)
+_reached: list[bool] = []
+
+
+@contextmanager
+def weights_follow(stored: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[None]:
+    """Within it, models are built without their pretrained weights: a checkpoint brings all.
+
+    Args:
+        stored: the ``pretrained`` of that checkpoint (:func:`sources`); what it lacks is fetched, a
+            configuration and no weights.
+    """
+    token = _stored.set(stored or {})
+    try:
+        yield
+    finally:
+        _stored.reset(token)
+
+
+def following_weights() -> bool:
+    """Whether this is within :func:`weights_follow`."""
+    return _stored.get() is not None
+
+
+def stored_content(kind: str, name: str) -> Any:
+    """The content of a :class:`Source` in the checkpoint that follows, or None."""
+    return ((_stored.get() or {}).get(kind) or {}).get(name)
+
+
+def sources(*parts: Any) -> dict[str, dict[str, Any]]:
+    """The contents of the sources of some parts, by kind and name."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        source = getattr(part, "pretrained_source", None)
+        if isinstance(source, Source):
+            found.setdefault(source.kind, {})[source.name] = source.content
+    return found
+
+
+@contextmanager
+def fetching(option: str, name: str) -> Iterator[None]:
+    """Within it, a name may be fetched from the hub; where that cannot be reached, from its cache.
+
+    Without a network the libraries would try for minutes.
+
+    Args:
+        option: argument that the name is of.
+        name: of a model on the hub, or a local folder.
+
+    Raises:
+        InputError: with ``option`` and ``name``, if the libraries do not find it.
+    """
+    from huggingface_hub import constants
+
+    local = os.path.exists(name)
+    online = local or _hub_is_reached()
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not online
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        if not online:
+            raise InputError(
+                f"{option} is {name!r}, which is not on this machine, and {constants.ENDPOINT} "
+                "cannot be reached; expected a local folder, a model in the cache, or a network"
+            ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{option} is {name!r}; expected a model on the hub or a local folder: {reason}"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _hub_is_reached() -> bool:
+    """Whether the hub answers at all, in a thread: a name server may take longer than it should."""
+    from huggingface_hub import constants, get_session
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=SECONDS)
+        except Exception:  # whatever the client of the day raises: there was no answer
+            return
+        _reached.append(True)
+
+    if not _reached and not constants.HF_HUB_OFFLINE:
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(SECONDS + 1)
+    return bool(_reached)
