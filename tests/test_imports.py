@@ -30,6 +30,7 @@ LAYERS = {
     "files": 0,
     "modes": 0,
     "pretrained": 0,
+    "vectors": 0,
 }
 #: what a package may import from its own layer: retrieval needs batches and recall
 BESIDE = {"retrieval": ("itmkit.data.batch", "itmkit.metrics")}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_non_negative, check_pairs, check_positive, check_shape
 from itmkit.precision import at_least_float32, autocast_off
+from itmkit.vectors import l2_normalize
 
 
 def similarity_distillation_loss(
@@ -82,7 +83,7 @@ def similarity_distillation_loss(
     same = _same_image(n, queued, image_ids, queue_ids, image.device)
     with autocast_off(image):
         image, text, image_candidates, text_candidates = (
-            F.normalize(at_least_float32(vectors), dim=1)
+            l2_normalize(at_least_float32(vectors))
             for vectors in (image, text, image_candidates, text_candidates)
         )
         positives = F.normalize(same.to(image.dtype), p=1, dim=1)

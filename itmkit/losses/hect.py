@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itmkit.checks import (
@@ -15,6 +14,7 @@ from itmkit.checks import (
     check_shape,
 )
 from itmkit.precision import at_least_float32, autocast_off
+from itmkit.vectors import l2_normalize
 
 _FEW = 8  # hard negatives up to which the loss is faster that way
 
@@ -36,7 +36,7 @@ def hect_from_similarities(
             -\log \frac{e^{s_a^+/\tau}}{\sum_j e^{s_{aj}^-/\tau}}, \qquad d(s) = \sqrt{2 - 2s}
 
     The mean is over the anchors that have a negative. The positive is not in the denominator, so
-    the loss may be below zero. Where s is 1, the slope of d is taken as 0.
+    the loss may be below zero. Where d is below 1e-6, its slope is taken as 0.
 
     Args:
         positive: cosine of each anchor and its positive, in [-1, 1].
@@ -140,7 +140,7 @@ def hect_loss(
     check_shape((len(image),), image_ids=image_ids)
     ids, k = image_ids.repeat(2), min(num_hard_negatives, 2 * len(image))
     with autocast_off(image):
-        z = F.normalize(torch.cat([at_least_float32(image), at_least_float32(text)]), dim=1)
+        z = l2_normalize(torch.cat([at_least_float32(image), at_least_float32(text)]))
         # Where few products are picked, gradients flow through these, not through all.
         few = 0 < k <= _FEW
         similarities = z.detach() @ z.detach().T if few else z @ z.T
@@ -163,9 +163,9 @@ def hect_loss(
 
 
 def _distance(similarity: Tensor) -> Tensor:
-    """Euclidean distance of two unit vectors; its slope is 0 where they coincide."""
+    """Euclidean distance of two unit vectors; its slope is 0 where they are closer than 1e-6."""
     squared = 2 - 2 * similarity.clamp(-1, 1)
-    apart = squared > 0
+    apart = squared > 1e-12  # in float64, else the slope could reach 1e8
     return squared.where(apart, 1).sqrt().where(apart, 0)
 
 

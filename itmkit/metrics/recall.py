@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
@@ -18,6 +17,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from itmkit.checks import InputError
 from itmkit.metrics.functional import recall_of_queries
 from itmkit.metrics.ranks import matching_pairs, near_diagonal, ranks_by_tile
+from itmkit.vectors import l2_normalize
 
 _TILE = 512
 
@@ -292,4 +292,4 @@ def _normalised(embedding: Tensor, name: str, ids: Tensor) -> Tensor:
         raise InputError(f"{name} embeddings must be finite, that of image id {owner} is not")
     if embedding.device.type == "mps":
         embedding = embedding.cpu()
-    return F.normalize(embedding.double(), dim=1)
+    return l2_normalize(embedding.double(), eps=1e-12)  # embeddings may be of any scale

@@ -9,7 +9,6 @@ from itmkit.nn.contract import Tokens
 from itmkit.nn.cross_attention import CrossAttentionSimilarity
 from itmkit.nn.external_attention import ExternalSpatialAttention
 from itmkit.nn.feature_discriminability import FeatureDiscriminability
-from itmkit.nn.functional import l2_normalize
 from itmkit.nn.fusion import FusionEncoder
 from itmkit.nn.graph_reasoning import GraphReasoning
 from itmkit.nn.guided_pooling import GuidedPooling
@@ -27,6 +26,7 @@ from itmkit.nn.transformer_text import TransformerText
 from itmkit.nn.two_part_gru import TwoPartGRU
 from itmkit.nn.visual_refinement import VisualRefinement
 from itmkit.nn.word_embedding import WordEmbedding
+from itmkit.vectors import l2_normalize
 
 __all__ = [
     "AttentionFiltration",

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize, xavier_linear
+from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.masked_batch_norm import MaskedBatchNorm
+from itmkit.vectors import l2_normalize
 
 
 class AttentionFiltration(nn.Module):

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from itmkit.checks import InputError, check_choice
-from itmkit.nn.functional import check_tokens, fill_padding, inverse_root
+from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.linear import linear
 from itmkit.precision import warn_if_slow_on_cpu
+from itmkit.vectors import inverse_norm
 
 Direction = Literal["t2i", "i2t", "both"]
 _CACHED_ELEMENTS = 2**21  # a block of this size stays in the caches of a CPU
@@ -159,7 +160,7 @@ class _Captions(NamedTuple):
 def _pack_images(
     tokens: Tensor, mask: Tensor | None, product_dtype: torch.dtype, direction: Direction
 ) -> _Images:
-    scale = inverse_root(tokens.square().sum(dim=2))
+    scale = inverse_norm(tokens.square().sum(dim=2))
     share = _share(mask, tokens.new_full(tokens.shape[:1], tokens.shape[1]))
     tokens = tokens.to(product_dtype)
     gram = None if direction == "i2t" else _gram(tokens, scale.dtype)
@@ -182,7 +183,7 @@ def _pack_captions(
         for (length, count), end in zip(groups, ends, strict=True)
     ]
     tokens = words.index_select(0, torch.cat(places))
-    scale = inverse_root(tokens.square().sum(dim=1))
+    scale = inverse_norm(tokens.square().sum(dim=1))
     share = _share(mask, tokens.new_tensor(lengths))
     tokens = tokens.to(product_dtype)
     grams = [
@@ -230,7 +231,7 @@ def _find_regions(dots: Tensor, images: _Images, smooth: float) -> Tensor:
         squares = (by_image.to(images.tokens.dtype) @ images.tokens).to(dots.dtype).square().sum(2)
     else:
         squares = _times(by_image @ images.gram, by_image).sum(2)
-    return (weights * dots).sum(3) * inverse_root(squares.T.unflatten(0, dots.shape[:2]))
+    return (weights * dots).sum(3) * inverse_norm(squares.T.unflatten(0, dots.shape[:2]))
 
 
 def _find_words(
@@ -244,7 +245,7 @@ def _find_words(
         squares = (tokens @ by_caption.to(tokens.dtype)).to(dots.dtype).square().sum(1)
     else:
         squares = _times(gram @ by_caption, by_caption).sum(1)
-    return (weights * dots).sum(0) * inverse_root(squares.unflatten(1, dots.shape[2:]))
+    return (weights * dots).sum(0) * inverse_norm(squares.unflatten(1, dots.shape[2:]))
 
 
 def _weights(dots: Tensor, queries: int, context: int, scale: Tensor, smooth: float) -> Tensor:
@@ -253,7 +254,7 @@ def _weights(dots: Tensor, queries: int, context: int, scale: Tensor, smooth: fl
     ``queries`` and ``context`` are dimensions; ``scale`` is zero where the context is.
     """
     positive = F.leaky_relu(dots, 0.1)
-    logits = _times(positive, smooth * inverse_root(positive.square().sum(queries, keepdim=True)))
+    logits = _times(positive, smooth * inverse_norm(positive.square().sum(queries, keepdim=True)))
     if smooth > _SAFE_SMOOTH:
         logits = logits.masked_fill(scale == 0, -smooth)
         logits = logits - logits.detach().amax(context, keepdim=True)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize
+from itmkit.nn.functional import check_tokens, fill_padding
+from itmkit.vectors import l2_normalize
 
 
 class FeatureDiscriminability(nn.Module):

@@ -9,36 +9,6 @@ from itmkit.checks import InputError
 from itmkit.nn.linear import Linear
 
 
-def l2_normalize(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
-    r"""Scale vectors to length one; zero stays zero, with a zero gradient.
-
-    .. math:: \hat{x} = x / \lVert x \rVert_2
-
-    Args:
-        x: vectors of any floating dtype. Half precision is normalised in fp32.
-        dim: dimension that holds the vectors.
-        eps: a vector not longer than this becomes zero and passes no gradient.
-
-    Returns:
-        A tensor of the shape and dtype of ``x``.
-
-    Example:
-        >>> l2_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        tensor([[0.6000, 0.8000],
-                [0.0000, 0.0000]])
-    """
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
-    real = norm > eps
-    return (wide / norm.where(real, torch.ones_like(norm)) * real).to(x.dtype)
-
-
-def inverse_root(square: Tensor) -> Tensor:
-    """One over the norm of vectors of a squared norm; zero, with a zero gradient, up to 1e-24."""
-    real = square > 1e-24
-    return square.where(real, 1).rsqrt().where(real, 0)
-
-
 def fill_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Tokens ``(..., N, D)`` with zeros where ``mask`` ``(..., N)`` is False."""
     return tokens if mask is None else tokens.masked_fill(~mask.unsqueeze(-1), 0)

@@ -8,8 +8,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.nn.functional import check_tokens, l2_normalize
+from itmkit.nn.functional import check_tokens
 from itmkit.nn.linear import Linear
+from itmkit.vectors import l2_normalize
 
 
 class FusionEncoder(nn.Module):

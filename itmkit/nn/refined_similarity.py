@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from itmkit.checks import InputError, check_choice
 from itmkit.nn.attention_filtration import AttentionFiltration
 from itmkit.nn.focal import Focal, check_focal, focal_attention
-from itmkit.nn.functional import l2_normalize, xavier_linear
+from itmkit.nn.functional import xavier_linear
 from itmkit.nn.graph_reasoning import GraphReasoning
 from itmkit.nn.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.text_refinement import CaptionPart, ImagePart, TextRefinement
 from itmkit.nn.visual_refinement import RefinedImage, VisualRefinement
 from itmkit.precision import at_least_float32, autocast_off
+from itmkit.vectors import l2_normalize
 
 Reasoning = Literal["sgr", "saf"]
 

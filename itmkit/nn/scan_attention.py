@@ -9,14 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.nn.functional import (
-    check_tokens,
-    fill_padding,
-    inverse_root,
-    l2_normalize,
-    xavier_linear,
-)
+from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.precision import at_least_float32
+from itmkit.vectors import inverse_norm, l2_normalize
 
 
 def attention_weights(
@@ -60,7 +55,7 @@ def attention_weights(
         shares = shares.masked_fill(~query_mask.unsqueeze(-1), 0)
     # torch's norm is slow over this dimension
     squares = at_least_float32(shares).square().sum(-2, keepdim=True)
-    logits = shares * (smooth * inverse_root(squares)).to(shares.dtype)
+    logits = shares * (smooth * inverse_norm(squares)).to(shares.dtype)
     if context_mask is None:
         return logits.softmax(dim=-1)
     real = context_mask.unsqueeze(-2)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.nn.functional import check_tokens, fill_padding, inverse_root
+from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.guided_pooling import GuidedPooling
 from itmkit.nn.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.two_part_gru import TwoPartGRU
 from itmkit.precision import at_least_float32, autocast_off
+from itmkit.vectors import inverse_norm
 
 
 class RefinedText(NamedTuple):
@@ -146,7 +147,7 @@ class TextRefinement(nn.Module):
         flat = weights.flatten(1, 2)  # (n, m·L, N): one product an image
         with autocast_off(flat):  # |Σ a con|², from the Gram matrix
             square = ((flat.to(images.gram.dtype) @ images.gram) * flat).sum(-1)
-        scale = inverse_root(square)
+        scale = inverse_norm(square)
         gates = (flat * scale.unsqueeze(-1).to(flat.dtype)) @ images.gates
         n = len(weights)
         mask = None if captions.mask is None else captions.mask.expand(n, -1, -1)

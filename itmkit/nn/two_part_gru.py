@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize
+from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.linear import Linear, linear
+from itmkit.vectors import l2_normalize
 
 
 class TwoPartGRU(nn.Module):

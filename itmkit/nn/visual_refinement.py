@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.nn.functional import check_tokens, fill_padding, l2_normalize, xavier_linear
+from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.guided_pooling import GuidedPooling
 from itmkit.nn.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.two_part_gru import TwoPartGRU
+from itmkit.vectors import l2_normalize
 
 
 class RefinedImage(NamedTuple):

@@ -174,3 +174,49 @@ def test_half_precision_is_float32_on_the_same_numbers(loss, dtype, cast):
     assert value.dtype == torch.float32
     assert value > 0
     assert torch.equal(value, LOSSES[loss]()(in_precision(pairs, torch.float32)))
+
+
+OF_VECTORS = ("hect", "distillation", "features")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", [0, 1e-12, 1e-8, 3e-5, 7e-5, 1e-4, 1, 1e4, 1e15])
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("loss", OF_VECTORS)
+def test_gradients_of_vectors_of_any_norm_are_bounded(loss, alike, norm, dtype):
+    """One of them so long, then all of them; the two sides alike or not."""
+    vectors = torch.nn.functional.normalize(torch.randn(2, 6, 8, dtype=dtype), dim=2)
+    if alike:
+        vectors[1] = vectors[0]
+    for scaled in (slice(0, 1), slice(None)):
+        image, text = vectors.clone()
+        image[scaled] *= norm
+        text[scaled] *= norm
+        pairs = in_precision(Pairs(torch.zeros(6, 6), image, text, torch.arange(6)), dtype)
+        value = LOSSES[loss]()(pairs)
+        value.backward()
+        assert value.isfinite()
+        for side in (pairs.image, pairs.text):
+            assert side.grad.norm() <= 1e6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", [0, 1e-12, 1e-8, 1e-4, 1, 1e4, 1e15])
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name not in OF_VECTORS])
+def test_gradients_of_scores_of_any_size_are_bounded(loss, norm, dtype):
+    pairs = Pairs(torch.randn(6, 6) * norm, *torch.randn(2, 6, 8), torch.arange(6))
+    pairs = in_precision(pairs, dtype)
+    value = LOSSES[loss]()(pairs)
+    value.backward()
+    assert value.isfinite()
+    assert pairs.scores.grad.norm() <= 1e6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [0, 1e-16, 1e-12, 1e-8, 1e-4])
+def test_gradients_of_similarities_near_one_are_bounded(gap, dtype):
+    positive = (1 - gap * torch.ones(4, dtype=torch.float64)).to(dtype).requires_grad_()
+    negatives = (1 - gap * torch.ones(4, 1, dtype=torch.float64)).to(dtype).requires_grad_()
+    HECTLoss().from_similarities(positive, negatives).backward()
+    assert positive.grad.norm() <= 1e6
+    assert negatives.grad.norm() <= 1e6

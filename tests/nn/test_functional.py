@@ -3,45 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from itmkit.nn import l2_normalize
 from itmkit.nn.functional import check_ids, check_tokens, fill_padding, xavier_linear
-
-
-def test_naive_loop_reference() -> None:
-    x = torch.randn(4, 3, 7)
-    out = l2_normalize(x, dim=1)
-    for i in range(4):
-        for k in range(7):
-            length = sum(float(value) ** 2 for value in x[i, :, k]) ** 0.5
-            torch.testing.assert_close(out[i, :, k], x[i, :, k] / length)
-
-
-def test_zero_stays_zero_with_zero_gradient() -> None:
-    x = torch.zeros(2, 5, requires_grad=True)
-    out = l2_normalize(x)
-    out.sum().backward()
-    assert torch.equal(out, torch.zeros(2, 5))
-    assert x.grad is not None
-    assert torch.equal(x.grad, torch.zeros(2, 5))
-
-
-def test_gradcheck() -> None:
-    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(l2_normalize, (x,))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype: torch.dtype) -> None:
-    x = torch.randn(3, 64) * 1e-3  # squares underflow in fp16
-    out = l2_normalize(x.to(dtype))
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), l2_normalize(x), atol=1e-2, rtol=1e-2)
-
-
-def test_compile_fullgraph() -> None:
-    x = torch.randn(3, 4)
-    compiled = torch.compile(l2_normalize, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), l2_normalize(x))
 
 
 @pytest.mark.parametrize(
