@@ -12,7 +12,7 @@ from systems import SYSTEMS, TEXT, make_batch
 from torch import Tensor, nn
 
 from itmkit.data import Batch, Images, Texts
-from itmkit.losses import AdaptiveMarginTripletLoss, HingeCrossEntropyLoss, TripletLoss
+from itmkit.losses import AdaptiveMarginTripletLoss, HECTLoss, HingeCrossEntropyLoss, TripletLoss
 from itmkit.nn import RegionProjection
 from itmkit.retrieval import Encoding
 from itmkit.systems import DAIM, Matcher
@@ -23,6 +23,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "triplet_all": partial(TripletLoss, negatives="all"),
     "adaptive_margin": partial(AdaptiveMarginTripletLoss, min_rows=2),
     "hinge_cross_entropy": HingeCrossEntropyLoss,
+    "hect": HECTLoss,
 }
 
 
