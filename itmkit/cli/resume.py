@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any, cast
 
 import numpy as np
@@ -27,16 +28,20 @@ from itmkit.data.order import mixed_seed
 from itmkit.distributed import rank, world_size
 
 KEY = "resume"
+# Of DDP: whether the next forward pass takes the buffers of the first process. Not right after an
+# evaluation, or a batch whose gradients are accumulated.
+_SHARES_BUFFERS = "require_forward_param_sync"
 
 
 class ExactResume(Callback):
     """Adds to every checkpoint of a run what makes it resume bit for bit.
 
-    That is the state of the random numbers and the gradients of a batch that is still accumulated,
-    both of every process, what was about to be logged, and whether a validation was to come. And it
-    corrects two errors of Lightning in runs with ``max_steps``: where that ended training inside an
-    epoch, the checkpoint says that the epoch is over, and a longer run that resumes would leave out
-    the rest of it; and a run that resumes from the end of an epoch would leave out the next one.
+    That is the state of the random numbers, the gradients of a batch that is still accumulated, and
+    buffers such as BatchNorm's running statistics, all of every process; what was about to be
+    logged, and whether a validation was to come. And it corrects two errors of Lightning in runs
+    with ``max_steps``: where that ended training inside an epoch, the checkpoint says that the
+    epoch is over, and a longer run that resumes would leave out the rest of it; and a run that
+    resumes from the end of an epoch would leave out the next one.
 
     Options that differ from those of the checkpoint are applied and told, or refused, where
     Lightning would restore the old ones: of the optimizer and its schedule
@@ -71,7 +76,12 @@ class ExactResume(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        mine = {"random": _random_state(), "gradients": _gradients(trainer, pl_module)}
+        mine = {
+            "random": _random_state(),
+            "gradients": _gradients(trainer, pl_module),
+            "buffers": _own_buffers(pl_module),
+            "shares_buffers": getattr(trainer.model, _SHARES_BUFFERS, True),
+        }
         everyone = [mine] * world_size()
         if world_size() > 1:
             dist.all_gather_object(everyone, mine)
@@ -138,6 +148,11 @@ class ExactResume(Callback):
             validation.restarting = False
             validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
         processes, row = self._resumed["processes"], self._resumed["row"]
+        if len(processes) == world_size():
+            mine = processes[rank()]
+            _set_buffers(pl_module, mine["buffers"])
+            if hasattr(trainer.model, _SHARES_BUFFERS):
+                setattr(trainer.model, _SHARES_BUFFERS, mine["shares_buffers"])
         if len(processes) == world_size() and not self._draws_anew:
             _set_random_state(processes[rank()]["random"])
         else:
@@ -209,6 +224,29 @@ def _set_gradients(pl_module: LightningModule, processes: list[dict[str, torch.T
         found = [gradients[name] for gradients in mine if name in gradients]
         parameter = parameters[name]
         parameter.grad = sum(found[1:], found[0]).to(parameter.device) / len(mine)
+
+
+def _own_buffers(pl_module: LightningModule) -> dict[str, torch.Tensor]:
+    """The buffers in which this process differs from the first, whose are in the checkpoint."""
+    if world_size() == 1:
+        return {}
+    buffers = dict(pl_module.named_buffers())
+    digests = {name: _digest(buffer) for name, buffer in buffers.items()}
+    gathered = [digests] * world_size()
+    dist.all_gather_object(gathered, digests)
+    return {name: one for name, one in buffers.items() if digests[name] != gathered[0].get(name)}
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return sha256(content.numpy().tobytes()).digest()
+
+
+def _set_buffers(pl_module: LightningModule, saved: dict[str, torch.Tensor]) -> None:
+    buffers = dict(pl_module.named_buffers())
+    with torch.no_grad():
+        for name, value in saved.items():
+            buffers[name].copy_(value)
 
 
 def _at_batch_end(trainer: Trainer) -> bool:

@@ -385,7 +385,8 @@ def test_sigterm_to_one_or_all_saves_once_and_ends_all(
         (signal.SIGKILL, EVERYBODY, 8),
         pytest.param(signal.SIGKILL, 1, 9, marks=pytest.mark.long),
         pytest.param(signal.SIGINT, EVERYBODY, 10, marks=pytest.mark.long),  # as Ctrl-C does
-        pytest.param(signal.SIGINT, 1, 4, marks=pytest.mark.long),
+        # right before a validation, for which each process has BatchNorm statistics of its own
+        pytest.param(signal.SIGINT, 1, 3, marks=pytest.mark.long),
     ],
 )
 def test_killed_or_interrupted_and_resumed_on_two_processes(
