@@ -33,7 +33,7 @@ model:
       init_args: {in_dim: 437, dim: 16, hidden_dim: 16}
     text_encoder:
       class_path: itmkit.nn.BiGRU
-      init_args: {vocab_size: 64, embed_dim: 16, dim: 16}
+      init_args: {embed_dim: 16, dim: 16}
     optimizer:
       class_path: torch.optim.SGD
       init_args: {lr: 0.02}

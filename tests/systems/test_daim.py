@@ -32,7 +32,7 @@ BERT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 32,
-    "max_position_embeddings": 40,
+    "max_position_embeddings": 64,
 }
 SPREAD = FeatureDiscriminability(scale=0.1)
 IMAGE_ENCODERS = {
