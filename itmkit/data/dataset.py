@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -107,6 +106,8 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
         self.caption_images = rows
         without = len(names) - len(rows.unique())
         if captions and without:
+            from lightning.pytorch.utilities import rank_zero_warn
+
             rank_zero_warn(
                 f"{without} of the {len(names)} images of the split {split!r} have no captions: "
                 "they are not trained on; an evaluation searches them but has no query for them",

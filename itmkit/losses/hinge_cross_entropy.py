@@ -79,7 +79,12 @@ def hinge_cross_entropy_loss(
 
 
 class HingeCrossEntropyLoss(nn.Module):
-    """Cross entropy of hinge costs; formula and arguments: :func:`hinge_cross_entropy_loss`.
+    """Cross entropy of hinge costs; formula: :func:`hinge_cross_entropy_loss`.
+
+    Args:
+        margin: by how much a positive must beat its negatives; at least 0, in units of the scores.
+        temperature: what the costs are divided by, above 0.
+        weight: factor on the sum of both directions, at least 0; TVRN's released code takes 0.5.
 
     Shape:
         scores ``(n, n)``, positives bool ``(n, n)`` or None → ``()``.
@@ -90,18 +95,21 @@ class HingeCrossEntropyLoss(nn.Module):
         tensor(4.7578)
     """
 
-    def __init__(self, margin: float = 0.2, temperature: float = 0.05) -> None:
+    def __init__(
+        self, margin: float = 0.2, temperature: float = 0.05, *, weight: float = 1.0
+    ) -> None:
         super().__init__()
-        check_non_negative(margin=margin)
+        check_non_negative(margin=margin, weight=weight)
         check_positive(temperature=temperature)
         self.margin = margin
         self.temperature = temperature
+        self.weight = weight
 
     def forward(self, scores: Tensor, positives: Tensor | None = None) -> Tensor:
         """The loss of a score matrix."""
-        return hinge_cross_entropy_loss(
+        return self.weight * hinge_cross_entropy_loss(
             scores, positives, margin=self.margin, temperature=self.temperature
         )
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, temperature={self.temperature}"
+        return f"margin={self.margin}, temperature={self.temperature}, weight={self.weight}"

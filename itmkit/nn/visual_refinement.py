@@ -45,7 +45,8 @@ class VisualRefinement(nn.Module):
         v' &= \mathrm{l2}\big(\mathrm{GRU}([v; \mathrm{new}]) + [v; v]\big), \qquad
         g = \mathrm{GuidedPooling}(v')
 
-    From TVRN. Differs from the released code: every image goes with the relations of its own boxes,
+    From TVRN. Differs from the released code: a relation is divided by the norms of its own two
+    regions, not by that of another row; every image goes with the relations of its own boxes,
     in evaluation too; and the number of regions may vary.
 
     Args:

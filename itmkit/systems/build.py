@@ -88,13 +88,21 @@ def _class_paths(section: Any, source: str) -> Iterator[str]:
 
 
 def _hints(owner: Any) -> dict[str, Any]:
-    """Types of the arguments of a class or function, ``Any`` where there is none."""
-    try:
-        hints = get_type_hints(vars(owner).get("__init__", owner))
-    except (NameError, TypeError):
-        hints = {}
-    named = [one for one in signature(owner).parameters.values() if one.kind != one.VAR_KEYWORD]
-    return {one.name: hints.get(one.name, Any) for one in named}
+    """Types of the arguments of a class or function, ``Any`` where there is none.
+
+    With those of the bases of a class, which ``**kwargs`` may be handed on to.
+    """
+    found: dict[str, Any] = {}
+    for base in owner.__mro__ if isinstance(owner, type) else [owner]:
+        maker = vars(base).get("__init__", None if isinstance(owner, type) else owner)
+        try:
+            hints, parameters = get_type_hints(maker), signature(maker).parameters.values()
+        except (NameError, TypeError, ValueError):
+            continue
+        for one in parameters:
+            if one.kind != one.VAR_KEYWORD:
+                found.setdefault(one.name, hints.get(one.name, Any))
+    return found
 
 
 def _may_be_text(hint: Any) -> bool:

@@ -354,7 +354,8 @@ class Matcher(LightningModule, ABC):
             map_location: where its tensors go, as of ``torch.load``; None: the CPU.
             hparams_file: see Lightning; only of use without a configuration.
             strict: whether all weights, and no others, have to be there.
-            weights_only: whether the file may hold plain data alone, as those of itmkit do.
+            weights_only: whether the file may hold plain data alone, as those of itmkit do; where
+                False, all is as in Lightning.
             **kwargs: arguments of the model that replace those of its configuration.
 
         Returns:
@@ -364,11 +365,13 @@ class Matcher(LightningModule, ABC):
             InputError: a checkpoint of another system, or one whose configuration names classes
                 that are neither itmkit's nor torch's nor imported before.
         """
-        stored = torch.load(checkpoint_path, map_location or "cpu", weights_only=weights_only)
-        config = stored.get("model_config")
-        if config is None or hparams_file is not None:
+        stored: dict[str, Any] = {}
+        if hparams_file is None and weights_only is not False:
+            stored = torch.load(checkpoint_path, map_location or "cpu", weights_only=True)
             if not isinstance(checkpoint_path, (str, Path)):
                 checkpoint_path.seek(0)
+        config = stored.get("model_config")
+        if config is None:
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
             )

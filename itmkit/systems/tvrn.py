@@ -39,7 +39,8 @@ class TVRN(Matcher):
         image_encoder: images to tokens ``(B, N, D)``.
         text_encoder: captions to tokens ``(B, L, D)``.
         reasoning: over the comparisons of a pair: ``sgr`` (graph) or ``saf`` (filtration).
-        focal: which regions a word compares itself with: ``none`` (by attention), ``equal``,
+        focal: which regions a word compares itself with: ``none`` (by attention; the released
+            default, a softmax over one element, is equal to it), ``equal``,
             ``prob`` or ``global``.
         similarity_dim: width of the comparisons.
         num_regions: number of regions of every image, for the released BatchNorm over positions;
@@ -81,7 +82,7 @@ class TVRN(Matcher):
             dropout=dropout,
             chunk_pairs=chunk_pairs,
         )
-        self.hinge_cross_entropy = loss or HingeCrossEntropyLoss()
+        self.hinge_cross_entropy = loss or HingeCrossEntropyLoss(weight=0.5)
 
     def encode_image(self, images: Images) -> Encoding:
         tokens, mask = self.image_encoder(images.features, images.mask)
