@@ -91,11 +91,11 @@ def _check_config(name: str) -> None:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
         raise InputError(f"config '{path}'{where}: {problem}") from error
-    if content is not None and not isinstance(content, Mapping):
-        kind = type(content).__name__
-        raise InputError(f"config '{path}' holds a {kind}; expected {', '.join(SECTIONS[:3])}: …")
+    if not isinstance(content, Mapping):
+        held = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise InputError(f"config '{path}' {held}; expected {', '.join(SECTIONS[:3])}: …")
     known = (*SECTIONS, *SINGLE)
-    for key in content or ():
+    for key in content:
         if str(key).partition(".")[0] not in known:
             raise InputError(
                 f"config '{path}' has an unknown key '{key}'"

@@ -26,7 +26,8 @@ _PLAINER = (
     (r'Parser key "([^"]+)":', r"\1:"),
     (r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1"),
     (r"Expected a dot import path string: ([^\s;]+)", r"'\1' is no class that is known here"),
-    (r"Type typing\.Callable\S+( \S+)? expects a function or a callable class: ", ""),
+    (r"Type (typing|collections\.abc)\.Callable.*? expects a function or a callable class: ", ""),
+    (r"(Option '[\w.]+' is not accepted)\. Got value: Namespace\(.*", r"\1"),
     (r"unrecognized arguments: --", "unknown option --"),
 )
 #: where classes are that a configuration names without their module
@@ -62,11 +63,13 @@ def _suggestion(parser: ArgumentParser, message: str) -> str:
     if wrong := re.search(r"unrecognized arguments: (--[\w.]+)", message):
         return did_you_mean(wrong.group(1), _options(parser))
     if wrong := re.search(r"option '([\w.]+)'", message, re.IGNORECASE):
-        owners = re.findall(r"given class_path '([\w.]+)'", message)
-        owner = locate(owners[-1]) if owners else None
+        owners = re.findall(r"given class_path '([\w.]+)'", message)[-1:]
+        if "expects a function or a callable class" in message:  # its class is in the value alone
+            owners = re.findall(r"\bclass_path='([\w.]+)'", message) or owners
+        classes = [found for owner in owners if isinstance(found := locate(owner), type)]
         accepted: Iterable[str] = (name.lstrip("-") for name in _options(parser))
-        if isinstance(owner, type):
-            accepted = inspect.signature(owner).parameters
+        if classes:
+            accepted = [name for one in classes for name in inspect.signature(one).parameters]
         return did_you_mean(wrong.group(1), accepted)
     if wrong := re.search(r"dot import path string: (\w+)", message):
         modules = [sys.modules[place] for place in _PLACES if place in sys.modules]

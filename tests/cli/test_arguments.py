@@ -85,6 +85,7 @@ def test_error_of_a_word_comes_within_half_a_second_of_processor_time(
         ("trainr:\n  max_epochs: 3\n", "has an unknown key 'trainr'. Did you mean 'trainer'?"),
         ("- 1\n", "config 'own.yaml' holds a list; expected model, data, trainer: …"),
         ("name: \xe9\n", "config 'own.yaml' is not text in UTF-8"),
+        ("# nothing\n", "config 'own.yaml' is empty; expected model, data, trainer: …"),
     ],
 )
 def test_error_in_a_file(text: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +98,10 @@ def test_error_in_a_file(text: str, told: str, capsys: pytest.CaptureFixture[str
     [
         ("--trainer.max_epoch 3", "unknown option --trainer.max_epoch 3. Did you mean '--trainer."),
         ("--model.rat 3", "Option 'rat' is not accepted. Did you mean 'rate'?"),
+        (
+            "--data.dataset itmkit.data.ShapesDataset --data.dataset.init_args.lenght 5",
+            "dataset: Option 'lenght' is not accepted. Did you mean 'length'?",
+        ),
         ("--model MATEE", "model: 'MATEE' is no class that is known here"),
         ("--model itmkit.systems.MATEE", ". Did you mean 'MATE'?"),
         ("--model itmkit.system.MATE", ". Did you mean 'systems'?"),
