@@ -10,6 +10,7 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:  # the help of the command line waits for no torch
+    import torch
     from torch import Tensor
 
 #: What a time of training is counted in.
@@ -130,8 +131,121 @@ def check_shape(shape: tuple[int, ...], **tensors: Tensor) -> None:
             raise InputError(f"{name} has the shape {tuple(tensor.shape)}; expected {shape}")
 
 
+def type_of(value: object) -> str:
+    """What a value is, for an error: a tensor by its dtype, a list by what it holds.
+
+    Example:
+        >>> type_of(["a dog"]), type_of(None), type_of(range(3))
+        ('a list of str', 'None', 'a range')
+    """
+    if value is None:
+        return "None"
+    kind, dtype = type(value), getattr(value, "dtype", None)
+    if dtype is not None:
+        name = f"{kind.__module__}.{kind.__name__}"
+        return f"a {dtype} tensor" if name.startswith("torch.") else f"a {name} of {dtype}"
+    of = f" of {type(value[0]).__name__}" if isinstance(value, (list, tuple)) and value else ""
+    article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
+    return f"{article} {kind.__name__}{of}"
+
+
+def check_floating(shape: str, /, **tensors: object) -> None:
+    """Raise unless all are floating-point tensors on one device.
+
+    Nothing is converted: a gradient may be expected to flow back into what is given.
+
+    Args:
+        shape: what the error says that is expected, such as ``"(n, D)"``; not checked.
+        **tensors: the arguments, by name.
+
+    Example:
+        >>> check_floating("(n, m)", scores=[[0.5]])
+        Traceback (most recent call last):
+        itmkit.checks.InputError: scores is a list of list; expected a floating-point tensor (n, m)
+    """
+    from torch import Tensor
+
+    devices = {}
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            array = not isinstance(value, Tensor) and hasattr(value, "dtype")
+            how = f", such as torch.from_numpy({name})" if array else ""
+            raise InputError(
+                f"{name} is {type_of(value)}; expected a floating-point tensor {shape}{how}"
+            )
+        devices[name] = value.device
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name} is on {device}" for name, device in devices.items())
+        raise InputError(f"{found}; expected one device")
+
+
+def check_bool(
+    shape: tuple[int, ...],
+    /,
+    device: torch.device | None = None,
+    how: str = "",
+    **tensors: object,
+) -> None:
+    """Raise unless each is a bool tensor of that shape.
+
+    Args:
+        shape: the shape.
+        device: where they must be; None: anywhere.
+        how: how to get such a tensor, for the error.
+        **tensors: the arguments, by name.
+    """
+    import torch
+
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.bool:
+            expected = f"a bool tensor {tuple(shape)}" + (f", such as {how}" if how else "")
+            raise InputError(f"{name} is {type_of(value)}; expected {expected}")
+        check_shape(tuple(shape), **{name: value})
+        if device not in (None, value.device):
+            raise InputError(f"{name} is on {value.device}; expected {device}")
+
+
+def integer_vector(
+    name: str, values: Any, count: int | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Ids or ranks as an integer tensor ``(count,)``, from a tensor, an array or a list.
+
+    Args:
+        name: of the argument.
+        values: a tensor of integers, or what holds some: a list, a range, a NumPy array.
+        count: how many there must be; None for any number.
+        device: where they are wanted; None: where they are.
+
+    Raises:
+        InputError: if they are no integers, or not so many.
+
+    Example:
+        >>> integer_vector("image_ids", [3, 3, 5], 3)
+        tensor([3, 3, 5])
+        >>> integer_vector("image_ids", ["a.jpg"], 1)
+        Traceback (most recent call last):
+        itmkit.checks.InputError: image_ids is a list of str; expected integers
+    """
+    import torch
+
+    found = values
+    if not isinstance(values, torch.Tensor):
+        try:
+            found = torch.tensor(values)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{name} is {type_of(values)}; expected integers") from None
+        found = found if found.numel() else found.long()
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise InputError(f"{name} is {type_of(values)}; expected integers")
+    if found.ndim != 1 or (count is not None and len(found) != count):
+        expected = f"({'n' if count is None else count},)"
+        raise InputError(f"{name} has the shape {tuple(found.shape)}; expected {expected}")
+    return found if device is None else found.to(device)
+
+
 def check_pairs(**vectors: Tensor) -> None:
-    """Raise unless all are matrices ``(n, D)`` of one shape."""
+    """Raise unless all are floating-point matrices ``(n, D)`` of one shape on one device."""
+    check_floating("(n, D)", **vectors)
     shapes = [tuple(tensor.shape) for tensor in vectors.values()]
     if len(shapes[0]) != 2 or len(set(shapes)) != 1:
         raise InputError(f"{', '.join(vectors)} have the shapes {shapes}; expected one, (n, D)")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
+
+from itmkit.checks import InputError, integer_vector, type_of
 
 
 @dataclass
@@ -81,6 +83,12 @@ class Batch:
     text_ids: Tensor
     sizes: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_images(self.images)
+        check_texts(self.texts)
+        for name in ("image_ids", "text_image_ids", "text_ids"):
+            setattr(self, name, integer_vector(name, getattr(self, name)))
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
@@ -94,6 +102,55 @@ class Batch:
             self.text_ids.pin_memory(),
             self.sizes,
         )
+
+
+def check_images(images: object) -> None:
+    """Raise unless these are :class:`Images` of tensors: what a matcher encodes.
+
+    Raises:
+        InputError: with what was given, and how to make images of it.
+    """
+    if not isinstance(images, Images):
+        raise InputError(
+            f"images is {type_of(images)}; expected Images, such as Images(features=images) of "
+            "pixels (n, 3, H, W) or region features (n, N, D)"
+        )
+    _check_tensors("images", images)
+
+
+def check_texts(texts: object) -> None:
+    """Raise unless these are :class:`Texts` of tensors: what a matcher encodes.
+
+    Raises:
+        InputError: with what was given, and how to make texts of it.
+    """
+    if not isinstance(texts, Texts):
+        raise InputError(
+            f"texts is {type_of(texts)}; expected Texts, such as pad_texts([tokenizer.encode("
+            "caption).ids for caption in captions], tokenizer.pad_id) with the tokenizer of the "
+            "data"
+        )
+    _check_tensors("texts", texts)
+
+
+def check_batch(batch: object) -> None:
+    """Raise unless this is a :class:`Batch`.
+
+    Raises:
+        InputError: with what was given.
+    """
+    if not isinstance(batch, Batch):
+        raise InputError(
+            f"batch is {type_of(batch)}; expected a Batch, such as those of the loaders of "
+            "ImageTextData"
+        )
+
+
+def _check_tensors(name: str, part: Images | Texts) -> None:
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if not isinstance(value, Tensor) and not (value is None and field.default is None):
+            raise InputError(f"{name}.{field.name} is {type_of(value)}; expected a tensor")
 
 
 def _pinned(tensor: Tensor | None) -> Tensor | None:

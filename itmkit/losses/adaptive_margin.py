@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_choice, check_non_negative, check_positive, check_shape
+from itmkit.checks import InputError, check_choice, check_non_negative, check_positive
+from itmkit.losses.scores import check_scores
 from itmkit.losses.triplet import Negatives, check_negatives, triplet_loss
 
 NegativeStatistic = Literal["released", "mean"]
@@ -19,7 +20,7 @@ _MARGIN_ABOVE_ONE = 0.2  # what the method puts in place of a crossing above 1
 
 def adaptive_margin(
     scores: Tensor,
-    margin: Tensor,
+    margin: float | Tensor,
     *,
     beta: float = 0.3,
     momentum: float = 0.9,
@@ -69,12 +70,12 @@ def adaptive_margin(
 
     Example:
         >>> scores = torch.tensor([[0.8, 0.1, 0.2], [0.3, 0.6, 0.1], [0.3, 0.2, 0.9]])
-        >>> adaptive_margin(scores, torch.tensor(0.2), min_rows=2, negative_statistic="mean")
+        >>> adaptive_margin(scores, 0.2, min_rows=2, negative_statistic="mean")
         tensor(0.2169, dtype=torch.float64)
     """
     _check_numbers(beta, momentum, min_rows, negative_statistic)
-    _check_scores(scores, positives)
-    present = margin.detach().double()
+    check_scores(scores, positives, square=True)
+    present = torch.as_tensor(margin, dtype=torch.float64, device=scores.device).detach()
     if len(scores) < min_rows:
         return present
     diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
@@ -130,15 +131,6 @@ def _crossing(
     exists = torch.where(equal, gap.abs() > 1e-12, radicand > 0)
     exists = exists & (torch.minimum(positive_deviation, negative_deviation) > 1e-12)
     return (negative_mean + torch.where(equal, linear, quadratic)).where(exists, torch.nan)
-
-
-def _check_scores(scores: Tensor, positives: Tensor | None) -> None:
-    if scores.dim() != 2 or scores.shape[0] != scores.shape[1]:
-        raise InputError(f"scores: expected (n, n), got shape {tuple(scores.shape)}")
-    if positives is not None:
-        check_shape(tuple(scores.shape), positives=positives)
-        if positives.dtype != torch.bool:
-            raise InputError(f"positives: expected bool, got {positives.dtype}")
 
 
 def _check_numbers(beta: float, momentum: float, min_rows: int, negative_statistic: str) -> None:
@@ -211,7 +203,7 @@ class AdaptiveMarginTripletLoss(nn.Module):
 
     def forward(self, scores: Tensor, positives: Tensor | None = None) -> Tensor:
         """The loss of a score matrix; in training the margin moves first."""
-        _check_scores(scores, positives)
+        check_scores(scores, positives, square=True)
         margin = self.margin
         if self.training:
             margin = adaptive_margin(

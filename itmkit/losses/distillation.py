@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_non_negative, check_pairs, check_positive, check_shape
+from itmkit.checks import (
+    InputError,
+    check_floating,
+    check_non_negative,
+    check_pairs,
+    check_positive,
+    check_shape,
+    integer_vector,
+)
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -44,8 +52,8 @@ def similarity_distillation_loss(
         text: student's text vectors, row i belonging to image row i.
         teacher_image: teacher's image vectors of the same rows; no gradient.
         teacher_text: teacher's text vectors of the same rows; no gradient.
-        image_ids: the image of each row; several rows may share one. None when all rows are of
-            different images.
+        image_ids: the image of each row; several rows may share one. Integers as a tensor, a list
+            or an array, as ``queue_ids``; None when all rows are of different images.
         queue_image: teacher's image vectors of earlier batches.
         queue_text: teacher's text vectors of earlier batches.
         queue_ids: the image of each queued row; None when no queued row is a positive.
@@ -74,8 +82,10 @@ def similarity_distillation_loss(
     image_candidates, text_candidates = teacher_image.detach(), teacher_text.detach()
     n, queued = len(image), 0
     if (queue_image is None) != (queue_text is None):
-        raise InputError("queue_image, queue_text: expected both or neither, got one of them")
+        missing = "queue_image" if queue_image is None else "queue_text"
+        raise InputError(f"{missing} is None; expected both queue_image and queue_text or neither")
     if queue_image is not None and queue_text is not None:
+        check_floating("(q, D)", image=image, queue_image=queue_image, queue_text=queue_text)
         queued = len(queue_image)
         check_shape((queued, image.shape[1]), queue_image=queue_image, queue_text=queue_text)
         image_candidates = torch.cat([image_candidates, queue_image.detach()])
@@ -159,17 +169,15 @@ def _same_image(
     device: torch.device,
 ) -> Tensor:
     """``(n, n + queued)`` bool, which candidates are of the image of the row."""
-    if queue_ids is not None and (image_ids is None or queue_ids.shape != (queued,)):
-        raise InputError(
-            f"queue_ids: expected image_ids too, and one id per queued row, shape ({queued},), "
-            f"got shape {tuple(queue_ids.shape)}"
-        )
+    if queue_ids is not None and image_ids is None:
+        raise InputError("image_ids is None, with queue_ids; expected the image of each row")
     if image_ids is None:
         image_ids = torch.arange(n, device=device)
-    check_shape((n,), image_ids=image_ids)
+    image_ids = integer_vector("image_ids", image_ids, n, device)
     in_batch = image_ids[:, None] == image_ids
     if queue_ids is None:
         return F.pad(in_batch, (0, queued))
+    queue_ids = integer_vector("queue_ids", queue_ids, queued, device)
     return torch.cat([in_batch, image_ids[:, None] == queue_ids], dim=1)
 
 
@@ -234,6 +242,7 @@ class MomentumDistillationLoss(nn.Module):
         queue_ids: Tensor | None = None,
     ) -> Tensor:
         """The loss of n pairs; vectors of the teacher and of the queue get no gradient."""
+        check_pairs(image=image, text=text, teacher_image=teacher_image, teacher_text=teacher_text)
         total = at_least_float32(image)[:0].sum() + at_least_float32(text)[:0].sum()  # 0
         if self.similarity_weight:
             total = total + self.similarity_weight * similarity_distillation_loss(

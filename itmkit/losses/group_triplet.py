@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count, check_non_negative, check_shape
+from itmkit.checks import (
+    InputError,
+    check_count,
+    check_floating,
+    check_non_negative,
+    integer_vector,
+)
 from itmkit.losses.triplet import HingeLoss, Negatives, check_negatives, hinge
 from itmkit.precision import at_least_float32
 
@@ -36,7 +42,7 @@ def group_triplet_loss(
         scores: similarities of all image views (rows) and caption views (columns); the views of a
             group are adjacent.
         image_ids: the image of each group; groups of one image are no negatives of each other.
-            None when all groups are of different images.
+            Integers as a tensor, a list or an array; None when all groups are of different images.
         margin: by how much a positive must beat its negatives; at least 0, in units of the scores.
         group_size: the number K of views in a group, at least 1.
         negatives: ``"hardest"`` or ``"all"`` negatives of an anchor.
@@ -60,15 +66,16 @@ def group_triplet_loss(
     check_non_negative(margin=margin)
     check_negatives(negatives)
     check_count(group_size=group_size)
+    check_floating("(B*K, B*K)", scores=scores)
     rows = scores.shape[0] if scores.dim() else 0
     if scores.dim() != 2 or rows != scores.shape[1] or rows % group_size:
         raise InputError(
-            f"scores: expected (B*K, B*K) with K = group_size = {group_size}, "
-            f"got shape {tuple(scores.shape)}"
+            f"scores has the shape {tuple(scores.shape)}; expected (B*K, B*K) with "
+            f"K = group_size = {group_size}"
         )
     if image_ids is None:
         image_ids = torch.arange(rows // group_size, device=scores.device)
-    check_shape((rows // group_size,), image_ids=image_ids)
+    image_ids = integer_vector("image_ids", image_ids, rows // group_size, scores.device)
     scores = at_least_float32(scores)
     view_ids = image_ids.repeat_interleave(group_size, output_size=rows)
     is_negative = view_ids[:, None] != view_ids

@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from itmkit.checks import (
     InputError,
+    check_bool,
     check_count,
+    check_floating,
     check_non_negative,
     check_pairs,
     check_positive,
-    check_shape,
+    integer_vector,
 )
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
@@ -61,16 +63,15 @@ def hect_from_similarities(
     """
     check_non_negative(margin=margin, contrastive_weight=contrastive_weight)
     check_positive(temperature=temperature)
+    check_floating("(a, ...)", positive=positive, negatives=negatives)
     if positive.dim() != 1 or negatives.dim() != 2 or len(negatives) != len(positive):
         raise InputError(
-            f"positive, negatives: expected (a,) and (a, k), got shapes {tuple(positive.shape)} "
-            f"and {tuple(negatives.shape)}"
+            f"positive, negatives have the shapes {tuple(positive.shape)} and "
+            f"{tuple(negatives.shape)}; expected (a,) and (a, k)"
         )
     if valid is None:
         valid = torch.ones_like(negatives, dtype=torch.bool)
-    check_shape(tuple(negatives.shape), valid=valid)
-    if valid.dtype != torch.bool:
-        raise InputError(f"valid: expected bool, got {valid.dtype}")
+    check_bool(tuple(negatives.shape), negatives.device, valid=valid)
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
     if negatives.shape[1] == 0:
         return (positive * 0).sum() + negatives.sum()
@@ -112,8 +113,8 @@ def hect_loss(
     Args:
         image: image vectors of any length; l2-normalised here.
         text: text vectors of any length; l2-normalised here.
-        image_ids: the image of each row; rows of one image are no negatives of each other. None
-            when all rows are of different images.
+        image_ids: the image of each row; rows of one image are no negatives of each other. Integers
+            as a tensor, a list or an array; None when all rows are of different images.
         margin: of the triplet part, in Euclidean distance of unit vectors; at least 0.
         temperature: of the contrastive part, above 0.
         num_hard_negatives: k, how many of an anchor's most similar negatives count; at least 1.
@@ -126,7 +127,7 @@ def hect_loss(
         The loss, in float32 (float64 for float64 input); zero, with a graph, without any negative.
 
     Raises:
-        InputError: for a wrong shape or a number out of its range.
+        InputError: for a wrong type or shape, or a number out of its range.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -137,7 +138,7 @@ def hect_loss(
     check_pairs(image=image, text=text)
     if image_ids is None:
         image_ids = torch.arange(len(image), device=image.device)
-    check_shape((len(image),), image_ids=image_ids)
+    image_ids = integer_vector("image_ids", image_ids, len(image), image.device)
     ids, k = image_ids.repeat(2), min(num_hard_negatives, 2 * len(image))
     with autocast_off(image):
         z = l2_normalize(torch.cat([at_least_float32(image), at_least_float32(text)]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_non_negative, check_positive, check_shape
+from itmkit.checks import check_non_negative, check_positive
+from itmkit.losses.scores import check_scores
 from itmkit.precision import at_least_float32
 
 
@@ -55,15 +56,11 @@ def hinge_cross_entropy_loss(
     """
     check_non_negative(margin=margin)
     check_positive(temperature=temperature)
-    if scores.dim() != 2 or scores.shape[0] != scores.shape[1]:
-        raise InputError(f"scores: expected (n, n), got shape {tuple(scores.shape)}")
+    check_scores(scores, positives, square=True)
     scores = at_least_float32(scores)
     diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     left_out = None
     if positives is not None:
-        check_shape(tuple(scores.shape), positives=positives)
-        if positives.dtype != torch.bool:
-            raise InputError(f"positives: expected bool, got {positives.dtype}")
         left_out = positives & ~diagonal
     if len(scores) == 0:
         return scores.sum()

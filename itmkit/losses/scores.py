@@ -7,10 +7,31 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_shape
+from itmkit.checks import InputError, check_bool, check_floating, check_shape
 from itmkit.precision import at_least_float32
 
 Reduction = Literal["mean", "sum"]
+
+
+def check_scores(scores: Tensor, positives: Tensor | None, *, square: bool = False) -> None:
+    """Raise unless these are scores and the true pairs among them.
+
+    Args:
+        scores: ``(n, m)``, of any floating dtype.
+        positives: bool ``(n, m)``, or None for the diagonal of a square matrix.
+        square: whether the scores must be ``(n, n)`` in any case.
+
+    Raises:
+        InputError: for a wrong type, shape, dtype or device.
+    """
+    check_floating("(n, m)", scores=scores)
+    if scores.dim() != 2:
+        raise InputError(f"scores has the shape {tuple(scores.shape)}; expected (n, m)")
+    if positives is None or square:
+        check_shape((len(scores), len(scores)), scores=scores)
+    if positives is not None:
+        how = "image_ids[:, None] == text_image_ids"
+        check_bool(tuple(scores.shape), scores.device, how, positives=positives)
 
 
 def score_matrix(scores: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -25,27 +46,15 @@ def score_matrix(scores: Tensor, positives: Tensor | None) -> tuple[Tensor, Tens
         Both, positives filled in.
 
     Raises:
-        InputError: for a wrong shape or dtype.
+        InputError: see :func:`check_scores`.
 
     Example:
         >>> score_matrix(torch.zeros(2, 2), None)[1].tolist()
         [[True, False], [False, True]]
     """
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise InputError(f"scores is of {kind}; expected a floating-point tensor (n, m)")
-    if scores.dim() != 2:
-        raise InputError(f"scores has the shape {tuple(scores.shape)}; expected (n, m)")
+    check_scores(scores, positives)
     if positives is None:
-        check_shape((len(scores), len(scores)), scores=scores)
         positives = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    elif not isinstance(positives, Tensor) or positives.dtype != torch.bool:
-        kind = positives.dtype if isinstance(positives, Tensor) else type(positives).__name__
-        raise InputError(
-            f"positives is of {kind}; expected a bool tensor (n, m), such as "
-            "image_ids[:, None] == text_image_ids"
-        )
-    check_shape(tuple(scores.shape), positives=positives)
     return at_least_float32(scores), positives
 
 

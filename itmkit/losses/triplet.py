@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_choice, check_non_negative, check_shape
+from itmkit.checks import check_choice, check_non_negative
+from itmkit.losses.scores import check_scores
 from itmkit.precision import at_least_float32
 
 Negatives = Literal["hardest", "all"]
@@ -58,18 +59,13 @@ def triplet_loss(
     """
     check_non_negative(margin=margin)
     check_negatives(negatives)
-    if scores.dim() != 2:
-        raise InputError(f"scores: expected (n, m), got shape {tuple(scores.shape)}")
+    check_scores(scores, positives)
     scores = at_least_float32(scores)
     if positives is None:
-        check_shape((len(scores), len(scores)), scores=scores)
         positive = scores.diagonal()
         rows = scores, ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
         columns = scores.T, rows[1]
     else:
-        check_shape(tuple(scores.shape), positives=positives)
-        if positives.dtype != torch.bool:
-            raise InputError(f"positives: expected bool, got {positives.dtype}")
         if negatives == "hardest":
             in_rows = _hinge_of_hardest(scores, positives, margin)
             return in_rows + _hinge_of_hardest(scores.T, positives.T, margin)

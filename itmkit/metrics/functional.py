@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_bool, check_floating, integer_vector
 from itmkit.metrics.ranks import (
     Ranks,
     check_finite,
@@ -54,7 +54,7 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
     if dim not in (0, 1):
         raise InputError(f"dim must be 0 or 1, got {dim!r}")
     _check_scores(scores)
-    _check_bool(relevant, scores.shape, "relevant")
+    check_bool(tuple(scores.shape), relevant=relevant)
     pairs = relevant.nonzero()
     matched = has_match(pairs[:, 1 - dim], scores.shape[1 - dim])
     if not matched.all():
@@ -88,10 +88,11 @@ def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
     result: dict[str, float] = {}
     rsum = 0.0
     for side, ranks in (("i2t", i2t_ranks), ("t2i", t2i_ranks)):
-        if ranks.ndim != 1 or len(ranks) == 0:
-            raise InputError(f"{side}_ranks must be (queries,), got shape {tuple(ranks.shape)}")
+        ranks = integer_vector(f"{side}_ranks", ranks)
+        if len(ranks) == 0:
+            raise InputError(f"{side}_ranks has the shape (0,); expected at least one query")
         if ranks.min() < 0:
-            raise InputError(f"{side}_ranks must be 0 or more, got {ranks.min().item()}")
+            raise InputError(f"{side}_ranks holds {ranks.min().item()}; expected 0 or more")
         count = len(ranks)
         for level in _LEVELS:
             recall = 100.0 * int((ranks < level).sum()) / count
@@ -120,7 +121,7 @@ def cross_modal_recall(
 
     Args:
         scores: ``(n, m)`` floating point, images × captions, higher is a better match.
-        image_ids: ``(n,)`` integers, one an image.
+        image_ids: ``(n,)`` integers, one an image; a tensor, a list or an array.
         text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
         relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
 
@@ -172,12 +173,16 @@ def five_fold_recall(
     """
     _check_scores(scores)
     relevant_pairs(image_ids, text_image_ids, None, tuple(scores.shape))
-    count = len(image_ids)
+    count = len(scores)
+    image_ids = integer_vector("image_ids", image_ids, count)
     if folds < 1 or count % folds:
         raise InputError(f"folds must divide the {count} images, got {folds}")
     if len(image_ids.unique()) < count:
         raise InputError("image_ids must hold each image once, or a fold could share one")
-    size, owners = count // folds, text_image_ids.to(image_ids.device)
+    size, owners = (
+        count // folds,
+        integer_vector("text_image_ids", text_image_ids, scores.shape[1], image_ids.device),
+    )
     results = []
     for start in range(0, count, size):
         rows = slice(start, start + size)
@@ -205,15 +210,13 @@ def relevant_pairs(
         InputError: a wrong shape or dtype, no captions, or a caption without a match.
     """
     sides = (("image_ids", image_ids), ("text_image_ids", text_image_ids))
-    for (name, ids), size in zip(sides, shape, strict=True):
-        if ids.shape != (size,):
-            raise InputError(f"{name} must be ({size},) as scores, got {tuple(ids.shape)}")
-        if ids.is_floating_point():
-            raise InputError(f"{name} must be integers, got {ids.dtype}")
+    image_ids, text_image_ids = (
+        integer_vector(name, ids, size) for (name, ids), size in zip(sides, shape, strict=True)
+    )
     if relevance is None:
         pairs = matching_pairs(image_ids, text_image_ids)
     else:
-        _check_bool(relevance, shape, "relevance")
+        check_bool(shape, relevance=relevance)
         pairs = relevance.nonzero()
     if shape[1] == 0:
         raise InputError("there are no captions; expected at least one")
@@ -266,15 +269,8 @@ def _matrix_ranks(scores: Tensor, pairs: Tensor) -> tuple[Ranks, Ranks]:
 
 
 def _check_scores(scores: Tensor) -> None:
+    check_floating("(n, m)", scores=scores)
     if scores.ndim != 2 or 0 in scores.shape:
-        raise InputError(f"scores must be (n, m) with n, m > 0, got {tuple(scores.shape)}")
-    if not scores.is_floating_point():
-        raise InputError(f"scores must be floating point, got {scores.dtype}")
-
-
-def _check_bool(relevant: Tensor, shape: tuple[int, ...], name: str) -> None:
-    if relevant.shape != shape or relevant.dtype != torch.bool:
         raise InputError(
-            f"{name} must be bool of shape {tuple(shape)}, "
-            f"got {relevant.dtype} of shape {tuple(relevant.shape)}"
+            f"scores has the shape {tuple(scores.shape)}; expected (n, m) with n, m > 0"
         )

@@ -14,7 +14,7 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_floating, integer_vector
 from itmkit.metrics.functional import recall_of_queries
 from itmkit.metrics.ranks import matching_pairs, near_diagonal, ranks_by_tile
 from itmkit.vectors import l2_normalize
@@ -86,15 +86,18 @@ class CrossModalRecall(Metric):
         Args:
             image: ``(n, D)`` embeddings of any scale and floating dtype.
             text: ``(m, D)`` embeddings.
-            image_ids: ``(n,)`` integers, one an image of the data set.
+            image_ids: ``(n,)`` integers, one an image of the data set; a tensor, list or array.
             text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
             text_ids: ``(m,)`` integers from 0, one a caption of the data set.
         """
-        _check(image, text, image_ids, text_image_ids, text_ids)
-        image_ids, text_image_ids = image_ids.to(image.device), text_image_ids.to(image.device)
+        _check_embeddings(image, text)
+        image_ids = integer_vector("image_ids", image_ids, len(image), image.device)
+        text_image_ids = integer_vector("text_image_ids", text_image_ids, len(text), image.device)
         rows = _first_rows(image_ids)
         if text_ids is not None:
-            text_ids = text_ids.to(image.device)
+            text_ids = integer_vector("text_ids", text_ids, len(text), image.device)
+            if (text_ids < 0).any():
+                raise InputError(f"text_ids holds {int(text_ids.min())}; expected 0 or more")
             columns = _first_rows(text_ids)
         elif len(rows) < len(image_ids):
             columns = _unrepeated(image_ids, text_image_ids)
@@ -165,31 +168,16 @@ class CrossModalRecall(Metric):
         super()._sync_dist(dist_sync_fn, process_group)
 
 
-def _check(
-    image: Tensor, text: Tensor, image_ids: Tensor, text_image_ids: Tensor, text_ids: Tensor | None
-) -> None:
+def _check_embeddings(image: Tensor, text: Tensor) -> None:
+    check_floating("(rows, D)", image=image, text=text)
     for name, value in (("image", image), ("text", text)):
-        if value.ndim != 2 or not value.is_floating_point():
-            raise InputError(
-                f"{name} must be floating point (rows, D), "
-                f"got {value.dtype} of shape {tuple(value.shape)}"
-            )
+        if value.ndim != 2:
+            raise InputError(f"{name} has the shape {tuple(value.shape)}; expected (rows, D)")
     if image.shape[1] != text.shape[1] or image.shape[1] == 0:
         raise InputError(
-            f"image and text must have one width D > 0, got {image.shape[1]} and {text.shape[1]}"
+            f"image and text have the widths {image.shape[1]} and {text.shape[1]}; "
+            "expected one, above 0"
         )
-    for name, ids, size in (
-        ("image_ids", image_ids, len(image)),
-        ("text_image_ids", text_image_ids, len(text)),
-        ("text_ids", text_ids, len(text)),
-    ):
-        if ids is not None and (ids.shape != (size,) or ids.is_floating_point()):
-            raise InputError(
-                f"{name} must be integers of shape ({size},), "
-                f"got {ids.dtype} of shape {tuple(ids.shape)}"
-            )
-    if text_ids is not None and (text_ids < 0).any():
-        raise InputError(f"text_ids must be 0 or more, got {int(text_ids.min())}")
 
 
 def _first_rows(ids: Tensor) -> Tensor:

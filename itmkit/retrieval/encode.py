@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, integer_vector, type_of
 from itmkit.modes import evaluation_mode
-from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.encoding import Encoding, check_encodings
 from itmkit.retrieval.protocol import RetrievalModel
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class Gallery:
         image_ids: ``(n,)`` int64, each image once.
         text_image_ids: ``(m,)`` int64, the id of the image each caption belongs to.
         text_ids: ``(m,)`` int64, each caption once.
+
+    Raises:
+        InputError: for what is no :class:`Encoding`, or ids that are not integers, one a row.
     """
 
     images: Encoding
@@ -38,6 +41,13 @@ class Gallery:
     image_ids: Tensor
     text_image_ids: Tensor
     text_ids: Tensor
+
+    def __post_init__(self) -> None:
+        check_encodings(images=self.images, texts=self.texts)
+        n, m = len(self.images), len(self.texts)
+        self.image_ids = integer_vector("image_ids", self.image_ids, n)
+        self.text_image_ids = integer_vector("text_image_ids", self.text_image_ids, m)
+        self.text_ids = integer_vector("text_ids", self.text_ids, m)
 
     @classmethod
     def cat(cls, parts: Sequence[Gallery]) -> Gallery:
@@ -111,8 +121,15 @@ def encode(
         The gallery, in the order in which images and captions first came, ids on the CPU.
 
     Raises:
-        InputError: the batches hold no image.
+        InputError: no batches, or batches that hold no image.
     """
+    from itmkit.data.batch import Batch, check_batch
+
+    if isinstance(batches, (Batch, Tensor, str)) or not isinstance(batches, Iterable):
+        raise InputError(
+            f"batches is {type_of(batches)}; expected an iterable of Batch, such as [batch] or a "
+            "data loader"
+        )
     images: list[Encoding] = []
     texts: list[Encoding] = []
     ids: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -120,6 +137,7 @@ def encode(
     seen_texts: set[int] = set()
     with evaluating(matcher):
         for batch in batches:
+            check_batch(batch)
             rows = _unseen(batch.image_ids, seen_images)
             if rows:
                 part = matcher.encode_image(_take(batch.images, rows, matcher.device))

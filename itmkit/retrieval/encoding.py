@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, type_of
 from itmkit.distributed import gather, gather_all, world_size
 
 _COMMON = frozenset({"vector", "tokens", "mask", "boxes"})
@@ -58,7 +59,8 @@ class Encoding:
             if value is None:
                 continue
             if not isinstance(value, Tensor) or value.ndim == 0:
-                raise InputError(f"{name} must be a tensor with one row an item, got {value!r}")
+                given = "a tensor without rows" if isinstance(value, Tensor) else type_of(value)
+                raise InputError(f"{name} is {given}; expected a tensor with one row an item")
             rows = rows or (name, len(value))
             if len(value) != rows[1]:
                 raise InputError(f"{name} has {len(value)} rows, but {rows[0]} has {rows[1]}")
@@ -88,7 +90,10 @@ class Encoding:
 
     def __getitem__(self, index: int | slice | list[int] | Tensor) -> Encoding:
         """Take rows: a slice, row numbers, a tensor of bools, or one row (kept as a row)."""
-        if isinstance(index, int):
+        if isinstance(index, tuple):
+            raise InputError(f"the index is {type_of(index)}; expected rows alone")
+        if not isinstance(index, (slice, list)) and not getattr(index, "ndim", 0):
+            index = operator.index(index)  # of 0-d tensors and NumPy's integers too
             if not -len(self) <= index < len(self):
                 raise IndexError(f"row {index} of an Encoding of {len(self)}")
             index %= len(self)
@@ -181,6 +186,20 @@ class Encoding:
         joined = {name: _join(name, values, lengths) for name, values in columns.items()}
         absent = dict.fromkeys(name for part in parts for name in part._fields if name not in names)
         return Encoding(**joined, **absent)
+
+
+def check_encodings(**encodings: object) -> None:
+    """Raise unless each is an :class:`Encoding`.
+
+    Raises:
+        InputError: with what was given, and how an encoding is made.
+    """
+    for name, value in encodings.items():
+        if not isinstance(value, Encoding):
+            verb = "encode_text" if name == "texts" else "encode_image"
+            raise InputError(
+                f"{name} is {type_of(value)}; expected an Encoding, such as matcher.{verb} gives"
+            )
 
 
 def _field(part: Encoding, name: str) -> Tensor:

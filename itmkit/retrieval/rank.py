@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from itmkit.checks import InputError, type_of
 from itmkit.distributed import gather, rank, world_size
 from itmkit.metrics.functional import recall_of_queries, relevant_pairs
 from itmkit.metrics.ranks import Ranks, check_finite, near_diagonal, ranks_by_tile, tied_from
@@ -60,6 +61,8 @@ def evaluate(
         ValueError: an argument out of its range, a score that is not finite, or a caption without
             a match.
     """
+    if not isinstance(gallery, Gallery):
+        raise InputError(f"gallery is {type_of(gallery)}; expected a Gallery, as encode gives it")
     top_k, weight = second_stage(matcher, top_k, weight)
     check_at_least("chunk_size", chunk_size, 1)
     images, texts = gallery.images, gallery.texts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_shape, type_of
 from itmkit.retrieval.encode import evaluating
-from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.encoding import Encoding, check_encodings
 from itmkit.retrieval.protocol import RetrievalModel
 
 
@@ -28,6 +28,7 @@ def score_matrix(
     Raises:
         InputError: ``chunk_size`` below 1, or a score of the wrong shape.
     """
+    check_encodings(images=images, texts=texts)
     check_at_least("chunk_size", chunk_size, 1)
     scores = torch.empty(len(images), len(texts), device=images.device)
     with evaluating(matcher):
@@ -62,7 +63,11 @@ def pair_scores(
     Raises:
         InputError: ``chunk_size`` below 1, or a score that has the wrong shape or is not finite.
     """
+    check_encodings(images=images, texts=texts)
     check_at_least("chunk_size", chunk_size, 1)
+    if not isinstance(pairs, Tensor) or pairs.dtype != torch.int64:
+        raise InputError(f"pairs is {type_of(pairs)}; expected an int64 tensor (p, 2)")
+    check_shape((len(pairs), 2), pairs=pairs)
     scores = torch.empty(len(pairs), device=images.device)
     with evaluating(matcher):
         for start in range(0, len(pairs), chunk_size):

@@ -12,7 +12,7 @@ from itmkit.checks import InputError
 from itmkit.metrics.ranks import tied_from
 from itmkit.retrieval.candidates import Best, FirstTied, tied_in_order
 from itmkit.retrieval.encode import evaluating
-from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.encoding import Encoding, check_encodings
 from itmkit.retrieval.protocol import RetrievalModel
 from itmkit.retrieval.score import check_at_least, pair_scores, score_block, second_stage
 
@@ -50,6 +50,7 @@ def best_captions(
     Raises:
         InputError: an argument out of its range, or a score that is not finite.
     """
+    check_encodings(images=images, texts=texts)
     return _search(matcher, images, texts, k, top_k, weight, chunk_size, images_are_queries=True)
 
 
@@ -80,6 +81,7 @@ def best_images(
     Raises:
         InputError: an argument out of its range, or a score that is not finite.
     """
+    check_encodings(texts=texts, images=images)
     return _search(matcher, texts, images, k, top_k, weight, chunk_size, images_are_queries=False)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.data.batch import Batch, Images, Texts
+from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.losses import AdaptiveMarginTripletLoss
 from itmkit.nn import CrossAttentionSimilarity
 from itmkit.nn.contract import Tokens, common_levels, common_width
 from itmkit.retrieval import Encoding
+from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.matcher import Matcher
 
 
@@ -68,12 +69,15 @@ class DAIM(Matcher):
             )
 
     def encode_image(self, images: Images) -> Encoding:
+        check_images(images)
         return _encoding(self.image_encoder(images.features, images.mask))
 
     def encode_text(self, texts: Texts) -> Encoding:
+        check_texts(texts)
         return _encoding(self.text_encoder(texts.ids, texts.mask))
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        check_encodings(images=images, texts=texts)
         scores = [
             self.similarity(image, text, image_mask, text_mask)
             for (image, image_mask), (text, text_mask) in zip(

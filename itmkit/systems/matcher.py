@@ -18,7 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count
-from itmkit.data.batch import Batch, Images, Texts
+from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all, world_size
 from itmkit.losses.triplet import Negatives
 from itmkit.nn.linear import linear
@@ -118,7 +118,14 @@ class Matcher(LightningModule, ABC):
         self._finite_loss = FiniteLoss()
 
     def forward(self, images: Images, texts: Texts) -> Tensor:
-        """Scores ``(n, m)`` of images and captions."""
+        """Scores ``(n, m)`` of images and captions.
+
+        Raises:
+            InputError: for what is not :class:`~itmkit.data.Images` and
+                :class:`~itmkit.data.Texts`.
+        """
+        check_images(images)
+        check_texts(texts)
         return self.score(self.encode_image(images), self.encode_text(texts))
 
     @abstractmethod
@@ -203,6 +210,7 @@ class Matcher(LightningModule, ABC):
         fit_to_run(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        check_batch(batch)
         terms = self.loss(batch)
         step = f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
         self._finite_loss.watch(terms, batch.image_ids, step=step)

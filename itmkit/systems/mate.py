@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from itmkit.callbacks import MomentumTeacher
 from itmkit.checks import InputError
-from itmkit.data.batch import Batch, Images, Texts
+from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss
 from itmkit.nn import ExternalSpatialAttention, FusionEncoder, MatchingHead, l2_normalize
 from itmkit.nn.contract import common_width
 from itmkit.precision import at_least_float32
 from itmkit.retrieval import Encoding
+from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.matcher import Matcher, cosine_scores
 
 
@@ -148,14 +149,17 @@ class MATE(Matcher):
     # ------------------------------------------------------------------------------ the verbs
 
     def encode_image(self, images: Images) -> Encoding:
+        check_images(images)
         tokens, mask = self.image_encoder(images.features, images.mask)
         return _encoding(l2_normalize(self.image_pool(tokens, mask)), tokens, mask)
 
     def encode_text(self, texts: Texts) -> Encoding:
+        check_texts(texts)
         tokens, mask = self.text_encoder(texts.ids, texts.mask)
         return _encoding(l2_normalize(self.text_pool(tokens, mask)), tokens, mask)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        check_encodings(images=images, texts=texts)
         return cosine_scores(images.vector, texts.vector)
 
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.data.batch import Batch, Images, Texts
+from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.losses import HingeCrossEntropyLoss
 from itmkit.nn import RefinedSimilarity, l2_normalize
 from itmkit.nn.contract import common_width
@@ -16,6 +16,7 @@ from itmkit.nn.focal import Focal
 from itmkit.nn.refined_similarity import Reasoning
 from itmkit.nn.visual_refinement import RefinedImage
 from itmkit.retrieval import Encoding
+from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.matcher import Matcher
 
 
@@ -85,6 +86,7 @@ class TVRN(Matcher):
         self.hinge_cross_entropy = loss or HingeCrossEntropyLoss(weight=0.5)
 
     def encode_image(self, images: Images) -> Encoding:
+        check_images(images)
         tokens, mask = self.image_encoder(images.features, images.mask)
         refined = self.similarity.visual(l2_normalize(tokens), _relations(images, tokens), mask)
         return Encoding(
@@ -96,10 +98,12 @@ class TVRN(Matcher):
         )
 
     def encode_text(self, texts: Texts) -> Encoding:
+        check_texts(texts)
         tokens, mask = self.text_encoder(texts.ids, texts.mask)
         return Encoding(tokens=l2_normalize(tokens), mask=mask)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        check_encodings(images=images, texts=texts)
         dtype = self.similarity.logit.weight.dtype  # encodings made under autocast may be narrower
         refined = RefinedImage(
             context=images.context_tokens.to(dtype),

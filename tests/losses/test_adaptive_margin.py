@@ -441,5 +441,5 @@ def test_error_shapes(training):
             loss(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"positives.*\(1, 3\)"):
         loss(torch.zeros(3, 3), torch.zeros(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"positives.*expected bool"):
+    with pytest.raises(ValueError, match=r"positives.*expected a bool"):
         loss(torch.zeros(3, 3), torch.zeros(3, 3))

@@ -203,5 +203,5 @@ def test_error_shapes():
         hect_from_similarities(torch.zeros(3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="valid"):
         hect_from_similarities(torch.zeros(3), torch.zeros(3, 2), torch.ones(3, 1).bool())
-    with pytest.raises(ValueError, match=r"valid.*expected bool"):
+    with pytest.raises(ValueError, match=r"valid.*expected a bool"):
         hect_from_similarities(torch.zeros(3), torch.zeros(3, 2), torch.ones(3, 2))

@@ -177,7 +177,7 @@ def test_error_shapes():
             hinge_cross_entropy_loss(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"positives.*\(1, 3\)"):
         hinge_cross_entropy_loss(torch.zeros(3, 3), torch.zeros(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"positives.*expected bool"):
+    with pytest.raises(ValueError, match=r"positives.*expected a bool"):
         hinge_cross_entropy_loss(torch.zeros(3, 3), torch.zeros(3, 3))
 
 

@@ -70,5 +70,5 @@ def test_errors():
         InfoNCELoss(reduction="max")
     with pytest.raises(InputError, match=r"scores has the shape \(3,\)"):
         info_nce_loss(torch.zeros(3))
-    with pytest.raises(InputError, match=r"positives is of torch.int64; expected a bool"):
+    with pytest.raises(InputError, match=r"positives is a torch.int64 tensor; expected a bool"):
         info_nce_loss(torch.zeros(2, 2), torch.arange(2))

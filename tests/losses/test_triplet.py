@@ -169,7 +169,7 @@ def test_error_shapes():
         loss(torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"positives.*\(4, 3\)"):
         loss(torch.zeros(3, 4), torch.zeros(4, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"positives.*expected bool, got torch\.float32"):
+    with pytest.raises(ValueError, match=r"positives.*expected a bool"):
         loss(torch.zeros(3, 4), torch.zeros(3, 4))
 
 

@@ -233,27 +233,31 @@ def test_error_names_the_argument():
     ids, owners = captions_of(3, 2)
     scores = torch.zeros(3, 6)
     relevant = ids[:, None] == owners[None]
-    with pytest.raises(ValueError, match=r"scores must be \(n, m\)"):
+    with pytest.raises(ValueError, match=r"scores has the shape \(3,\); expected \(n, m\)"):
         cross_modal_recall(torch.zeros(3), ids, owners)
     with pytest.raises(ValueError, match="n, m > 0"):
         retrieval_ranks(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="floating point"):
+    with pytest.raises(
+        ValueError, match=r"scores is a torch\.int64 tensor; expected a floating-point"
+    ):
         cross_modal_recall(scores.long(), ids, owners)
-    with pytest.raises(ValueError, match=r"image_ids must be \(3,\)"):
+    with pytest.raises(ValueError, match=r"^image_ids has the shape \(2,\); expected \(3,\)"):
         cross_modal_recall(scores, ids[:2], owners)
-    with pytest.raises(ValueError, match=r"text_image_ids must be \(6,\)"):
+    with pytest.raises(ValueError, match=r"text_image_ids has the shape \(5,\); expected \(6,\)"):
         cross_modal_recall(scores, ids, owners[:5])
-    with pytest.raises(ValueError, match="image_ids must be integers"):
+    with pytest.raises(
+        ValueError, match=r"^image_ids is a torch\.float32 tensor; expected integers"
+    ):
         cross_modal_recall(scores, ids.float(), owners)
-    with pytest.raises(ValueError, match="relevance must be bool"):
+    with pytest.raises(ValueError, match=r"relevance has the shape \(6, 3\); expected \(3, 6\)"):
         cross_modal_recall(scores, ids, owners, relevance=relevant.T)
-    with pytest.raises(ValueError, match="relevant must be bool"):
+    with pytest.raises(ValueError, match=r"relevant is a torch\.float32 tensor; expected a bool"):
         retrieval_ranks(scores, relevant.float())
     with pytest.raises(ValueError, match="dim must be 0 or 1"):
         retrieval_ranks(scores, relevant, dim=2)
-    with pytest.raises(ValueError, match="i2t_ranks must be"):
-        recall_from_ranks(torch.tensor([]), ids)
-    with pytest.raises(ValueError, match="t2i_ranks must be 0 or more"):
+    with pytest.raises(ValueError, match=r"i2t_ranks has the shape \(0,\)"):
+        recall_from_ranks(ids[:0], ids)
+    with pytest.raises(ValueError, match="t2i_ranks holds -1; expected 0 or more"):
         recall_from_ranks(ids, ids - 1)
 
 

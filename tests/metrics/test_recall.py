@@ -221,19 +221,23 @@ def test_unrelated_vectors_reach_chance():
 def test_error_update():
     image, text, ids, owners = split()
     metric = CrossModalRecall()
-    with pytest.raises(ValueError, match="image must be floating point"):
+    with pytest.raises(ValueError, match=r"image has the shape \(8,\); expected \(rows, D\)"):
         metric.update(image[0], text, ids, owners)
-    with pytest.raises(ValueError, match="text must be floating point"):
+    with pytest.raises(
+        ValueError, match=r"text is a torch\.int64 tensor; expected a floating-point"
+    ):
         metric.update(image, text.long(), ids, owners)
-    with pytest.raises(ValueError, match="one width D > 0, got 8 and 7"):
+    with pytest.raises(ValueError, match="the widths 8 and 7; expected one"):
         metric.update(image, text[:, :7], ids, owners)
-    with pytest.raises(ValueError, match=r"image_ids must be integers of shape \(11,\)"):
+    with pytest.raises(ValueError, match=r"image_ids has the shape \(3,\); expected \(11,\)"):
         metric.update(image, text, ids[:3], owners)
-    with pytest.raises(ValueError, match="text_image_ids must be integers"):
+    with pytest.raises(
+        ValueError, match=r"text_image_ids is a torch\.float32 tensor; expected integers"
+    ):
         metric.update(image, text, ids, owners.float())
-    with pytest.raises(ValueError, match="text_ids must be integers"):
+    with pytest.raises(ValueError, match=r"text_ids has the shape \(2,\)"):
         metric.update(image, text, ids, owners, owners[:2])
-    with pytest.raises(ValueError, match="text_ids must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="text_ids holds -1; expected 0 or more"):
         metric.update(image, text, ids, owners, owners - 1)
     with pytest.raises(ValueError, match="image id 0 came 2 times with 3 captions"):
         metric.update(image[[0, 0]], text[:3], ids[[0, 0]], owners[:3])
