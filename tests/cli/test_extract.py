@@ -101,7 +101,7 @@ def test_normalisation_can_be_chosen(photos: Path) -> None:
         (["--checkpoint=weights.pt", "--image_size=0"], "image_size is 0; expected 1 or more"),
         (["--checkpoint=weights.pt", "--num_workers=-1"], "num_workers is -1; expected 0 or more"),
         (["--checkpoint=weights.pt", "--device=gpu"], "device is 'gpu'; expected one of this"),
-        (["--modle=x"], "unrecognized arguments: --modle=x"),
+        (["--modle=x"], "unknown option --modle=x. Did you mean '--model'?"),
     ],
 )
 def test_error_is_one_line_and_leaves_nothing(

@@ -321,7 +321,7 @@ def test_error_unknown_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("{dim: 4}", "{dim: four}", "dim: Expected a int. Got value: four"),
         ("batch_size", "bach_size", "Option 'bach_size' is not accepted. Did you mean 'batch_size"),
         ("TinyMatcher", "TinyMacher", "module 'tiny_matcher' has no attribute 'TinyMacher'"),
-        ("trainer:", "trainer: [", "Problems parsing config"),
+        ("trainer:", "trainer: [", "config 'tiny.yaml', line 12: expected"),
     ],
 )
 def test_error_in_the_config(
@@ -391,7 +391,7 @@ def test_debug_shows_the_traceback_of_a_users_error(monkeypatch: pytest.MonkeyPa
 
 def test_error_no_config(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "fit")
-    assert line.endswith("Start from a configuration, such as --config mate/shapes")
+    assert line.endswith("start from a configuration, such as --config mate/shapes")
 
 
 def test_error_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
