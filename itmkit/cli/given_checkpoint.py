@@ -59,14 +59,19 @@ def config_of(given: str | Path) -> Path | None:
     return next((f / "config.yaml" for f in folders if (f / "config.yaml").is_file()), None)
 
 
-def config_from_run_folder(words: Sequence[str]) -> list[str]:
-    """The words of a command, with the configuration of the run whose checkpoint they name.
+def config_from_run_folder(command: str, words: Sequence[str]) -> list[str]:
+    """The words behind a command, with the configuration of the run whose checkpoint they name.
 
     Nothing is added where the words name a configuration, or the run's is not there.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, and so nothing to take a system from.
     """
     given = [value for name, value in _options(words) if name == "ckpt_path"]
     if not given or any(name in ("config", "c") for name, _ in _options(words)):
         return list(words)
+    if given[-1] not in ("", "null"):
+        checkpoint_file(given[-1], "ckpt_path", command=command)
     config = config_of(given[-1])
     return list(words) if config is None else [f"--config={config}", *words]
 

@@ -93,7 +93,7 @@ class MatcherCLI(LightningCLI):
         _quieten()
         self.arguments = arguments
         self._given = given_options(arguments)
-        arguments = [arguments[0], *config_from_run_folder(arguments[1:])]
+        arguments = [arguments[0], *config_from_run_folder(arguments[0], arguments[1:])]
         arguments, self.config_stems = with_config_paths(arguments)
         self.run_folder: Path | None = None
         super().__init__(

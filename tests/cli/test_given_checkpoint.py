@@ -110,6 +110,11 @@ def test_error_folder_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -
     assert line == "ckpt_path 'empty' has no checkpoints/best.ckpt or last.ckpt"
 
 
+def test_error_no_checkpoint_and_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "test", "--ckpt_path", "runs/nope/latest")
+    assert line == "ckpt_path 'runs/nope/latest' is not a file or the folder of a run"
+
+
 def test_error_checkpoint_of_weights_alone(capsys: pytest.CaptureFixture[str]) -> None:
     folder = fit("--checkpoint.save_weights_only=true")
     best = str(folder / "checkpoints/best.ckpt")
