@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from itmkit.configs import config_path
-from itmkit.losses import HingeCrossEntropyLoss
+from itmkit.losses import HingeCrossEntropyLoss, MomentumDistillationLoss
 from itmkit.losses.functional import hinge_cross_entropy_loss
 from itmkit.nn import BiGRU, RegionProjection
 from itmkit.systems import TVRN
@@ -33,7 +33,7 @@ MATE_NUMBERS = {
     "hect_weight": 0.0,  # HECT acts on the fused outputs alone
     "distillation.init_args.similarity_weight": 0.0,
     "distillation.init_args.feature_weight": 1.0,
-    "distillation_weight": 0.5,
+    "distillation_weight": 1.0,
     "momentum": 0.995,
     "lr_factors": {"text_encoder.backbone": 0.1},
     "optimizer.init_args.lr": 2.0e-4,
@@ -59,6 +59,19 @@ def test_published_number(name: str, key: str, value: Any) -> None:
     for part in key.split("."):
         found = found[part]
     assert found == value
+
+
+@pytest.mark.parametrize("name", ["mate/f30k", "mate/coco"])
+def test_distillation_of_mate_is_half_the_sum_over_both_sides(name: str) -> None:
+    numbers = yaml.safe_load(config_path(name).read_text())["model"]["init_args"]
+    distil = MomentumDistillationLoss(**numbers["distillation"]["init_args"])
+    student, teacher = torch.randn(2, 2, 4, 6)
+    divergences = [
+        torch.nn.functional.kl_div(one.log_softmax(1), other.softmax(1), reduction="batchmean")
+        for one, other in zip(student, teacher, strict=True)
+    ]
+    found = numbers["distillation_weight"] * distil(*student, *teacher)
+    torch.testing.assert_close(found, 0.5 * sum(divergences))
 
 
 def test_loss_of_tvrn_is_half_the_sum_of_both_directions() -> None:

@@ -16,7 +16,9 @@ from itmkit.losses import (
     GroupTripletLoss,
     HECTLoss,
     HingeCrossEntropyLoss,
+    InfoNCELoss,
     MomentumDistillationLoss,
+    SigLIPLoss,
     TripletLoss,
 )
 
@@ -177,6 +179,10 @@ def test_half_precision_is_float32_on_the_same_numbers(loss, dtype, cast):
 
 
 OF_VECTORS = ("hect", "distillation", "features")
+OF_SCORES = {name: make for name, make in LOSSES.items() if name not in OF_VECTORS} | {
+    "info nce": lambda: _of_scores(InfoNCELoss()),
+    "siglip": lambda: _of_scores(SigLIPLoss()),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -202,11 +208,11 @@ def test_gradients_of_vectors_of_any_norm_are_bounded(loss, alike, norm, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", [0, 1e-12, 1e-8, 1e-4, 1, 1e4, 1e15])
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name not in OF_VECTORS])
+@pytest.mark.parametrize("loss", OF_SCORES)
 def test_gradients_of_scores_of_any_size_are_bounded(loss, norm, dtype):
     pairs = Pairs(torch.randn(6, 6) * norm, *torch.randn(2, 6, 8), torch.arange(6))
     pairs = in_precision(pairs, dtype)
-    value = LOSSES[loss]()(pairs)
+    value = OF_SCORES[loss]()(pairs)
     value.backward()
     assert value.isfinite()
     assert pairs.scores.grad.norm() <= 1e6
