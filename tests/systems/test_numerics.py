@@ -74,7 +74,6 @@ class Watch(Callback):
         self.gradients = {name: grad.clone() for name, grad in found.items() if grad is not None}
 
 
-@pytest.mark.filterwarnings("ignore:the rank of:UserWarning")  # captions that are equal are tied
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if name not in ALIKE])
