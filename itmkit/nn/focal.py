@@ -28,8 +28,9 @@ def focal_attention(
 
     ``equal`` and ``prob`` keep the context tokens for which the line is true; where none is (all
     weights alike) all are kept. ``global`` weighs the context by its relevance, its softmax
-    similarity to the global image vector. No text of the paper or code for ``global`` was at hand:
-    the formula is ours.
+    similarity to the global image vector; the formula is ours. Differs from the released code: its
+    ``glo``, the default there, takes that softmax over a dimension of one element and so equals
+    ``none``.
 
     Liu et al., Focus Your Attention: A Bidirectional Focal Attention Network (BFAN), ACM MM 2019,
     for ``equal`` and ``prob``; TVRN uses all.

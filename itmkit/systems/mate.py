@@ -32,7 +32,8 @@ class MATE(Matcher):
 
     - ``triplet``: the group hinge of the global branch, against all negatives while warming up and
       against the hardest one after that;
-    - ``hect``: the HECT loss of the global vectors, with negatives of both modalities;
+    - ``hect``: the HECT loss of the global vectors, with negatives of both modalities (ours: the
+      released code has HECT on the fused outputs alone, which is ``hect_weight=0``);
     - ``distillation``: the global vectors against those of a momentum teacher;
     - ``fusion``: HECT's core on pair scores, each pair against itself with the caption, and with
       the image, that the global branch confuses it with most. With a ``matching_head``, the binary

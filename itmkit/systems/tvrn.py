@@ -40,9 +40,8 @@ class TVRN(Matcher):
         image_encoder: images to tokens ``(B, N, D)``.
         text_encoder: captions to tokens ``(B, L, D)``.
         reasoning: over the comparisons of a pair: ``sgr`` (graph) or ``saf`` (filtration).
-        focal: which regions a word compares itself with: ``none`` (by attention; the released
-            default, a softmax over one element, is equal to it), ``equal``,
-            ``prob`` or ``global``.
+        focal: which regions a word compares itself with: ``none`` (by attention; equal to the
+            released default ``glo``), ``equal``, ``prob`` or ``global``.
         similarity_dim: width of the comparisons.
         num_regions: number of regions of every image, for the released BatchNorm over positions;
             None for LayerNorm and any number.
