@@ -13,6 +13,7 @@ import copy
 import inspect
 import math
 import multiprocessing
+import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -120,7 +121,7 @@ def check_processes(make: Callable[[], Matcher], batch: Batch, *, processes: int
     gradients are averaged as DDP averages them.
 
     Args:
-        make: makes the system.
+        make: makes the system; best a function of a module that can be imported.
         batch: training batch with at least one image a process.
         processes: how many.
 
@@ -129,7 +130,7 @@ def check_processes(make: Callable[[], Matcher], batch: Batch, *, processes: int
     """
     double = _double(batch)
     expected = _step(_made(make).double(), replace(double, sizes=None))
-    context = multiprocessing.get_context("fork")
+    context: Any = multiprocessing.get_context(_start_method(make))
     with tempfile.TemporaryDirectory() as folder:
         workers = [
             context.Process(target=_run_share, args=(make, double, rank, processes, folder))
@@ -399,6 +400,18 @@ def _step(matcher: Matcher, batch: Batch) -> dict[str, Tensor]:
             found[f"the gradient of {name!r}"] = grad
     found |= {f"the buffer {name!r}": value for name, value in matcher.named_buffers()}
     return {name: value.clone() for name, value in found.items()}
+
+
+def _start_method(make: Callable[[], Matcher]) -> str:
+    """A fresh process where ``make`` can be sent to one; a fork for functions of a function.
+
+    A fork fails where this process has used autograd's threads.
+    """
+    try:
+        sent = pickle.dumps(make)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return "fork"
+    return "fork" if b"__main__" in sent else "spawn"
 
 
 def _run_share(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ BLOCKS = re.findall(r"```python\n(.+?)```", (ROOT / "docs/extend.md").read_text(
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r"class (\w+)|$", block)[1])
-def test_blocks_of_extend(block: str) -> None:
-    exec(compile(block, "docs/extend.md", "exec"), {"__name__": "extend"})
+def test_blocks_of_extend(block: str, tmp_path: Path) -> None:
+    (tmp_path / "block.py").write_text(block)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, tmp_path / "block.py"], check=True, env=environment)
 
 
 def test_own_system_is_trained_by_the_command_line(

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from related_shapes import RelatedShapes
-from torch import nn
+from torch import Tensor, nn
 
 from itmkit.data import Batch, ImageTextData, ShapesDataset
 from itmkit.losses import AdaptiveMarginTripletLoss
@@ -99,6 +99,20 @@ def _daim(levels: bool = False) -> DAIM:
     names = ("region_levels", "gru_levels") if levels else ("regions", "gru")
     loss = AdaptiveMarginTripletLoss(margin=0.4, min_rows=2)
     return DAIM(image[names[0]](), text[names[1]](), loss=loss)
+
+
+class OwnCaptions(DAIM):
+    """A fault: images are compared with the captions of this process alone."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        scores = self.score(self.encode_image(batch.images), self.encode_text(batch.texts))
+        return {"loss": self.triplet(scores, batch.image_ids[:, None] == batch.image_ids)}
+
+
+def own_captions() -> DAIM:
+    """The system with that fault."""
+    loss = AdaptiveMarginTripletLoss(margin=0.4, min_rows=2)
+    return OwnCaptions(IMAGE["regions"](), TEXT["gru"](), loss=loss)
 
 
 def _tvrn(**options: object) -> TVRN:
