@@ -6,10 +6,10 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from pydoc import locate
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -42,6 +42,17 @@ class OneLineParser(ArgumentParser):
 
     #: what to do where arguments are missing
     required_hint = ""
+
+    def parse_args(  # type: ignore[override]  # overloads of argparse
+        self, args: Sequence[str] | None = None, *rest: Any, **named: Any
+    ) -> Any:
+        """Parse words; a value null stays one in the options of a class inside another.
+
+        jsonargparse hands such an option on to the parser of the inner class as the text ``None``.
+        """
+        if args is not None and not self.exit_on_error:
+            args = [re.sub(r"(?<==)None$", "null", word) for word in args]
+        return super().parse_args(args, *rest, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with status 2, or raise where jsonargparse wants to go on itself."""
