@@ -26,6 +26,7 @@ LAYERS = {
     "configs": 0,
     "distributed": 0,
     "precision": 0,
+    "_internals": 0,
     "checks": 0,
     "files": 0,
     "modes": 0,

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from itmkit._internals import wrap_anew
 from itmkit.checks import InputError, TimeUnit, check_choice
 
 
@@ -136,10 +137,7 @@ def _wrap_anew(strategy: Strategy) -> None:
         return
     # DDP wraps, and copies the weights of rank 0, on a CUDA stream of its own.
     _wait_for_device(strategy)
-    wrapper._remove_autograd_hooks()  # else they stay for as long as somebody holds the wrapper
-    strategy.model = wrapper.module
-    strategy.configure_ddp()
-    strategy._pl_static_graph_delay_done = False
+    wrap_anew(strategy, wrapper)
     _wait_for_device(strategy)
 
 

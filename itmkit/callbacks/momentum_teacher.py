@@ -88,7 +88,8 @@ class MomentumTeacher(Callback):
         Raises:
             InputError: if the module has another submodule or parameter of that name.
         """
-        if any("teacher" in names for names in (pl_module._modules, pl_module._parameters)):
+        own = [*pl_module.named_children(), *pl_module.named_parameters(recurse=False)]
+        if "teacher" in dict(own):
             raise InputError(
                 f"pl_module: {type(pl_module).__name__} already has a submodule called 'teacher'"
             )

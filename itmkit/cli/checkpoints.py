@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from itmkit._internals import accumulates, epoch_ends
 from itmkit.checks import InputError
 from itmkit.files import atomic_write, copy_file
 
@@ -76,12 +77,11 @@ class LastCheckpoint(ModelCheckpoint):
         """A resumed run's last checkpoint is its own."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        batches = trainer.fit_loop.epoch_loop
         if (
             self._period is None
-            or batches._should_accumulate()
+            or accumulates(trainer)
             or trainer.global_step % self._period
-            or batches._num_ready_batches_reached()  # the end of the epoch is near
+            or epoch_ends(trainer)
         ):
             return
         self._save(trainer)

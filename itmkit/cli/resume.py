@@ -13,9 +13,17 @@ import torch.distributed as dist
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities import rank_zero_only
 
+from itmkit._internals import (
+    accumulates,
+    logged_step,
+    metrics_to_log,
+    restart_epoch_anew,
+    restart_whole_validation,
+    set_logged_step,
+    validation_follows,
+)
 from itmkit.cli.resumed_options import (
     Change,
     apply_options,
@@ -144,9 +152,7 @@ class ExactResume(Callback):
             return
         _begin_next_epoch(trainer)
         if self._resumed["validates"]:  # all of it, not the rest that Lightning would do
-            validation = trainer.fit_loop.epoch_loop.val_loop
-            validation.restarting = False
-            validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+            restart_whole_validation(trainer)
         processes, row = self._resumed["processes"], self._resumed["row"]
         if len(processes) == world_size():
             mine = processes[rank()]
@@ -166,7 +172,7 @@ class ExactResume(Callback):
         if self._resumed is not None:
             # The step that is logged: Lightning is one off where the checkpoint was saved after a
             # validation or at the end of an epoch.
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            set_logged_step(trainer, trainer.global_step)
             self._resumed = None
 
 
@@ -177,8 +183,7 @@ def _begin_next_epoch(trainer: Trainer) -> None:
     if fit.restarting and all(one.ready == one.started == one.processed for one in counts):
         for one in counts:
             one.completed = one.processed
-        fit._restarting = fit.epoch_loop.restarting = False
-        fit.reset_restart_stage()
+        restart_epoch_anew(trainer)
 
 
 def _random_state() -> dict[str, Any]:
@@ -210,7 +215,7 @@ def _draw_anew(step: int) -> None:
 
 
 def _gradients(trainer: Trainer, pl_module: LightningModule) -> dict[str, torch.Tensor]:
-    if not trainer.fit_loop._should_accumulate():
+    if not accumulates(trainer):
         return {}
     parameters = pl_module.named_parameters()
     return {name: one.grad for name, one in parameters if one.grad is not None}
@@ -256,18 +261,15 @@ def _at_batch_end(trainer: Trainer) -> bool:
 
 
 def _validation_comes(trainer: Trainer) -> bool:
-    fetcher = trainer.fit_loop._data_fetcher
-    if fetcher is None or not _at_batch_end(trainer):
-        return False
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+    return _at_batch_end(trainer) and validation_follows(trainer)
 
 
 def _row_to_come(trainer: Trainer) -> dict[str, Any] | None:
     """What Lightning logs of this step right after callbacks have saved it."""
-    loop, logs = trainer.fit_loop.epoch_loop, trainer._logger_connector
-    if not _at_batch_end(trainer) or loop._should_accumulate():
+    if not trainer.loggers or not _at_batch_end(trainer) or accumulates(trainer):
         return None
-    if not trainer.loggers or not logs.should_update_logs:
+    logged = metrics_to_log(trainer)
+    if logged is None:
         return None
-    metrics = {"epoch": trainer.current_epoch, **convert_tensors_to_scalars(logs.metrics["log"])}
-    return {"metrics": metrics, "step": loop._batches_that_stepped}
+    metrics = {"epoch": trainer.current_epoch, **convert_tensors_to_scalars(logged)}
+    return {"metrics": metrics, "step": logged_step(trainer)}

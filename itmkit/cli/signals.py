@@ -12,6 +12,12 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from itmkit._internals import (
+    note_sigterm,
+    set_signal_handlers,
+    share_no_sigterm,
+    signal_handlers,
+)
 from itmkit.distributed import world_size
 
 
@@ -35,15 +41,15 @@ class EndTogether(Callback):
         self._scores = False  # the gallery, in one process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        signals: Any = trainer._signal_connector
         if world_size() == 1:
+            own, _ = signal_handlers(trainer)
 
             def terminate_alone(number: int, frame: Any) -> None:
-                type(signals)._sigterm_notifier_fn(signals, number, frame)
+                own(number, frame)
                 if self._scores:
                     raise SIGTERMException
 
-            signals._sigterm_notifier_fn = terminate_alone
+            set_signal_handlers(trainer, terminate_alone)
             return
 
         def terminate(number: int, frame: Any) -> None:
@@ -54,9 +60,8 @@ class EndTogether(Callback):
         def requeue(number: int, frame: Any) -> None:
             self._requeues = True
 
-        signals._sigterm_notifier_fn, signals._slurm_sigusr_handler_fn = terminate, requeue
-        batches: Any = trainer.fit_loop.epoch_loop
-        batches._broadcast_sigterm_tensor = lambda: None
+        set_signal_handlers(trainer, terminate, requeue)
+        share_no_sigterm(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not earlier: at the end Lightning puts back the handlers that it found before this.
@@ -73,7 +78,7 @@ class EndTogether(Callback):
             if world_size() > 1:
                 self._terminated = True
             else:
-                trainer._signal_connector.received_sigterm = True
+                note_sigterm(trainer)
                 if self._scores:
                     raise SIGTERMException
 
@@ -82,7 +87,7 @@ class EndTogether(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if world_size() > 1:
             # Lightning ends the run where this step is logged, or after the epoch that it closes.
-            trainer._signal_connector.received_sigterm = self._agree(trainer)
+            note_sigterm(trainer, self._agree(trainer))
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         # Processes may have different numbers of batches, so not each of these is a meeting.
@@ -111,6 +116,6 @@ class EndTogether(Callback):
         self.interrupted = bool(interrupted)
         self._ends = bool(terminated or requeues)
         if requeues:
-            signals: Any = trainer._signal_connector
-            type(signals)._slurm_sigusr_handler_fn(signals, 0, None)
+            _, requeue = signal_handlers(trainer)
+            requeue(0, None)
         return self._ends

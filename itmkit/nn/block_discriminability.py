@@ -46,7 +46,11 @@ def discriminate_blocks(
         >>> torch.equal(model.forward_features(pixels), plain)
         False
     """
-    blocks = {name: m for name, m in model.named_modules() if {"norm2", "mlp"} <= m._modules.keys()}
+    blocks = {
+        name: m
+        for name, m in model.named_modules()
+        if {"norm2", "mlp"} <= dict(m.named_children()).keys()
+    }
     timm_config = getattr(model, "pretrained_cfg", None) or {}
     name = timm_config.get("architecture", type(model).__name__)
     if not blocks:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from itmkit.nn._internals import linear_pointwise
 
 _LEAST_PRODUCTS = 2**22  # below, the call costs more than it saves
 
@@ -32,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not x.dtype == weight.dtype == torch.float32
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
-        or not _has_onednn()
+        or linear_pointwise is None
     ):
         return F.linear(x, weight, bias)
     rows: Tensor = _OneDNNLinear.apply(x.flatten(0, -2), weight, bias)
@@ -46,16 +47,10 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-@cache
-def _has_onednn() -> bool:
-    """Whether this PyTorch has the product that its own compiler takes for Linear layers."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        rows: Tensor = linear_pointwise(x, weight, bias, "none", [], "")
         return rows
 
     @staticmethod

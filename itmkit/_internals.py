@@ -1,0 +1,152 @@
+"""The private parts of Lightning that itmkit uses, each named here alone and checked at import.
+
+Lightning has no public way to end all processes of a run at one point, to know whether a batch ends
+an accumulation, or to restart a loop where a checkpoint was really saved. Its version has an upper
+bound for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage, _EvaluationLoop
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from torch.nn.parallel import DistributedDataParallel
+
+Handler = Callable[[int, Any], None]
+
+_METHODS: dict[type, tuple[str, ...]] = {
+    _SignalConnector: ("_sigterm_notifier_fn", "_slurm_sigusr_handler_fn"),
+    _TrainingEpochLoop: (
+        "_broadcast_sigterm_tensor",
+        "_num_ready_batches_reached",
+        "_should_accumulate",
+        "_should_check_val_fx",
+    ),
+    DistributedDataParallel: ("_remove_autograd_hooks",),
+}
+_ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    Trainer: ("_logger_connector", "_signal_connector"),
+    _FitLoop: ("_data_fetcher",),
+    _TrainingEpochLoop: ("_batches_that_stepped",),
+    _EvaluationLoop: ("_restart_stage",),
+    _Loop: ("_restarting",),
+    DDPStrategy: ("_pl_static_graph_delay_done",),
+    _SignalConnector: ("received_sigterm",),
+}
+
+
+def missing_internals() -> list[str]:
+    """The private parts that the installed versions do not have."""
+    methods = [(owner, name) for owner in _METHODS for name in _METHODS[owner]]
+    missing = [f"{owner.__name__}.{name}" for owner, name in methods if not hasattr(owner, name)]
+    for owner, names in _ATTRIBUTES.items():  # set by the constructor
+        made = vars(owner)["__init__"]
+        code = getattr(made, "__wrapped__", made).__code__
+        missing += [f"{owner.__name__}.{name}" for name in names if name not in code.co_names]
+    return missing
+
+
+if _missing := missing_internals():
+    raise ImportError(
+        f"lightning {lightning.__version__} has no {', '.join(_missing)}; "
+        "expected a version that itmkit was written for (see its dependencies)"
+    )
+
+
+# ------------------------------------------------------------------------------------- signals
+
+
+def signal_handlers(trainer: Trainer) -> tuple[Handler, Handler]:
+    """Lightning's own handlers of SIGTERM, and of SLURM's signal before the time is up."""
+    signals: Any = trainer._signal_connector
+    kind: Any = type(signals)
+    own = kind._sigterm_notifier_fn, kind._slurm_sigusr_handler_fn
+    return partial(own[0], signals), partial(own[1], signals)
+
+
+def set_signal_handlers(trainer: Trainer, sigterm: Handler, slurm: Handler | None = None) -> None:
+    """Let other handlers take their place, before the Trainer registers them."""
+    signals: Any = trainer._signal_connector
+    signals._sigterm_notifier_fn = sigterm
+    if slurm is not None:
+        signals._slurm_sigusr_handler_fn = slurm
+
+
+def note_sigterm(trainer: Trainer, noted: bool = True) -> None:
+    """Let Lightning end the run, or not, as if it had received a SIGTERM."""
+    trainer._signal_connector.received_sigterm = noted
+
+
+def share_no_sigterm(trainer: Trainer) -> None:
+    """Leave out the broadcast by which Lightning tells all processes in each step."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None
+
+
+# --------------------------------------------------------------------------------------- loops
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the gradients of this batch wait for those of the next."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def epoch_ends(trainer: Trainer) -> bool:
+    """Whether this batch is the last one of its epoch."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning would validate after this batch."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step that Lightning writes beside what it logs of this batch."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def set_logged_step(trainer: Trainer, step: int) -> None:
+    """Set :func:`logged_step`."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
+def metrics_to_log(trainer: Trainer) -> dict[str, Any] | None:
+    """What Lightning logs of this batch; None where it logs nothing."""
+    logs = trainer._logger_connector
+    return dict(logs.metrics["log"]) if logs.should_update_logs else None
+
+
+def restart_epoch_anew(trainer: Trainer) -> None:
+    """Let a resumed run begin its next epoch, not the rest of one that was over."""
+    fit = trainer.fit_loop
+    fit._restarting = fit.epoch_loop.restarting = False
+    fit.reset_restart_stage()
+
+
+def restart_whole_validation(trainer: Trainer) -> None:
+    """Let a resumed run do all of the validation that it was stopped in, or right before."""
+    validation = trainer.fit_loop.epoch_loop.val_loop
+    validation.restarting = False
+    validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+
+
+# ----------------------------------------------------------------------------------------- DDP
+
+
+def wrap_anew(strategy: DDPStrategy, wrapper: DistributedDataParallel) -> None:
+    """Let DDP look again at which parameters have a gradient."""
+    wrapper._remove_autograd_hooks()  # else they stay for as long as somebody holds the wrapper
+    strategy.model = wrapper.module
+    strategy.configure_ddp()
+    strategy._pl_static_graph_delay_done = False
