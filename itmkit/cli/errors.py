@@ -72,8 +72,8 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and _PROCESS_GONE.search(text):
         return "another process of this run has ended; its own error says why"
     if isinstance(error, RuntimeError) and _WORKER_GONE.match(text):
-        told = "a process that reads the data was killed; where memory is short, fewer may do"
-        return _line(f"{told} (data.num_workers): {text}")
+        hint = "a process that reads the data was killed; where memory is short, fewer may do"
+        return _line(f"{hint} (data.num_workers): {text}")
     if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict for "):
         head, *details = (line.strip() for line in text.splitlines())
         return _line(f"{head} {' '.join(details)}", limit=400)

@@ -14,7 +14,7 @@ from itmkit.checks import InputError
 from itmkit.data import ImageTextData, WordTokenizer
 from itmkit.nn import WordEmbedding
 
-_MOST_TOLD = 5  # of what does not fit, in an error
+_MOST_LISTED = 5  # of what does not fit, in an error
 
 
 def load_initial_weights(
@@ -43,9 +43,9 @@ def load_initial_weights(
         InputError: if something does not fit, or if nothing does.
     """
     saved, own = checkpoint["state_dict"], model.state_dict()
-    anew = _training_state(model)
-    misfits = dict.fromkeys(saved.keys() - own.keys() - anew, "not in the model")
-    for name in own.keys() - anew:
+    run_state = _training_state(model)
+    misfits = dict.fromkeys(saved.keys() - own.keys() - run_state, "not in the model")
+    for name in own.keys() - run_state:
         if name not in saved:
             misfits[name] = "not in the checkpoint"
         elif saved[name].shape != own[name].shape:
@@ -53,23 +53,22 @@ def load_initial_weights(
     words, of_data = _other_words(checkpoint, model, data)
     for name in words & own.keys():
         misfits[name] = f"{misfits[name]}; {of_data}" if name in misfits else of_data
-    told = [f"{name} ({misfits[name]})" for name in sorted(misfits)]
-    fitting = {
-        name: value for name, value in saved.items() if name not in misfits and name not in anew
-    }
-    if strict and told:
-        more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+    unfit = [f"{name} ({misfits[name]})" for name in sorted(misfits)]
+    left_out = misfits.keys() | run_state
+    fitting = {name: value for name, value in saved.items() if name not in left_out}
+    if strict and unfit:
+        more = f" and {len(unfit) - _MOST_LISTED} more" if len(unfit) > _MOST_LISTED else ""
         raise InputError(
-            f"init_from '{path}' does not fit: {', '.join(told[:_MOST_TOLD])}{more}; "
+            f"init_from '{path}' does not fit: {', '.join(unfit[:_MOST_LISTED])}{more}; "
             "--init_strict false leaves out what does not fit"
         )
     if not fitting:
         raise InputError(f"init_from '{path}' has no weights that fit the model; expected some")
     model.load_state_dict(fitting, strict=False)
-    say = rank_zero_only(print)
-    say(f"weights of {path}: {len(fitting)} of {len(own.keys() - anew)} tensors")
-    for line in told:
-        say(f"left out: {line}")
+    report = rank_zero_only(print)
+    report(f"weights of {path}: {len(fitting)} of {len(own.keys() - run_state)} tensors")
+    for line in unfit:
+        report(f"left out: {line}")
 
 
 def _training_state(model: nn.Module) -> set[str]:

@@ -231,7 +231,7 @@ class MatcherCLI(LightningCLI):
                 arguments["save_dir"] = str(self.run_folder)
 
     def instantiate_classes(self) -> None:
-        with self._discarding_in_vain():
+        with self._discard_on_error():
             with self._weights_that_follow():
                 super().instantiate_classes()
             self.model.model_config = self.plain_config["model"]
@@ -305,7 +305,7 @@ class MatcherCLI(LightningCLI):
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             return
         rows = {}
-        with self._told_where_to_resume(), self._discarding_in_vain():
+        with self._report_signal(), self._discard_on_error():
             datamodule.trainer = self.trainer  # knows the number of processes
             datamodule.setup("fit")  # training data at fault is found before anything is measured
             steps_before = 0
@@ -320,9 +320,9 @@ class MatcherCLI(LightningCLI):
             start = time.monotonic()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             minutes = (time.monotonic() - start) / 60
-        self._tell_result(steps_before)
+        self._report_result(steps_before)
         best = self.checkpoint.best_model_path if self.checkpoint else ""
-        with self._told_where_to_resume(), self._nothing_logged():
+        with self._report_signal(), self._without_loggers():
             rows["trained"] = self._measure("validate", best or None)
         self._write_skipped()
         self._report(rows, "val")
@@ -349,7 +349,7 @@ class MatcherCLI(LightningCLI):
 
     def predict(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
-        with self._discarding_in_vain():
+        with self._discard_on_error():
             if self.trainer.world_size > 1:
                 raise InputError(f"predict takes one process, got {self.trainer.world_size}")
             parts = self.trainer.predict(
@@ -364,31 +364,31 @@ class MatcherCLI(LightningCLI):
 
     def _evaluate(self, command: str, ckpt_path: str | None) -> None:
         rows = {}
-        with self._told_where_to_resume(), self._discarding_in_vain():
+        with self._report_signal(), self._discard_on_error():
             if self._measures_untrained(default=False) and ckpt_path is not None:
-                with self._nothing_logged():
+                with self._without_loggers():
                     rows["untrained"] = self._measure(command)
             label = "untrained" if ckpt_path is None else "trained"
             rows[label] = self._measure(command, ckpt_path)
         self._write_skipped()
         self._report(rows, STAGES[command])
 
-    def _tell_result(self, steps_before: int) -> None:
+    def _report_result(self, steps_before: int) -> None:
         """Say if nothing was trained, and where the weights are, if not in ``best.ckpt``."""
-        say, trainer = rank_zero_only(print), self.trainer
+        report, trainer = rank_zero_only(print), self.trainer
         if trainer.global_step == steps_before:
-            say(
+            report(
                 f"nothing was trained: the run was at step {steps_before} already "
                 f"(trainer.max_epochs {trainer.max_epochs}, max_steps {trainer.max_steps})"
             )
         if self.last is None or self.checkpoint is None:
-            say("the weights are not saved: trainer.enable_checkpointing is false")
+            report("the weights are not saved: trainer.enable_checkpointing is false")
         elif not self.checkpoint.best_model_path:
             validated = any(name.startswith("val/") for name in trainer.callback_metrics)
             why = f"{self.checkpoint.monitor} was not logged" if validated else "no validation ran"
             if self.checkpoint.save_top_k == 0:
                 why = "checkpoint.save_top_k is 0"
-            say(f"there is no best.ckpt ({why}); the weights at the end are in {self.last.path}")
+            report(f"there is no best.ckpt ({why}); the weights at the end are in {self.last.path}")
 
     def _measures_untrained(self, *, default: bool) -> bool:
         chosen = self.config[self.subcommand].untrained
@@ -436,7 +436,7 @@ class MatcherCLI(LightningCLI):
             print(f"run folder: {self.run_folder}")
 
     @contextmanager
-    def _nothing_logged(self) -> Iterator[None]:
+    def _without_loggers(self) -> Iterator[None]:
         loggers, self.trainer.loggers = self.trainer.loggers, []
         try:
             yield
@@ -444,7 +444,7 @@ class MatcherCLI(LightningCLI):
             self.trainer.loggers = loggers
 
     @contextmanager
-    def _told_where_to_resume(self) -> Iterator[None]:
+    def _report_signal(self) -> Iterator[None]:
         """End as processes do that a signal ended, with a line that says how to go on."""
         try:
             yield
@@ -466,7 +466,7 @@ class MatcherCLI(LightningCLI):
             sys.exit(128 + ended_by)
 
     @contextmanager
-    def _discarding_in_vain(self) -> Iterator[None]:
+    def _discard_on_error(self) -> Iterator[None]:
         """Take the run's folder back if an error comes before the first training step."""
         try:
             yield

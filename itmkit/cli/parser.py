@@ -58,15 +58,15 @@ class OneLineParser(ArgumentParser):
         """Leave with status 2, or raise where jsonargparse wants to go on itself."""
         if not self.exit_on_error:
             super().error(message, ex)
-        told = ""
+        text = ""
         for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
             if line and not _NOISE.fullmatch(line):
-                told += (" " if told.endswith(":") else "; " if told else "") + line
+                text += (" " if text.endswith(":") else "; " if text else "") + line
         for pattern, plainer in _PLAINER:
-            told = re.sub(pattern, plainer, told)
+            text = re.sub(pattern, plainer, text)
         if "arguments are required" in message:
-            fail(told + self.required_hint)
-        fail(told + _suggestion(getattr(ex, "subcommand_parser", None) or self, message))
+            fail(text + self.required_hint)
+        fail(text + _suggestion(getattr(ex, "subcommand_parser", None) or self, message))
 
 
 def _suggestion(parser: ArgumentParser, message: str) -> str:

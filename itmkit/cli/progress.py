@@ -108,8 +108,8 @@ class _RunTqdm(Tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         left = self.remaining_run
-        told = "?" if left is None else self.format_interval(left)
-        return {**super().format_dict, "remaining_run": told}
+        text = "?" if left is None else self.format_interval(left)
+        return {**super().format_dict, "remaining_run": text}
 
 
 def _total_steps(trainer: Trainer) -> int | None:

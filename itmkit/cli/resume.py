@@ -51,13 +51,13 @@ class ExactResume(Callback):
     epoch is over, and a longer run that resumes would leave out the rest of it; and a run that
     resumes from the end of an epoch would leave out the next one.
 
-    Options that differ from those of the checkpoint are applied and told, or refused, where
+    Options that differ from those of the checkpoint are applied and printed, or refused, where
     Lightning would restore the old ones: of the optimizer and its schedule
     (:func:`~itmkit.cli.resumed_options.apply_options`), of callbacks, and the seed. A resumed run
     has all of its ``max_time``. On another number of processes each draws new random numbers.
 
     Args:
-        options: what the run was configured with, nested, in plain values; told where it differs.
+        options: what the run was configured with, nested, in plain values.
 
     Raises:
         InputError: when a resumed fit starts, for an option that cannot be changed.
@@ -90,12 +90,12 @@ class ExactResume(Callback):
             "buffers": _own_buffers(pl_module),
             "shares_buffers": getattr(trainer.model, _SHARES_BUFFERS, True),
         }
-        everyone = [mine] * world_size()
+        gathered = [mine] * world_size()
         if world_size() > 1:
-            dist.all_gather_object(everyone, mine)
+            dist.all_gather_object(gathered, mine)
         validation_comes = _validation_comes(trainer)
         checkpoint[KEY] = {
-            "processes": everyone,
+            "processes": gathered,
             "row": _row_to_come(trainer),
             "validates": self._validates or validation_comes,
             "options": self._options,
@@ -138,8 +138,8 @@ class ExactResume(Callback):
             for name, value in arguments.items():
                 if restored[name] is not value and restored[name] != value:
                     setattr(callback, name, value)
-                    told = f"{type(callback).__name__}.{name}"
-                    applied.append(Change(told, restored[name], value))
+                    option = f"{type(callback).__name__}.{name}"
+                    applied.append(Change(option, restored[name], value))
         changes += [one for one in applied if one.name.rpartition(".")[2] not in words]
         for change in changes:
             rank_zero_only(print)(f"changed since the checkpoint: {change}")

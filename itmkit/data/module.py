@@ -196,10 +196,10 @@ class ImageTextData(LightningDataModule):
         Returns:
             The path of the file, where one was written.
         """
-        everyone = [self._skips] * world_size()
+        gathered = [self._skips] * world_size()
         if world_size() > 1:
-            dist.all_gather_object(everyone, self._skips)
-        skips = {key: skip for found in everyone for key, skip in found.items()}
+            dist.all_gather_object(gathered, self._skips)
+        skips = {key: skip for found in gathered for key, skip in found.items()}
         if folder is None or not skips or rank() != 0:
             return None
         path = user_path(folder) / "skipped.json"

@@ -25,7 +25,7 @@ class BagOfWords(nn.Module):
 
     Raises:
         InputError: a wrong size, an id outside the vocabulary, or a mask that does not fit ``ids``;
-            in use, a number of word ids that nothing has told.
+            in use, a number of word ids that is still unknown.
 
     Example:
         >>> import torch

@@ -37,7 +37,7 @@ class BiGRU(nn.Module):
     Raises:
         InputError: a wrong size, an id outside the vocabulary, a mask that does not fit ``ids`` or
             has padding before a word, word vectors of another shape; in use, a number of word ids
-            that nothing has told.
+            that is still unknown.
         FileNotFoundError: there is no file ``word_vectors``.
 
     Example:

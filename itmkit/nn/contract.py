@@ -71,8 +71,8 @@ def common_width(**encoders: nn.Module | None) -> int:
     """
     widths = {name: encoder_width(name, one) for name, one in encoders.items() if one is not None}
     if len(set(widths.values())) > 1:
-        told = ", ".join(f"{name}.dim {width}" for name, width in widths.items())
-        raise InputError(f"the widths differ: {told}; expected one")
+        listed = ", ".join(f"{name}.dim {width}" for name, width in widths.items())
+        raise InputError(f"the widths differ: {listed}; expected one")
     return next(iter(widths.values()))
 
 
@@ -86,6 +86,6 @@ def common_levels(**encoders: nn.Module) -> int:
         name: one.levels if isinstance(one, LevelsEncoder) else 1 for name, one in encoders.items()
     }
     if len(set(levels.values())) > 1:
-        told = ", ".join(f"{name}.levels {count}" for name, count in levels.items())
-        raise InputError(f"the levels differ: {told}; expected one number")
+        listed = ", ".join(f"{name}.levels {count}" for name, count in levels.items())
+        raise InputError(f"the levels differ: {listed}; expected one number")
     return next(iter(levels.values()))

@@ -139,14 +139,14 @@ class Encoding:
         lone = {n for n in fields if n.endswith("mask")} - set(masks.values())
         long = sorted({n for n, value in fields.items() if value.ndim > 2} | lone)
         own = [fields[n].shape[1] for n in long] + [mask in fields for mask in masks.values()]
-        told = (
+        table = (
             [[]]
             if not own
             else gather(torch.tensor([own], device=self.device), sizes=[1] * world_size()).tolist()
         )
-        lengths = {name: [row[i] for row in told] for i, name in enumerate(long)}
+        lengths = {name: [row[i] for row in table] for i, name in enumerate(long)}
         for i, (name, mask) in enumerate(masks.items(), len(long)):
-            if any(row[i] for row in told) or len(set(lengths[name])) > 1:
+            if any(row[i] for row in table) or len(set(lengths[name])) > 1:
                 fields[mask] = _field(self, mask)
                 lengths[mask] = lengths[name]
         for name, found in lengths.items():

@@ -73,10 +73,10 @@ class FiniteLoss:
         if latest.values[latest.terms.index("loss")].isfinite():
             self._latest = None
             return
-        told = ", ".join(f"{name}={value:.6g}" for name, value in values.items())
+        listed = ", ".join(f"{name}={value:.6g}" for name, value in values.items())
         process = f" of process {rank()}" if world_size() > 1 else ""
         rows = ", ".join(map(str, latest.image_ids.tolist()))
         raise InputError(
-            f"the training loss is not finite in {latest.name}: {told}; "
+            f"the training loss is not finite in {latest.name}: {listed}; "
             f"rows of the images{process} in the training data: {rows}"
         )

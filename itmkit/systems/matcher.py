@@ -260,15 +260,15 @@ class Matcher(LightningModule, ABC):
 
     def on_validation_start(self) -> None:
         self._finite_loss.look()
-        self._settle_vocabulary()
+        self._complete_vocabulary()
 
     def on_test_start(self) -> None:
-        self._settle_vocabulary()
+        self._complete_vocabulary()
 
     def on_predict_start(self) -> None:
-        self._settle_vocabulary()
+        self._complete_vocabulary()
 
-    def _settle_vocabulary(self) -> None:
+    def _complete_vocabulary(self) -> None:
         if self.trainer.state.fn != "fit":  # whose start has done it
             complete_embeddings(self, getattr(self.trainer, "datamodule", None))
             check_vocabulary(self, self.trainer)
@@ -415,9 +415,9 @@ def check_system(checkpoint: Mapping[str, Any], system: type, *, name: str) -> N
 
 def _of_all_processes(parts: list[Gallery]) -> Gallery:
     if world_size() > 1:
-        everyone: list[list[Gallery]] = [[]] * world_size()
-        dist.all_gather_object(everyone, parts)
-        parts = [part for rank in everyone for part in rank]
+        gathered: list[list[Gallery]] = [[]] * world_size()
+        dist.all_gather_object(gathered, parts)
+        parts = [part for rank in gathered for part in rank]
     return Gallery.cat(parts)
 
 

@@ -139,13 +139,13 @@ class WarmupCosine(LRScheduler):
             changed = [name for name, value in settings.items() if saved.get(name, value) != value]
             if not changed:
                 return
-            told = [
+            changes = [
                 f"{n} was {saved[n]} and is {settings[n]}" for n in changed if saved[n] is not None
             ]
-            if told:  # a length that was not known is none that was changed
+            if changes:  # a length that was not known is none that was changed
                 rank_zero_warn(
-                    f"WarmupCosine: {', '.join(told)}; from step {self.last_epoch} on the learning "
-                    "rates are those of the new schedule"
+                    f"WarmupCosine: {', '.join(changes)}; from step {self.last_epoch} on the "
+                    "learning rates are those of the new schedule"
                 )
         self._last_lr = self._rates()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):

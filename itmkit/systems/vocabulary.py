@@ -35,14 +35,14 @@ def check_vocabulary(model: nn.Module, trainer: Trainer) -> None:
     tokenizer: Any = getattr(_data(trainer), "tokenizer", None)
     kind = type(tokenizer).__name__ if tokenizer is not None else "data"
     for name, encoder in encoders:
-        told = f"{name}.vocab_size is {encoder.vocab_size}, but the {kind} has {size} ids"
+        mismatch = f"{name}.vocab_size is {encoder.vocab_size}, but the {kind} has {size} ids"
         if size > encoder.vocab_size:
-            raise InputError(f"{told}; expected {size}, or another tokenizer")
+            raise InputError(f"{mismatch}; expected {size}, or another tokenizer")
         source = getattr(encoder, "name_or_path", None)
         made_for_it = source is not None and source == getattr(tokenizer, "name_or_path", None)
         if size < encoder.vocab_size and not made_for_it:
             rank_zero_warn(
-                f"{told}: they may not be made for each other, and {encoder.vocab_size - size} "
+                f"{mismatch}: they may not be made for each other, and {encoder.vocab_size - size} "
                 "rows of the embedding are never used"
             )
 
