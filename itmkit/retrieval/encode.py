@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from itmkit.checks import InputError, integer_vector, type_of
+from itmkit.distributed import world_size
 from itmkit.modes import evaluation_mode
 from itmkit.retrieval.encoding import Encoding, check_encodings
 from itmkit.retrieval.protocol import RetrievalModel
@@ -51,7 +53,7 @@ class Gallery:
 
     @classmethod
     def cat(cls, parts: Sequence[Gallery]) -> Gallery:
-        """One gallery of several, with the images and captions that come again left out.
+        """One gallery of several, without duplicates of images and captions.
 
         Images are in the order of their ids, captions in that of their images and then their own
         ids: whichever process encoded what, the gallery is the same.
@@ -74,6 +76,14 @@ class Gallery:
             text_image_ids[texts],
             text_ids[texts],
         )
+
+    @classmethod
+    def gathered(cls, parts: Sequence[Gallery]) -> Gallery:
+        """One gallery of the parts of all processes, the same on each; see :meth:`cat`."""
+        found = [list(parts)] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(found, list(parts))
+        return cls.cat([part for rank in found for part in rank])
 
     def to(self, device: torch.device | str) -> Gallery:
         """The same with its encodings on a device; the ids stay on the CPU."""

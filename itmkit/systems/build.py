@@ -48,6 +48,29 @@ def build(config: Mapping[str, Any], bases: Mapping[str, type], *, source: str) 
     return {name: built[name] for name in bases}
 
 
+def build_system(
+    config: Mapping[str, Any], kind: type, arguments: Mapping[str, Any], *, source: str
+) -> Any:
+    """Build the system that the section of a checkpoint describes.
+
+    Args:
+        config: ``{"class_path": …, "init_args": …}``, whose class paths are checked first.
+        kind: class that it must be of; where this derives from the described one, it is built.
+        arguments: take the place of those of the section.
+        source: of the section, for errors.
+
+    Raises:
+        InputError: another system, or a class path that is not allowed.
+    """
+    system = check_class_paths(config, source=source)
+    config = {**config, "init_args": config.get("init_args", {}) | dict(arguments)}
+    if kind is not system and issubclass(kind, system):
+        config["class_path"] = f"{kind.__module__}.{kind.__qualname__}"
+    elif not issubclass(system, kind):
+        raise InputError(f"{source} is of the system {system.__name__}; expected {kind.__name__}")
+    return build({"model": config}, {"model": kind}, source=source)["model"]
+
+
 def check_class_paths(section: Mapping[str, Any], *, source: str) -> Any:
     """The class that a section describes, which may be built without running what is unknown.
 

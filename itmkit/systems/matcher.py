@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
@@ -19,14 +18,15 @@ from torch import Tensor
 
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
-from itmkit.distributed import gather_all, world_size
+from itmkit.distributed import gather_all
 from itmkit.losses.triplet import Negatives
 from itmkit.nn.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.pretrained import sources, weights_follow
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
-from itmkit.systems.build import build, check_class_paths
+from itmkit.systems.build import build_system
 from itmkit.systems.finite_loss import FiniteLoss
+from itmkit.systems.optimizer import make_optimizer
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
 from itmkit.systems.vocabulary import check_vocabulary, complete_embeddings, limit_captions
 
@@ -224,23 +224,7 @@ class Matcher(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Parameter groups by learning-rate factor; parameters without gradient are left out."""
-        groups: dict[float, list[Tensor]] = {}
-        unused = set(self.lr_factors)
-        for name, parameter in self.named_parameters():
-            starts = [start for start in self.lr_factors if name.startswith(start)]
-            unused -= set(starts)
-            if parameter.requires_grad:
-                factor = self.lr_factors[max(starts, key=len)] if starts else 1.0
-                groups.setdefault(factor, []).append(parameter)
-        if unused:
-            raise InputError(
-                f"lr_factors names {sorted(unused)[0]!r}, but no parameter of "
-                f"{type(self).__name__} starts so"
-            )
-        make = self.optimizer or _adamw
-        optimizer = make([{"params": params, "lr_factor": f} for f, params in groups.items()])
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * group["lr_factor"]
+        optimizer = make_optimizer(self, self.optimizer, self.lr_factors)
         if self.lr_scheduler is None:
             return optimizer
         schedule = self.lr_scheduler(optimizer)
@@ -295,7 +279,7 @@ class Matcher(LightningModule, ABC):
         if isinstance(loaders, Mapping):
             loaders = list(loaders.values())
         for index, loader in enumerate(loaders if isinstance(loaders, Sequence) else [loaders]):
-            gallery = _of_all_processes(evaluated.get(index, []))
+            gallery = Gallery.gathered(evaluated.get(index, []))
             if index == 0:
                 self.gallery_size = (len(gallery.images), len(gallery.texts))
             recall = self._recall(gallery, loader)
@@ -384,16 +368,8 @@ class Matcher(LightningModule, ABC):
                 checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
             )
         source = f"checkpoint '{checkpoint_path!s}'"
-        system = check_class_paths(config, source=source)
-        config = {**config, "init_args": config.get("init_args", {}) | kwargs}
-        if cls is not system and issubclass(cls, system):
-            config["class_path"] = f"{cls.__module__}.{cls.__qualname__}"
-        elif not issubclass(system, cls):
-            raise InputError(
-                f"{source} is of the system {system.__name__}; expected {cls.__name__}"
-            )
         with weights_follow(stored.get("pretrained")):
-            model: Self = build({"model": config}, {"model": cls}, source=source)["model"]
+            model: Self = build_system(config, cls, kwargs, source=source)
         model.model_config = stored["model_config"]
         model.on_load_checkpoint(stored)
         model.load_state_dict(stored["state_dict"], strict=strict is not False)
@@ -411,18 +387,6 @@ def check_system(checkpoint: Mapping[str, Any], system: type, *, name: str) -> N
     if found not in own:
         of = f"of the system {found}" if found else "of no system of itmkit"
         raise InputError(f"{name} is {of}; expected {' or '.join(own)}")
-
-
-def _of_all_processes(parts: list[Gallery]) -> Gallery:
-    if world_size() > 1:
-        gathered: list[list[Gallery]] = [[]] * world_size()
-        dist.all_gather_object(gathered, parts)
-        parts = [part for rank in gathered for part in rank]
-    return Gallery.cat(parts)
-
-
-def _adamw(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=2e-4, weight_decay=1e-4)
 
 
 def cosine_scores(image: Tensor, text: Tensor) -> Tensor:
