@@ -50,6 +50,24 @@ def checkpoint_file(given: str | Path, option: str, *, command: str | None = Non
     return found if path.is_absolute() else Path(os.path.relpath(found))
 
 
+def choose_start(command: str, options: Any, given: set[str]) -> None:
+    """Keep one of ``ckpt_path`` and ``init_from``: that of the command line."""
+    if command != "fit":
+        if "init_from" in given:
+            raise InputError(f"init_from is an option of fit; expected --ckpt_path for {command}")
+        options.init_from = None
+    if options.ckpt_path is None or options.init_from is None:
+        return
+    chosen = given & {"ckpt_path", "init_from"}
+    if len(chosen) != 1:
+        raise InputError(
+            f"ckpt_path is '{options.ckpt_path}' and init_from '{options.init_from}'; expected "
+            "one: ckpt_path goes on with a run, init_from starts a new one from its weights"
+        )
+    (other,) = {"ckpt_path", "init_from"} - chosen
+    options[other] = None
+
+
 def config_of(given: str | Path) -> Path | None:
     """The ``config.yaml`` of the run that a checkpoint or a folder is of, if there is one."""
     path = user_path(given).resolve()

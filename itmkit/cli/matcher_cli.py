@@ -7,12 +7,8 @@ always wins over what a checkpoint remembers.
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,25 +19,26 @@ import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import (
     LambdaCallback,
     ModelCheckpoint,
     ProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from itmkit.checks import InputError
 from itmkit.cli.arguments import with_config_paths
 from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from itmkit.cli.cpu_precision import precision_on_cpu
 from itmkit.cli.evaluated import evaluated_on
 from itmkit.cli.given_checkpoint import (
     check_resumable,
     check_same_data,
     checkpoint_file,
+    choose_start,
     config_from_run_folder,
     given_options,
     read_checkpoint,
@@ -51,6 +48,7 @@ from itmkit.cli.layer_sync import BatchNormSync
 from itmkit.cli.matcher_parser import MatcherParser
 from itmkit.cli.metrics_table import Curves, MetricsTable
 from itmkit.cli.progress import RunProgressBar
+from itmkit.cli.quiet import quieten_lightning
 from itmkit.cli.resume import ExactResume
 from itmkit.cli.run_folder import (
     check_name,
@@ -61,8 +59,7 @@ from itmkit.cli.run_folder import (
     requeued_from,
 )
 from itmkit.cli.run_record import RunRecord
-from itmkit.cli.signals import EndTogether
-from itmkit.distributed import leave
+from itmkit.cli.signals import EndTogether, reporting_signal
 from itmkit.files import atomic_write, user_path, write_text
 from itmkit.pretrained import weights_follow
 from itmkit.retrieval import Gallery, recall_table, write_metrics
@@ -90,7 +87,7 @@ class MatcherCLI(LightningCLI):
         data_class: type[LightningDataModule],
         arguments: list[str],
     ) -> None:
-        _quieten()
+        quieten_lightning()
         self.arguments = arguments
         self._given = given_options(arguments)
         arguments = [arguments[0], *config_from_run_folder(arguments[0], arguments[1:])]
@@ -169,7 +166,7 @@ class MatcherCLI(LightningCLI):
         # Lightning would let the checkpoint's hyper-parameters override the command line here.
         command = self.config.subcommand
         options = self.config[command]
-        self._choose_start(command, options)
+        choose_start(command, options, self._given)
         if options.ckpt_path is not None:
             path = checkpoint_file(options.ckpt_path, "ckpt_path", command=command)
             checkpoint = read_checkpoint(path, "ckpt_path", _system(options))
@@ -178,25 +175,6 @@ class MatcherCLI(LightningCLI):
             options.ckpt_path = str(path)
         elif options.init_from is not None:
             options.init_from = str(checkpoint_file(options.init_from, "init_from"))
-
-    def _choose_start(self, command: str, options: Any) -> None:
-        """Keep one of ``ckpt_path`` and ``init_from``: that of the command line."""
-        if command != "fit":
-            if "init_from" in self._given:
-                raise InputError(
-                    f"init_from is an option of fit; expected --ckpt_path for {command}"
-                )
-            options.init_from = None
-        if options.ckpt_path is None or options.init_from is None:
-            return
-        given = self._given & {"ckpt_path", "init_from"}
-        if len(given) != 1:
-            raise InputError(
-                f"ckpt_path is '{options.ckpt_path}' and init_from '{options.init_from}'; expected "
-                "one: ckpt_path goes on with a run, init_from starts a new one from its weights"
-            )
-        (other,) = {"ckpt_path", "init_from"} - given
-        options[other] = None
 
     def before_instantiate_classes(self) -> None:
         """Claim the folder of the run, and let loggers write there that would write just here."""
@@ -264,12 +242,7 @@ class MatcherCLI(LightningCLI):
         self.ending = EndTogether()
         record = RunRecord(self.run_folder, self.plain_config, self.arguments)
         callbacks += [record, self.ending]
-        if options.precision in (16, "16", "16-mixed") and _runs_on_cpu(options.accelerator):
-            # Lightning would take bf16-mixed, which many processors are several times slower in.
-            rank_zero_warn(
-                "trainer.precision '16-mixed' needs a GPU: '32-true' is used on this CPU"
-            )
-            kwargs["precision"] = "32-true"
+        kwargs |= precision_on_cpu(options.precision, options.accelerator)
         if options.sync_batchnorm:
             kwargs["plugins"] = [*_as_list(options.plugins), BatchNormSync()]
         if options.fast_dev_run:
@@ -305,7 +278,7 @@ class MatcherCLI(LightningCLI):
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             return
         rows = {}
-        with self._report_signal(), self._discard_on_error():
+        with self._reporting_signal(), self._discard_on_error():
             datamodule.trainer = self.trainer  # knows the number of processes
             datamodule.setup("fit")  # training data at fault is found before anything is measured
             steps_before = 0
@@ -322,7 +295,7 @@ class MatcherCLI(LightningCLI):
             minutes = (time.monotonic() - start) / 60
         self._report_result(steps_before)
         best = self.checkpoint.best_model_path if self.checkpoint else ""
-        with self._report_signal(), self._without_loggers():
+        with self._reporting_signal(), self._without_loggers():
             rows["trained"] = self._measure("validate", best or None)
         self._write_skipped()
         self._report(rows, "val")
@@ -364,7 +337,7 @@ class MatcherCLI(LightningCLI):
 
     def _evaluate(self, command: str, ckpt_path: str | None) -> None:
         rows = {}
-        with self._report_signal(), self._discard_on_error():
+        with self._reporting_signal(), self._discard_on_error():
             if self._measures_untrained(default=False) and ckpt_path is not None:
                 with self._without_loggers():
                     rows["untrained"] = self._measure(command)
@@ -443,27 +416,9 @@ class MatcherCLI(LightningCLI):
         finally:
             self.trainer.loggers = loggers
 
-    @contextmanager
-    def _report_signal(self) -> Iterator[None]:
-        """End as processes do that a signal ended, with a line that says how to go on."""
-        try:
-            yield
-        except SystemExit as stop:  # Lightning's answer to SIGTERM and Ctrl-C
-            if isinstance(stop, SIGTERMException):
-                ended_by = signal.SIGINT if self.ending.interrupted else signal.SIGTERM
-            elif isinstance(stop.__context__, KeyboardInterrupt):
-                ended_by = signal.SIGINT
-            else:
-                raise
-            if self.trainer.is_global_zero:
-                last = self.last.path if self.last is not None else None
-                told = f"; to go on: --ckpt_path {last}" if last and last.is_file() else ""
-                print(f"itmkit: ended by {ended_by.name}{told}", file=sys.stderr)
-            if isinstance(stop, SIGTERMException):  # all are here
-                leave()
-                if not self.trainer.is_global_zero:
-                    sys.exit()  # the first speaks for all: Lightning kills it where another fails
-            sys.exit(128 + ended_by)
+    def _reporting_signal(self) -> AbstractContextManager[None]:
+        last = self.last.path if self.last is not None else None
+        return reporting_signal(self.trainer, self.ending, last)
 
     @contextmanager
     def _discard_on_error(self) -> Iterator[None]:
@@ -484,13 +439,6 @@ def _is_first_process(num_nodes: int) -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0 and int(node) == 0
 
 
-def _runs_on_cpu(accelerator: Any) -> bool:
-    """Whether a Trainer would take the CPU, asked before there is one."""
-    if accelerator == "auto":
-        return not (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
-    return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)
-
-
 def _system(options: Any) -> type:
     """The class of the system that options name, which they were checked against."""
     return cast(type, locate(options.model.class_path))
@@ -505,19 +453,3 @@ def _as_list(value: Any) -> list[Any]:
     if isinstance(value, list):
         return list(value)
     return [] if value is None or isinstance(value, bool) else [value]
-
-
-def _quieten() -> None:
-    """Hold back what Lightning says that is an advertisement, or not so for a Matcher."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-    for message in (
-        r".*isinstance\(treespec, LeafSpec\)",
-        r".*sync_dist=True",  # recall is computed from all processes' items, and so the same on all
-        r"Using `DistributedSampler` with the dataloaders",  # items that come twice count once
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return "Tip:" not in message and "`LightningModule.configure_callbacks`" not in message

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +22,7 @@ from itmkit._internals import (
     share_no_sigterm,
     signal_handlers,
 )
-from itmkit.distributed import world_size
+from itmkit.distributed import leave, world_size
 
 
 class EndTogether(Callback):
@@ -119,3 +123,25 @@ class EndTogether(Callback):
             _, requeue = signal_handlers(trainer)
             requeue(0, None)
         return self._ends
+
+
+@contextmanager
+def reporting_signal(trainer: Trainer, ending: EndTogether, last: Path | None) -> Iterator[None]:
+    """End as processes do that a signal ended, with a line that says how to go on."""
+    try:
+        yield
+    except SystemExit as stop:  # Lightning's answer to SIGTERM and Ctrl-C
+        if isinstance(stop, SIGTERMException):
+            ended_by = signal.SIGINT if ending.interrupted else signal.SIGTERM
+        elif isinstance(stop.__context__, KeyboardInterrupt):
+            ended_by = signal.SIGINT
+        else:
+            raise
+        if trainer.is_global_zero:
+            hint = f"; to go on: --ckpt_path {last}" if last and last.is_file() else ""
+            print(f"itmkit: ended by {ended_by.name}{hint}", file=sys.stderr)
+        if isinstance(stop, SIGTERMException):  # all are here
+            leave()
+            if not trainer.is_global_zero:
+                sys.exit()  # the first speaks for all: Lightning kills it where another fails
+        sys.exit(128 + ended_by)

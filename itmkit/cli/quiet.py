@@ -1,0 +1,22 @@
+"""Which messages of Lightning are held back."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def quieten_lightning() -> None:
+    """Hold back what Lightning says that is an advertisement, or not so for a Matcher."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\)",
+        r".*sync_dist=True",  # recall is computed from all processes' items, and so the same on all
+        r"Using `DistributedSampler` with the dataloaders",  # items that come twice count once
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "Tip:" not in message and "`LightningModule.configure_callbacks`" not in message
