@@ -157,6 +157,17 @@ class BestCheckpoint(ModelCheckpoint):
         return str(target)
 
 
+def best_named_in(last: Path) -> Path | None:
+    """The best checkpoint that ``last.ckpt`` knows of in its folder, whatever its name."""
+    states = torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    for key, state in states.items():
+        if key.startswith(BestCheckpoint.__name__) and state["best_model_path"]:
+            path = last.parent / _inside(Path(state["dirpath"] or ""), state["best_model_path"])
+            if path.is_file():
+                return path
+    return None
+
+
 def _inside(folder: Path, path: str) -> Path:
     """A path relative to the folder that it is in: the name may have folders of its own."""
     full = Path(path)

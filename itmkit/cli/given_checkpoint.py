@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from itmkit.checks import InputError
+from itmkit.cli.checkpoints import best_named_in
 from itmkit.data import ImageTextData
 from itmkit.files import user_path
 from itmkit.systems.matcher import check_system
@@ -25,7 +26,8 @@ def checkpoint_file(given: str | Path, option: str, *, command: str | None = Non
     """The file of a checkpoint that is given as a file or as the folder of a run.
 
     Of a folder, ``fit`` goes on from ``checkpoints/last.ckpt``; all else takes
-    ``checkpoints/best.ckpt``, and where there is none, ``last.ckpt``. Links are resolved, for
+    the best one, ``checkpoints/best.ckpt`` or what ``checkpoint.filename`` named it, and where
+    there is none, ``last.ckpt``. Links are resolved, for
     ``latest`` will lead to another run.
 
     Args:
@@ -42,6 +44,8 @@ def checkpoint_file(given: str | Path, option: str, *, command: str | None = Non
         names = _NAMES.get(command or "", _NAMES_OF_THE_BEST)
         places = [found / "checkpoints" / name for name in names]
         file = next((place for place in places if place.is_file()), None)
+        if file is not None and file.name == "last.ckpt" and names == _NAMES_OF_THE_BEST:
+            file = best_named_in(file) or file  # under a name of the user's own
         if file is None:
             raise FileNotFoundError(f"{option} '{path}' has no checkpoints/{' or '.join(names)}")
         found = file

@@ -322,7 +322,7 @@ class MatcherCLI(LightningCLI):
 
     def predict(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
-        with self._discard_on_error():
+        with self._reporting_signal(), self._discard_on_error():
             if self.trainer.world_size > 1:
                 raise InputError(f"predict takes one process, got {self.trainer.world_size}")
             parts = self.trainer.predict(

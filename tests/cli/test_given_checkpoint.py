@@ -102,6 +102,16 @@ def test_measured_without_a_configuration(command: str, given: str) -> None:
         assert rsum == json.loads((whole / "metrics.json").read_text())["val/rsum"]
 
 
+def test_best_of_a_folder_may_have_a_name_of_its_own() -> None:
+    names = ["--checkpoint.filename={epoch}-{val/rsum:.0f}", "--checkpoint.save_top_k=2"]
+    whole = fit("--trainer.max_epochs=6", "--model.rate=2.0", *names)
+    states = load(whole / "checkpoints/last.ckpt")["callbacks"]
+    best = next(one for name, one in states.items() if name.startswith("BestCheckpoint"))
+    folder = run("test", "--ckpt_path", str(whole))
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert Path(saved["ckpt_path"]).resolve() == Path(best["best_model_path"]).resolve()
+
+
 def test_error_folder_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     line = refusal(capsys, "fit", "--config=tiny.yaml", "--ckpt_path=empty")
