@@ -18,17 +18,14 @@ from itmkit.files import user_path
 from itmkit.systems.matcher import check_system
 
 INSTEAD = "start from its weights alone with --init_from"
-_NAMES = {"fit": ("last.ckpt",)}
-_NAMES_OF_THE_BEST = ("best.ckpt", "last.ckpt")
 
 
 def checkpoint_file(given: str | Path, option: str, *, command: str | None = None) -> Path:
     """The file of a checkpoint that is given as a file or as the folder of a run.
 
-    Of a folder, ``fit`` goes on from ``checkpoints/last.ckpt``; all else takes
-    the best one, ``checkpoints/best.ckpt`` or what ``checkpoint.filename`` named it, and where
-    there is none, ``last.ckpt``. Links are resolved, for
-    ``latest`` will lead to another run.
+    Of a folder, ``fit`` goes on from ``checkpoints/last.ckpt``; all else takes the best one,
+    ``checkpoints/best.ckpt`` or what ``checkpoint.filename`` named it, and where there is none,
+    ``last.ckpt``. Links are resolved, for ``latest`` will lead to another run.
 
     Args:
         given: path of the file or folder.
@@ -41,17 +38,24 @@ def checkpoint_file(given: str | Path, option: str, *, command: str | None = Non
     path = user_path(given)
     found = path.resolve()
     if found.is_dir():
-        names = _NAMES.get(command or "", _NAMES_OF_THE_BEST)
-        places = [found / "checkpoints" / name for name in names]
-        file = next((place for place in places if place.is_file()), None)
-        if file is not None and file.name == "last.ckpt" and names == _NAMES_OF_THE_BEST:
-            file = best_named_in(file) or file  # under a name of the user's own
-        if file is None:
-            raise FileNotFoundError(f"{option} '{path}' has no checkpoints/{' or '.join(names)}")
-        found = file
+        resumes = command == "fit"
+        found = _checkpoint_in(found / "checkpoints", best=not resumes)
+        if not found.is_file():
+            names = "last.ckpt" if resumes else "best.ckpt or last.ckpt"
+            raise FileNotFoundError(f"{option} '{path}' has no checkpoints/{names}")
     if not found.is_file():
         raise FileNotFoundError(f"{option} '{path}' is not a file or the folder of a run")
     return found if path.is_absolute() else Path(os.path.relpath(found))
+
+
+def _checkpoint_in(folder: Path, *, best: bool) -> Path:
+    last = folder / "last.ckpt"
+    if not best:
+        return last
+    usual = folder / "best.ckpt"
+    if usual.is_file() or not last.is_file():
+        return usual
+    return best_named_in(last) or last
 
 
 def choose_start(command: str, options: Any, given: set[str]) -> None:
