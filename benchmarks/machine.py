@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import time
-from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 
 from itmkit.nn.linear import linear
-from itmkit.precision import SLOW, cpu_slowdown
+from itmkit.precision import SLOW, cpu_slowdown, least_seconds
 
 THREADS = 2
 _GEMM_SIZE = 2048
@@ -32,7 +30,7 @@ def gemm_rate(dtype: torch.dtype = torch.float32) -> float:
     """
     a, b = (torch.ones(_GEMM_SIZE, _GEMM_SIZE, dtype=dtype) for _ in range(2))
     ways = (lambda: a @ b.T, lambda: linear(a, b))
-    return 2 * _GEMM_SIZE**3 / min(map(_least_seconds, ways))
+    return 2 * _GEMM_SIZE**3 / min(map(least_seconds, ways))
 
 
 def too_slow(dtype: torch.dtype) -> str | None:
@@ -46,7 +44,7 @@ def too_slow(dtype: torch.dtype) -> str | None:
 def copy_rate() -> float:
     """Bytes a second of a copy of 256 MiB, those that are read plus those that are written."""
     source, target = (torch.ones(_COPY_BYTES // 4) for _ in range(2))
-    return 2 * source.nbytes / _least_seconds(lambda: target.copy_(source))
+    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source))
 
 
 def machine() -> dict[str, Any]:
@@ -71,22 +69,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _least_seconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """Of several repetitions: a ceiling is the best that was seen."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 def _processor() -> tuple[str, set[str]]:
-    """Name and flags, as far as the system tells them."""
+    """Name and flags, as far as the system knows them."""
     path = Path("/proc/cpuinfo")
-    told = path.read_text() if path.is_file() else ""
+    text = path.read_text() if path.is_file() else ""
     model, flags = (
-        re.search(rf"^{key}\s*: (.*)$", told, re.MULTILINE) for key in ("model name", "flags")
+        re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in ("model name", "flags")
     )
     return (
         model[1] if model else platform.processor() or platform.machine(),

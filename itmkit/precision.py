@@ -50,8 +50,8 @@ def cpu_slowdown(dtype: torch.dtype) -> float:
     torch.set_num_threads(1)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            full = _least_seconds(partial(F.linear, x, weight))
-            half = _least_seconds(partial(F.linear, x.to(dtype), weight.to(dtype)))
+            full = least_seconds(partial(F.linear, x, weight))
+            half = least_seconds(partial(F.linear, x.to(dtype), weight.to(dtype)))
     finally:
         torch.set_num_threads(threads)
     return half / full
@@ -73,8 +73,8 @@ def warn_if_slow_on_cpu(option: str, dtype: torch.dtype) -> None:
         )
 
 
-def _least_seconds(work: Callable[[], object], repeats: int = 10) -> float:
-    """Of several repetitions after one that is not counted."""
+def least_seconds(work: Callable[[], object], repeats: int = 10) -> float:
+    """The least time of several repetitions, after one that is not counted."""
     work()
     seconds = []
     for _ in range(repeats):

@@ -15,7 +15,7 @@ def set_slowdown(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], 
 
     def set_to(slowdown: float) -> None:
         seconds = iter([0.001, 0.001 * slowdown])
-        monkeypatch.setattr(precision, "_least_seconds", lambda work: next(seconds))
+        monkeypatch.setattr(precision, "least_seconds", lambda work: next(seconds))
         precision.cpu_slowdown.cache_clear()
 
     yield set_to

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from quiet_trainer import quiet_trainer
+from systems import BERT, DIM
 
 from itmkit.callbacks import FreezeUntil
 from itmkit.checks import InputError
@@ -24,16 +25,6 @@ from itmkit.nn import (
 )
 from itmkit.systems import DAIM
 
-DIM = 16
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 64,
-}
 SPREAD = FeatureDiscriminability(scale=0.1)
 IMAGE_ENCODERS = {
     "regions": partial(RegionProjection, 437, DIM, hidden_dim=DIM),
