@@ -106,3 +106,9 @@ def check_folder(argument: str, folder: Path) -> None:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{argument}={str(folder)!r} is not a folder")
+
+
+def path_inside(folder: Path, path: str | Path) -> Path:
+    """A path relative to a folder that it is in, with the folders between; else its name alone."""
+    full = Path(path)
+    return full.relative_to(folder) if full.is_relative_to(folder) else Path(full.name)

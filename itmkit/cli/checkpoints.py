@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itmkit._internals import accumulates, epoch_ends
 from itmkit.checks import InputError
-from itmkit.files import atomic_write, copy_file
+from itmkit.files import atomic_write, copy_file, path_inside
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -129,7 +129,9 @@ class BestCheckpoint(ModelCheckpoint):
         if self._stage != "fit" or self.dirpath is None:
             return
         old = Path(state_dict["dirpath"] or "")
-        scores = {_inside(old, path): score for path, score in state_dict["best_k_models"].items()}
+        scores = {
+            path_inside(old, path): score for path, score in state_dict["best_k_models"].items()
+        }
         # The folder may have been moved; what is resumed from may be in a folder inside of it.
         depth = max((len(path.parts) for path in scores), default=0)
         folders = [old, *list(self._resumed_from.parents)[:depth]]
@@ -142,7 +144,7 @@ class BestCheckpoint(ModelCheckpoint):
             if source is not None and len(found) != self.save_top_k:
                 found[path] = source
         kept = {self._adopt(found[path], path): scores[path] for path in scores if path in found}
-        best = str(Path(self.dirpath) / _inside(old, state_dict["best_model_path"]))
+        best = str(Path(self.dirpath) / path_inside(old, state_dict["best_model_path"]))
         if best not in kept:  # gone from disk: what comes is judged afresh
             return
         self.best_k_models, self.current_score = kept, state_dict["current_score"]
@@ -155,20 +157,3 @@ class BestCheckpoint(ModelCheckpoint):
         if self._copies and not target.exists():
             copy_file(source, target)
         return str(target)
-
-
-def best_named_in(last: Path) -> Path | None:
-    """The best checkpoint that ``last.ckpt`` knows of in its folder, whatever its name."""
-    states = torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
-    for key, state in states.items():
-        if key.startswith(BestCheckpoint.__name__) and state["best_model_path"]:
-            path = last.parent / _inside(Path(state["dirpath"] or ""), state["best_model_path"])
-            if path.is_file():
-                return path
-    return None
-
-
-def _inside(folder: Path, path: str) -> Path:
-    """A path relative to the folder that it is in: the name may have folders of its own."""
-    full = Path(path)
-    return full.relative_to(folder) if full.is_relative_to(folder) else Path(full.name)

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from itmkit.checks import InputError
-from itmkit.cli.checkpoints import best_named_in
 from itmkit.data import ImageTextData
 from itmkit.files import user_path
+from itmkit.systems.load import best_checkpoint
 from itmkit.systems.matcher import check_system
 
 INSTEAD = "start from its weights alone with --init_from"
@@ -39,23 +39,14 @@ def checkpoint_file(given: str | Path, option: str, *, command: str | None = Non
     found = path.resolve()
     if found.is_dir():
         resumes = command == "fit"
-        found = _checkpoint_in(found / "checkpoints", best=not resumes)
+        folder = found / "checkpoints"
+        found = folder / "last.ckpt" if resumes else best_checkpoint(folder)
         if not found.is_file():
             names = "last.ckpt" if resumes else "best.ckpt or last.ckpt"
             raise FileNotFoundError(f"{option} '{path}' has no checkpoints/{names}")
     if not found.is_file():
         raise FileNotFoundError(f"{option} '{path}' is not a file or the folder of a run")
     return found if path.is_absolute() else Path(os.path.relpath(found))
-
-
-def _checkpoint_in(folder: Path, *, best: bool) -> Path:
-    last = folder / "last.ckpt"
-    if not best:
-        return last
-    usual = folder / "best.ckpt"
-    if usual.is_file() or not last.is_file():
-        return usual
-    return best_named_in(last) or last
 
 
 def choose_start(command: str, options: Any, given: set[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from itmkit.data.module import ImageTextData
-from itmkit.files import user_path
+from itmkit.files import path_inside, user_path
 from itmkit.pretrained import weights_follow
 from itmkit.systems.build import build
 from itmkit.systems.matcher import Matcher
@@ -17,20 +17,20 @@ from itmkit.systems.vocabulary import limit_captions
 
 
 def load_run(
-    folder: str | Path, *, checkpoint: str | Path = "checkpoints/best.ckpt"
+    folder: str | Path, *, checkpoint: str | Path | None = None
 ) -> tuple[Matcher, ImageTextData]:
     """Build what a run's ``config.yaml`` describes and load the weights that it learnt.
 
+    Pretrained weights are not fetched, as the checkpoint has all; nor are the configuration and the
+    tokenizer of a text model, which the checkpoint has too.
+
     Args:
         folder: run folder of ``itmkit fit``.
-        checkpoint: file of the weights, relative to ``folder``.
+        checkpoint: file of the weights, relative to ``folder``; None for :func:`best_checkpoint`.
 
     Returns:
         The system, in evaluation mode on the CPU, and the data it was trained on, with the words
         of its vocabulary.
-
-    Pretrained weights are not fetched, as the checkpoint has all; nor are the configuration and the
-    tokenizer of a text model, which the checkpoint has too.
 
     Raises:
         FileNotFoundError: no such folder or checkpoint, or a file of data that is gone.
@@ -39,7 +39,8 @@ def load_run(
     folder = user_path(folder)
     source = folder / "config.yaml"
     config = yaml.safe_load(source.read_text(encoding="utf-8"))
-    state: dict[str, Any] = torch.load(folder / checkpoint, map_location="cpu", weights_only=True)
+    file = best_checkpoint(folder / "checkpoints") if checkpoint is None else folder / checkpoint
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     with weights_follow(state.get("pretrained")):
         built = build(config, {"model": Matcher, "data": ImageTextData}, source=str(source))
     model, data = built["model"], built["data"]
@@ -48,3 +49,24 @@ def load_run(
     data.load_state_dict(state.get(type(data).__qualname__, {}))
     limit_captions(model, data)
     return model.eval(), data
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The best checkpoint in the folder ``checkpoints`` of a run, whatever its name.
+
+    Args:
+        folder: that holds ``best.ckpt``, or ``last.ckpt``, which knows what the best was named.
+
+    Returns:
+        ``best.ckpt`` where it is there or nothing is; ``last.ckpt`` where there is no best one.
+    """
+    usual, last = folder / "best.ckpt", folder / "last.ckpt"
+    if usual.is_file() or not last.is_file():
+        return usual
+    content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    for name, state in content.get("callbacks", {}).items():
+        if name.startswith("BestCheckpoint") and state["best_model_path"]:
+            best = folder / path_inside(Path(state["dirpath"] or ""), state["best_model_path"])
+            if best.is_file():
+                return best
+    return last

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from itmkit.cli import main
+from itmkit.systems import load_run
 
 CONFIG: dict[str, Any] = {
     "model": {"class_path": "tiny_matcher.TinyMatcher", "init_args": {"rate": 0.3}},
@@ -110,6 +111,9 @@ def test_best_of_a_folder_may_have_a_name_of_its_own() -> None:
     folder = run("test", "--ckpt_path", str(whole))
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert Path(saved["ckpt_path"]).resolve() == Path(best["best_model_path"]).resolve()
+    model, _ = load_run(whole)
+    weights = load(Path(best["best_model_path"]))["state_dict"]
+    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
 
 
 def test_error_folder_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
