@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from jsonargparse import auto_cli
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.cli.parser import OneLineParser
 
 _RGB = tuple[float, float, float]
@@ -25,6 +26,7 @@ def extract_photos(
     checkpoint_by_order: bool = False,
     pretrained: bool = False,
     image_size: int | None = None,
+    crop: float = 1.0,
     mean: _RGB | None = None,
     std: _RGB | None = None,
     max_pixels: int = 100_000_000,
@@ -51,6 +53,7 @@ def extract_photos(
         checkpoint_by_order: match the checkpoint's tensors by order and shape, not by name.
         pretrained: fetch the weights that timm knows for the model.
         image_size: side of the photos in pixels; where null, that of the model.
+        crop: share of the scaled photo's shorter side that is kept, in (0, 1].
         mean: of the three channels, subtracted from pixels in [0, 1]; where null, as the model
             knows it, and so for ``std``.
         std: of the three channels, divided by.
@@ -63,26 +66,25 @@ def extract_photos(
         dtype: of the numbers on disk.
     """
     import torch
-    from timm import get_pretrained_cfg, is_model
 
-    from itmkit.data import KarpathyDataset, extract_features
+    from itmkit.data import KarpathyDataset, Preprocessing, extract_features
     from itmkit.nn import TimmGrid
 
-    wanted = get_pretrained_cfg(model) if is_model(model.partition(".")[0]) else None
-    if wanted is None:
-        raise InputError(f"model is '{model}'; expected the name of a timm model")
+    if image_size is not None:
+        check_count(image_size=image_size)
+    preprocessing = Preprocessing.for_timm(model, size=image_size, crop=crop)
+    preprocessing = replace(
+        preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std
+    )
     if checkpoint is None and not pretrained:
         raise InputError("checkpoint is null and pretrained false; the weights would be random")
     if not split or split != Path(split).name:
         raise InputError(f"split is {split!r}; expected a name for files, such as 'train'")
-    size = image_size if image_size is not None else wanted.input_size[-1]
     dataset = KarpathyDataset(
         split,
         annotations,
         images,
-        image_size=size,
-        mean=mean or cast(_RGB, wanted.mean),
-        std=std or cast(_RGB, wanted.std),
+        preprocessing=preprocessing,
         train_augment=False,
         require_captions=False,
         max_pixels=max_pixels,
@@ -93,7 +95,7 @@ def extract_photos(
         pretrained=pretrained,
         checkpoint=checkpoint,
         checkpoint_by_order=checkpoint_by_order,
-        image_size=size,
+        image_size=preprocessing.size,
         out_index=out_index,
         frozen=True,
     )

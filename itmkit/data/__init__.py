@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from itmkit.data.karpathy import KarpathyDataset
     from itmkit.data.module import ImageTextData
     from itmkit.data.precomp import PrecompDataset
+    from itmkit.data.preprocessing import Preprocessing
     from itmkit.data.relations import box_relations
     from itmkit.data.shapes import ShapesDataset
     from itmkit.data.tokenizer import (
@@ -35,6 +36,7 @@ _HOME = {
     "Images": "batch",
     "KarpathyDataset": "karpathy",
     "PrecompDataset": "precomp",
+    "Preprocessing": "preprocessing",
     "Regions": "dataset",
     "ShapesDataset": "shapes",
     "Texts": "batch",
@@ -58,6 +60,7 @@ __all__ = [
     "Images",
     "KarpathyDataset",
     "PrecompDataset",
+    "Preprocessing",
     "Regions",
     "ShapesDataset",
     "Texts",

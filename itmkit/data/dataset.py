@@ -16,6 +16,7 @@ from itmkit.checks import InputError
 
 if TYPE_CHECKING:
     from itmkit.data.batch import Images
+    from itmkit.data.preprocessing import Preprocessing
     from itmkit.data.vocabulary import Vocabulary
 
 
@@ -73,6 +74,8 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
 
     #: the word vocabulary that belongs to this data, where it has one of its own
     vocabulary: Vocabulary | None = None
+    #: how its photos become pixels, or became the pixels of stored features; None where not known
+    preprocessing: Preprocessing | None = None
     #: whether :meth:`image` draws at random; training then seeds the global generators for it
     augments: bool = True
 

@@ -92,6 +92,7 @@ def extract_features(
             "weights": _digest(_bytes_of(backbone)),
             "images": _digest(item.encode() for item in dataset.names),
             "first_image": _digest([first.numpy().tobytes()]),
+            "preprocessing": _preprocessing(dataset),
             "image_size": list(first.shape[1:]),
             "shape": [len(dataset), *tokens.shape[1:]],
             "grid": _grid(backbone, tokens.shape[1], first.shape[1:]),
@@ -197,6 +198,10 @@ def _grid(backbone: nn.Module, tokens: int, size: Sequence[int]) -> list[int] | 
     if rows * columns != tokens:
         raise InputError(f"backbone has the grid {(rows, columns)}, but gives {tokens} tokens")
     return [rows, columns]
+
+
+def _preprocessing(dataset: ImageTextDataset) -> dict[str, Any] | None:
+    return None if dataset.preprocessing is None else dataset.preprocessing.to_dict()
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.data.dataset import BadSampleError
+from itmkit.data.preprocessing import Preprocessing
 from itmkit.files import read_json, read_text, user_path
 
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -222,6 +223,17 @@ def read_grid(path: Path) -> tuple[int, int] | None:
     if height < 1 or width < 1:
         raise InputError(f"{path} has the grid {grid}; expected numbers of rows and columns")
     return height, width
+
+
+def read_preprocessing(path: Path) -> Preprocessing | None:
+    """How the photos of extracted features became pixels, as ``itmkit extract`` noted it, if so.
+
+    Raises:
+        InputError: if the file is not what ``itmkit extract`` writes.
+    """
+    notes = read_json(path) if path.exists() else {}
+    found = notes.get("preprocessing") if isinstance(notes, dict) else None
+    return found and Preprocessing.from_dict(found, source=f"preprocessing in {path}")
 
 
 def grid_boxes(height: int, width: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import unicodedata
@@ -12,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count, check_share, did_you_mean
+from itmkit.checks import InputError, check_count, did_you_mean
 from itmkit.data.batch import Images
 from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.feature_file import (
@@ -26,12 +24,16 @@ from itmkit.data.feature_file import (
     open_split,
     read_grid,
     read_names,
+    read_preprocessing,
 )
 from itmkit.data.photo import check_inside, check_name, find_photo, photo_names, read_photo
+from itmkit.data.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    check_augmentation,
+)
 from itmkit.files import check_folder, read_json, user_path
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold it, UTF-8 cannot
 
@@ -50,6 +52,7 @@ class KarpathyDataset(ImageTextDataset):
         image_size: side of the square image in pixels.
         mean: of the three channels, subtracted from pixels in [0, 1].
         std: of the three channels, divided by.
+        preprocessing: all of this and more in one, instead of ``image_size``, ``mean`` and ``std``.
         train_augment: whether photos of the split ``"train"`` are cropped at random. Otherwise
             the shorter side is scaled to ``image_size`` and the middle cut out.
         crop_scale: smallest and largest share of the photo that a random crop covers.
@@ -79,6 +82,7 @@ class KarpathyDataset(ImageTextDataset):
         image_size: int = 224,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        preprocessing: Preprocessing | None = None,
         train_augment: bool = True,
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: float = 0.0,
@@ -92,23 +96,22 @@ class KarpathyDataset(ImageTextDataset):
         if images is None and features is None:
             raise InputError("images and features are both None; expected one of them")
         check_count(image_size=image_size)
-        check_share(flip=flip)
+        own = Preprocessing(image_size, mean=mean, std=std)
+        if preprocessing is not None and own not in (Preprocessing(), preprocessing):
+            raise InputError(
+                "preprocessing is given, and image_size, mean or std too; expected one of them"
+            )
+        used = self._of_photos = preprocessing or own
+        self.preprocessing = used
+        check_augmentation(crop_scale, flip)
         if max_captions is not None and max_captions < 1:
             raise InputError(f"max_captions is {max_captions}; expected 1 or more, or None")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        side = used.scaled_side
+        if max_pixels < side**2:
             raise InputError(
-                f"crop_scale is {crop_scale}; expected two shares in (0, 1], ascending"
+                f"max_pixels is {max_pixels}; expected {side**2} or more, the square of the side "
+                "that photos are scaled to"
             )
-        if max_pixels < image_size**2:
-            raise InputError(
-                f"max_pixels is {max_pixels}; expected {image_size**2} or more, the square of "
-                "image_size"
-            )
-        for name, numbers in (("mean", mean), ("std", std)):
-            if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-                raise InputError(f"{name} is {numbers}; expected three numbers, one a channel")
-        if not all(std):
-            raise InputError(f"std is {std}; expected no zero")
         if annotations is not None:
             splits = {split, "restval"} if split == "train" and use_restval else {split}
             path = user_path(annotations)
@@ -118,7 +121,7 @@ class KarpathyDataset(ImageTextDataset):
             super().__init__(split, photo_names(user_path(images), follow_links), None)
         else:
             raise InputError("annotations and images are both None; expected one of them")
-        self.image_size = image_size
+        self.image_size = used.size
         self._features: FeatureFile | None = None
         augment = features is None and train_augment and split == "train"
         self.augments = augment
@@ -132,8 +135,7 @@ class KarpathyDataset(ImageTextDataset):
         self.follow_links = follow_links
         if check_images:
             self._check_images()
-        self._transform = _transform(image_size, crop_scale if augment else None, flip)
-        self._mean, self._std = (np.array(each, "float32")[:, None, None] for each in (mean, std))
+        self._crop_scale, self._flip = crop_scale, flip
         self._in_bytes = False
 
     def image(self, row: int) -> Tensor | Regions:
@@ -150,9 +152,13 @@ class KarpathyDataset(ImageTextDataset):
         path = find_photo(self.folder, self.names[row])
         if not self.follow_links:
             check_inside(path, self.folder)
-        photo = read_photo(path, side=self.image_size, max_pixels=self.max_pixels)
-        pixels: Tensor = self._transform(photo)
-        return pixels if self._in_bytes else self._floats(pixels)
+        own = self._of_photos
+        photo = read_photo(path, side=own.scaled_side, max_pixels=self.max_pixels)
+        if self.augments:
+            pixels = own.augmented(photo, scale=self._crop_scale, flip=self._flip)
+        else:
+            pixels = own(photo)
+        return pixels if self._in_bytes else own.normalise(pixels)
 
     def read_images(self, rows: Sequence[int]) -> Images:
         """As :meth:`image`, for several rows, which is faster for extracted features."""
@@ -174,17 +180,7 @@ class KarpathyDataset(ImageTextDataset):
         """Pixels in [0, 255] less the mean and divided by the standard deviation."""
         if images.features.dtype != torch.uint8:
             return images
-        return replace(images, features=self._floats(images.features))
-
-    def _floats(self, pixels: Tensor) -> Tensor:
-        floats = torch.empty(pixels.shape, pin_memory=pixels.is_pinned())
-        # In numpy: torch would share so little work among its threads, and wait for them.
-        array = floats.numpy()
-        array[...] = pixels.numpy()
-        array /= 255
-        array -= self._mean
-        array /= self._std
-        return floats
+        return replace(images, features=self._of_photos.normalise(images.features))
 
     def _check_images(self) -> None:
         there: dict[str, dict[str, os.DirEntry[str]]] = {}
@@ -235,7 +231,9 @@ class KarpathyDataset(ImageTextDataset):
                 f"the split {self.split!r}"
             )
         self._feature_rows = [stored[_plain(name)] for name in self.names]
-        grid = read_grid(folder / f"{self.split}_features.json")
+        notes = folder / f"{self.split}_features.json"
+        self.preprocessing = read_preprocessing(notes)
+        grid = read_grid(notes)
         fits = grid is not None and grid[0] * grid[1] == self._features.shape[1]
         self._boxes = grid_boxes(*grid) if grid is not None and fits else None
 
@@ -287,22 +285,3 @@ def _name(entry: dict[str, Any]) -> str:
 def _text(sentence: dict[str, Any]) -> str:
     text = sentence.get("raw") or " ".join(sentence["tokens"])
     return _LONE_SURROGATE.sub("\ufffd", " ".join(text.split()))
-
-
-def _transform(size: int, crop_scale: tuple[float, float] | None, flip: float) -> Any:
-    from timm.data.transforms_factory import create_transform
-
-    if crop_scale is None:
-        return create_transform(
-            (3, size, size), interpolation="bicubic", crop_pct=1.0, normalize=False
-        )
-    return create_transform(
-        (3, size, size),
-        is_training=True,
-        scale=crop_scale,
-        ratio=(3 / 4, 4 / 3),
-        hflip=flip,
-        color_jitter=0.0,
-        interpolation="bicubic",
-        normalize=False,
-    )

@@ -30,6 +30,7 @@ from itmkit.data.items import (
     TrainingPairs,
 )
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
+from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.tokenizer import Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
@@ -182,6 +183,16 @@ class ImageTextData(LightningDataModule):
         return len(self.tokenizer)
 
     @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How photos become pixels, also those of stored features, in the splits opened so far.
+
+        Checkpoints carry it; data that is loaded from one with another is warned of.
+        """
+        opened = [self._splits[self.train_split]] if self.train_split in self._splits else []
+        found = (split.preprocessing for split in [*opened, *self._splits.values()])
+        return next((own for own in found if own is not None), None)
+
+    @property
     def skipped(self) -> list[Skipped]:
         """The images that this process has skipped so far, each once, with the reason."""
         return list(self._skips.values())
@@ -292,8 +303,10 @@ class ImageTextData(LightningDataModule):
         return {part: found[n] for part, n in parts.items() if n in found}
 
     def state_dict(self) -> dict[str, Any]:
-        """The words of a word tokenizer and :meth:`fingerprints`, for the checkpoint."""
+        """For the checkpoint: words of a word tokenizer, preprocessing, :meth:`fingerprints`."""
         state: dict[str, Any] = {"fingerprints": self.fingerprints()}
+        if self.preprocessing is not None:
+            state["preprocessing"] = self.preprocessing.to_dict()
         if isinstance(self.tokenizer, WordTokenizer):
             state["vocabulary"] = list(self.tokenizer.vocabulary.words)
         return state
@@ -304,6 +317,9 @@ class ImageTextData(LightningDataModule):
         Raises:
             InputError: if another tokenizer was given to the constructor.
         """
+        saved, own = state_dict.get("preprocessing"), self.preprocessing
+        if saved is not None and own is not None and own != Preprocessing.from_dict(saved):
+            rank_zero_warn(f"the checkpoint was trained on pixels of {saved}, the data has {own}")
         if "vocabulary" not in state_dict:
             return
         vocabulary = Vocabulary(state_dict["vocabulary"])

@@ -22,6 +22,7 @@ from itmkit.data.feature_file import (
     read_grid,
     read_lines,
     read_names,
+    read_preprocessing,
 )
 from itmkit.files import check_folder, read_json, user_path
 
@@ -93,6 +94,7 @@ class PrecompDataset(ImageTextDataset):
         count = rows // self._every
         names = _read_names(folder / f"{split}_ids.txt", count)
         super().__init__(split, names, captions, caption_images)
+        self.preprocessing = read_preprocessing(folder / f"{split}_features.json")
         self._boxes = self._read_boxes(folder)
         self._relations = self._open_relations(folder)
 

@@ -79,6 +79,7 @@ def test_features_are_those_of_the_backbone_and_read_by_both(
     precomp = PrecompDataset("train", output)
     assert own.captions == precomp.captions == data.captions
     assert own.names == precomp.names == data.names
+    assert own.preprocessing == precomp.preprocessing == data.preprocessing
     for row in range(7):
         pixels = data.image(row)
         assert isinstance(pixels, Tensor)

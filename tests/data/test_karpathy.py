@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from itmkit.data.dataset import ImageTextDataset, Regions
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.module import ImageTextData
 from itmkit.data.order import seeded
+from itmkit.data.preprocessing import Preprocessing
 from itmkit.retrieval import encode
 
 Photos = Callable[..., tuple[Path, Path]]
@@ -316,3 +318,31 @@ def test_smoke_on_the_real_photos_of_flickr8k() -> None:
             assert image.shape == (3, 224, 224)
             assert image.isfinite().all()
             assert image.std() > 0.1
+
+
+def test_preprocessing_of_one_value_or_of_its_parts(photos: Photos) -> None:
+    own = Preprocessing(size=16, crop=0.5, mean=HALF, std=HALF)
+    data = KarpathyDataset("val", *photos(), preprocessing=own)
+    assert (data.preprocessing, data.image_size) == (own, 16)
+    parts = KarpathyDataset("val", *photos(), image_size=16, mean=HALF, std=HALF)
+    assert parts.preprocessing == replace(own, crop=1.0)
+    assert pixels(data, 0).shape == pixels(parts, 0).shape == (3, 16, 16)
+    assert not torch.equal(pixels(data, 0), pixels(parts, 0))
+    with pytest.raises(ValueError, match="preprocessing is given, and image_size, mean or std too"):
+        KarpathyDataset("val", *photos(), preprocessing=own, image_size=32)
+
+
+def test_checkpoints_carry_the_preprocessing(photos: Photos) -> None:
+    def data(side: int) -> ImageTextData:
+        own = Preprocessing(size=side)
+        made = ImageTextData(
+            lambda split: KarpathyDataset(split, *photos(), preprocessing=own), batch_size=2
+        )
+        made.setup("fit")
+        return made
+
+    state = data(16).state_dict()
+    assert Preprocessing.from_dict(state["preprocessing"]) == Preprocessing(size=16)
+    data(16).load_state_dict(state)
+    with pytest.warns(UserWarning, match=r"trained on pixels of \{'size': 16, .* has Prep.*size=8"):
+        data(8).load_state_dict(state)
