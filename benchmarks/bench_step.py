@@ -139,7 +139,7 @@ class BareLoop:
 
 def _encode(parts: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor]:
     image = parts["image_pool"](*parts["image_encoder"](batch.images.features, batch.images.mask))
-    text = parts["text_pool"](*parts["text_encoder"](batch.texts.ids, batch.texts.mask))
+    text = parts["text_pool"](*parts["text_encoder"](batch.texts.inputs, batch.texts.mask))
     return l2_normalize(image), l2_normalize(text)
 
 

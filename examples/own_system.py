@@ -44,7 +44,7 @@ class TwoTowers(Matcher):
         return Encoding(vector=l2_normalize(self.image_pool(*tokens)))
 
     def encode_text(self, texts: Texts) -> Encoding:
-        tokens = self.text_encoder(texts.ids, texts.mask)
+        tokens = self.text_encoder(texts.inputs, texts.mask)
         return Encoding(vector=l2_normalize(self.text_pool(*tokens)))
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:

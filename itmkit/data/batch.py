@@ -46,17 +46,25 @@ class Texts:
     Args:
         ids: ``(m, L)`` int64 token ids, padded at the end.
         mask: ``(m, L)`` bool, True on real tokens.
+        features: ``(m, L, D)`` float, what a frozen text model gave for the tokens and
+            ``text_features`` of the data read, zero on padding; or None.
     """
 
     ids: Tensor
     mask: Tensor
+    features: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """What a text encoder is called with, beside the mask: the features, or else the ids."""
+        return self.ids if self.features is None else self.features
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def pin_memory(self) -> Texts:
         """The same texts in page-locked memory."""
-        return Texts(self.ids.pin_memory(), self.mask.pin_memory())
+        return Texts(self.ids.pin_memory(), self.mask.pin_memory(), _pinned(self.features))
 
 
 @dataclass

@@ -18,6 +18,7 @@ from itmkit.nn.matching_head import MatchingHead
 from itmkit.nn.refined_similarity import RefinedSimilarity
 from itmkit.nn.region_projection import RegionProjection
 from itmkit.nn.scan_attention import ScanAttention
+from itmkit.nn.stored_tokens import StoredTokens
 from itmkit.nn.text_refinement import TextRefinement
 from itmkit.nn.timm_grid import TimmGrid
 from itmkit.nn.timm_levels import TimmLevels
@@ -44,6 +45,7 @@ __all__ = [
     "RegionProjection",
     "ScanAttention",
     "SharedLevels",
+    "StoredTokens",
     "TextRefinement",
     "TimmGrid",
     "TimmLevels",

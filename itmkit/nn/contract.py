@@ -27,7 +27,7 @@ class Encoder(Protocol):
 
     An image encoder is called with ``(features, mask)``, the fields of
     :class:`itmkit.data.Images`; a text encoder with ``(ids, mask)``, those of
-    :class:`itmkit.data.Texts`.
+    :class:`itmkit.data.Texts`, or with ``(features, mask)`` where the data has ``text_features``.
     """
 
     dim: int

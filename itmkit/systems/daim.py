@@ -74,7 +74,7 @@ class DAIM(Matcher):
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
-        return _encoding(self.text_encoder(texts.ids, texts.mask))
+        return _encoding(self.text_encoder(texts.inputs, texts.mask))
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)

@@ -156,7 +156,7 @@ class MATE(Matcher):
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
-        tokens, mask = self.text_encoder(texts.ids, texts.mask)
+        tokens, mask = self.text_encoder(texts.inputs, texts.mask)
         return _encoding(l2_normalize(self.text_pool(tokens, mask)), tokens, mask)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
@@ -183,7 +183,7 @@ class MATE(Matcher):
                 f"expected views={self.views} an image (caption_views of the data)"
             )
         image_tokens, image_mask = self.image_encoder(batch.images.features, batch.images.mask)
-        text_tokens, text_mask = self.text_encoder(batch.texts.ids, batch.texts.mask)
+        text_tokens, text_mask = self.text_encoder(batch.texts.inputs, batch.texts.mask)
         image = l2_normalize(self.image_pool(image_tokens, image_mask))
         text = l2_normalize(self.text_pool(text_tokens, text_mask))
         dim, own = image.shape[1], len(batch.images)
@@ -247,7 +247,7 @@ class MATE(Matcher):
         image = teacher.image_pool(
             *teacher.image_encoder(batch.images.features, batch.images.mask)
         ).repeat_interleave(self.views, dim=0)
-        text = teacher.text_pool(*teacher.text_encoder(batch.texts.ids, batch.texts.mask))
+        text = teacher.text_pool(*teacher.text_encoder(batch.texts.inputs, batch.texts.mask))
         sizes = batch.sizes and [self.views * size for size in batch.sizes]
         image, text = gather_all([l2_normalize(image), l2_normalize(text)], sizes=sizes)
         self._taught = image, text, view_ids

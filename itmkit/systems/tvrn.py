@@ -98,7 +98,7 @@ class TVRN(Matcher):
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
-        tokens, mask = self.text_encoder(texts.ids, texts.mask)
+        tokens, mask = self.text_encoder(texts.inputs, texts.mask)
         return Encoding(tokens=l2_normalize(tokens), mask=mask)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:

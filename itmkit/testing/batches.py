@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 from torch.nn.functional import pad
 
 from itmkit.data.batch import Batch, Images, Texts
 
+Part = TypeVar("Part", Images, Texts)
+
 
 def doubled(batch: Batch) -> Batch:
     """The same batch in float64."""
-    return replace(batch, images=_of_images(batch.images, lambda x: x.double()))
+    return replace(batch, images=_doubled(batch.images), texts=_doubled(batch.texts))
 
 
-def _of_images(images: Images, change: Callable[[Tensor], Tensor]) -> Images:
-    """The same with each tensor of numbers changed."""
-    fields = {name: value for name, value in vars(images).items() if value is not None}
-    floats = {name: change(value) for name, value in fields.items() if value.is_floating_point()}
-    return replace(images, **floats)
+def _doubled(part: Part) -> Part:
+    fields = {name: value for name, value in vars(part).items() if value is not None}
+    floats = {name: value.double() for name, value in fields.items() if value.is_floating_point()}
+    return replace(part, **floats)
 
 
 def rows_of_images(images: Images, rows: slice | Sequence[int]) -> Images:
@@ -30,16 +31,26 @@ def rows_of_images(images: Images, rows: slice | Sequence[int]) -> Images:
     return Images(**{name: value[rows] for name, value in fields.items()})
 
 
+def rows_of_texts(texts: Texts, rows: slice) -> Texts:
+    """Some of the captions, with no more padding than they need."""
+    length = max(1, int(texts.mask[rows].sum(1).max()))
+    fields = {name: value for name, value in vars(texts).items() if value is not None}
+    return Texts(**{name: value[rows, :length] for name, value in fields.items()})
+
+
 def unpadded(texts: Texts, row: int) -> Texts:
     """One caption without its padding."""
-    length = max(1, int(texts.mask[row].sum()))
-    return Texts(texts.ids[row : row + 1, :length], texts.mask[row : row + 1, :length])
+    return rows_of_texts(texts, slice(row, row + 1))
 
 
 def padded_texts(texts: Texts, words: int) -> Texts:
     """The same captions with more padding, and a word in it."""
     mask = pad(texts.mask, (0, words))
-    return Texts(pad(texts.ids, (0, words)).masked_fill(~mask, int(texts.ids.max())), mask)
+    ids = pad(texts.ids, (0, words)).masked_fill(~mask, int(texts.ids.max()))
+    features = texts.features
+    if features is not None:
+        features = pad(features, (0, 0, 0, words)).masked_fill(~mask[:, :, None], 7.0)
+    return Texts(ids, mask, features)
 
 
 def padded_regions(images: Images, regions: int) -> Images:

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from itmkit.callbacks import MomentumTeacher
-from itmkit.data.batch import Batch, Texts
+from itmkit.data.batch import Batch
 from itmkit.systems import Matcher
-from itmkit.testing.batches import doubled, rows_of_images
+from itmkit.testing.batches import doubled, rows_of_images, rows_of_texts
 from itmkit.testing.expect import expect
 
 
@@ -125,10 +125,9 @@ def _run_share(
         bounds[1] -= 1
     rows = slice(bounds[rank], bounds[rank + 1])
     texts = slice(rows.start * views, rows.stop * views)
-    longest = max(1, int(batch.texts.mask[texts].sum(1).max()))
     share = Batch(
         images=rows_of_images(batch.images, rows),
-        texts=Texts(batch.texts.ids[texts, :longest], batch.texts.mask[texts, :longest]),
+        texts=rows_of_texts(batch.texts, texts),
         image_ids=batch.image_ids[rows],
         text_image_ids=batch.text_image_ids[texts],
         text_ids=batch.text_ids[texts],
