@@ -29,8 +29,8 @@ from itmkit.data import (
     WordTokenizer,
     pad_texts,
 )
-from itmkit.data.caption_tokens import CaptionTokens
 from itmkit.data.order import EpochOrder
+from itmkit.data.tokenizer import CaptionTokens
 from itmkit.nn import TransformerText
 
 BATCH = 128
@@ -81,13 +81,13 @@ def _features(folder: Path) -> Iterator[Comparison]:
     size = f"{IMAGES} images of {REGIONS} × {WIDTH} float32, shuffled, warm cache"
     ways = {
         "loader": lambda: _last(loader),
-        "dataset": lambda: _last(map(dataset.read_images, rows)),
+        "dataset": lambda: _last(map(dataset.source.read, rows)),
         "memmap": lambda: _last(array[own] for own in rows),
     }
     seconds = interleave(ways, repeats=9)
     for way, what in (
         ("loader", f"batches of {BATCH} of `ImageTextData` over `PrecompDataset`, texts and all"),
-        ("dataset", f"`PrecompDataset.read_images`, {BATCH} rows at a time"),
+        ("dataset", f"`PrecompDataset.source.read`, {BATCH} rows at a time"),
     ):
         yield Comparison(
             name=f"data.features_{way}",

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from itmkit.data.batch import Batch, Images, Texts
     from itmkit.data.caption_noise import CaptionNoise
-    from itmkit.data.collate import collate_images
-    from itmkit.data.dataset import BadSampleError, ImageTextDataset, Regions
+    from itmkit.data.captions import Captions
+    from itmkit.data.dataset import CaptionedImages, ImageTextDataset
     from itmkit.data.extract import extract_features
-    from itmkit.data.karpathy import KarpathyDataset
+    from itmkit.data.images import BadSampleError, ImageSource, Regions, collate_images
+    from itmkit.data.karpathy import KarpathyDataset, karpathy_captions
     from itmkit.data.module import ImageTextData
-    from itmkit.data.precomp import PrecompDataset
+    from itmkit.data.photo_folder import PhotoFolder
+    from itmkit.data.precomp import PrecompDataset, scan_captions
     from itmkit.data.preprocessing import Preprocessing
     from itmkit.data.relations import box_relations
     from itmkit.data.shapes import ShapesDataset
+    from itmkit.data.stored_features import StoredFeatures
     from itmkit.data.tokenizer import (
         Caption,
         Tokenizer,
@@ -27,27 +30,34 @@ if TYPE_CHECKING:
     from itmkit.data.vocabulary import Vocabulary
 
 _HOME = {
-    "BadSampleError": "dataset",
+    "BadSampleError": "images",
     "Batch": "batch",
     "Caption": "tokenizer",
     "CaptionNoise": "caption_noise",
+    "CaptionedImages": "dataset",
+    "Captions": "captions",
+    "ImageSource": "images",
     "ImageTextData": "module",
     "ImageTextDataset": "dataset",
     "Images": "batch",
     "KarpathyDataset": "karpathy",
+    "PhotoFolder": "photo_folder",
     "PrecompDataset": "precomp",
+    "Regions": "images",
     "Preprocessing": "preprocessing",
-    "Regions": "dataset",
     "ShapesDataset": "shapes",
+    "StoredFeatures": "stored_features",
     "Texts": "batch",
     "Tokenizer": "tokenizer",
     "TransformersTokenizer": "tokenizer",
     "Vocabulary": "vocabulary",
     "WordTokenizer": "tokenizer",
     "box_relations": "relations",
-    "collate_images": "collate",
+    "collate_images": "images",
     "extract_features": "extract",
+    "karpathy_captions": "karpathy",
     "pad_texts": "tokenizer",
+    "scan_captions": "precomp",
 }
 
 __all__ = [
@@ -55,14 +65,19 @@ __all__ = [
     "Batch",
     "Caption",
     "CaptionNoise",
+    "CaptionedImages",
+    "Captions",
+    "ImageSource",
     "ImageTextData",
     "ImageTextDataset",
     "Images",
     "KarpathyDataset",
+    "PhotoFolder",
     "PrecompDataset",
     "Preprocessing",
     "Regions",
     "ShapesDataset",
+    "StoredFeatures",
     "Texts",
     "Tokenizer",
     "TransformersTokenizer",
@@ -71,7 +86,9 @@ __all__ = [
     "box_relations",
     "collate_images",
     "extract_features",
+    "karpathy_captions",
     "pad_texts",
+    "scan_captions",
 ]
 
 

@@ -1,50 +1,24 @@
-"""What every dataset is: images, their captions, and which caption is true of which image."""
+"""What every dataset is: captions, their images, and which caption is true of which image."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from itmkit.checks import InputError
+from itmkit.data.captions import Captions
+from itmkit.data.images import ImageSource, Regions
 
 if TYPE_CHECKING:
-    from itmkit.data.batch import Images
     from itmkit.data.preprocessing import Preprocessing
     from itmkit.data.vocabulary import Vocabulary
 
 
-class BadSampleError(InputError):
-    """One image of a dataset cannot be used; the others can.
-
-    :meth:`ImageTextDataset.image` raises it, and ``ImageTextData(on_error="skip")`` goes on without
-    the image. What makes a whole file of the data unusable is another error.
-    """
-
-
-@dataclass
-class Regions:
-    """One image as features of its regions, or of the cells of a grid.
-
-    Args:
-        features: ``(N, D)`` float.
-        boxes: ``(N, 4)`` corners ``x1, y1, x2, y2`` relative to the image, in [0, 1]; or None.
-        relations: ``(N, N)`` how much every two regions have to do with each other, in [0, 1]; or
-            None.
-    """
-
-    features: Tensor
-    boxes: Tensor | None = None
-    relations: Tensor | None = None
-
-
-class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
+class ImageTextDataset(Dataset[tuple[Tensor | Regions, list[str]]], ABC):
     """One split of a set of captioned images. A subclass writes :meth:`image`.
 
     An item is an image with the text of its captions.
@@ -76,8 +50,6 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
     vocabulary: Vocabulary | None = None
     #: how its photos become pixels, or became the pixels of stored features; None where not known
     preprocessing: Preprocessing | None = None
-    #: whether :meth:`image` draws at random; training then seeds the global generators for it
-    augments: bool = True
 
     def __init__(
         self,
@@ -87,28 +59,12 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
         caption_images: Sequence[int] | Tensor = (),
     ) -> None:
         super().__init__()
-        rows = torch.as_tensor(caption_images, dtype=torch.int64)
-        if not names:
-            raise InputError(f"split {split!r} has no images; expected at least one")
-        if captions is not None and not captions:
-            raise InputError(f"split {split!r} has no captions; expected at least one")
-        captions = captions or []
-        if rows.shape != (len(captions),):
-            raise InputError(
-                f"caption_images has shape {tuple(rows.shape)}; expected ({len(captions)},), "
-                "one image row a caption"
-            )
-        if captions and (int(rows.min()) < 0 or int(rows.max()) >= len(names)):
-            raise InputError(
-                f"caption_images goes from {int(rows.min())} to {int(rows.max())}; "
-                f"expected rows of the {len(names)} images"
-            )
+        own = self._captions = Captions(split, names, captions, caption_images)
         self.split = split
-        self.names = list(names)
-        self.captions = list(captions)
-        self.caption_images = rows
-        without = len(names) - len(rows.unique())
-        if captions and without:
+        self.names, self.captions = own.names, own.sentences
+        self.caption_images = own.caption_images
+        without = len(self.names) - len(self.caption_images.unique())
+        if self.captions and without:
             from lightning.pytorch.utilities import rank_zero_warn
 
             rank_zero_warn(
@@ -121,44 +77,18 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
     def image(self, row: int) -> Tensor | Regions:
         """The image of a row: pixels ``(3, H, W)``, or :class:`Regions`.
 
-        Random augmentation draws from the global generators of ``torch``, ``random`` and
-        ``numpy``, which training seeds anew for every item unless :attr:`augments` is False.
+        Pixels are floats, or bytes (uint8) that training divides by 255. Random augmentation draws
+        from the global generators of ``torch``, ``random`` and ``numpy``, which training seeds anew
+        for every item.
 
         Raises:
             BadSampleError: if this image cannot be used.
         """
 
-    def read_images(self, rows: Sequence[int]) -> Images:
-        """The images of several rows as one stack, each as :meth:`image` gives it.
-
-        A subclass that can read many images faster than one by one overrides this too.
-
-        Raises:
-            BadSampleError: if one of them cannot be used.
-        """
-        from itmkit.data.collate import collate_images
-
-        return collate_images([self.image(row) for row in rows])
-
-    def in_bytes(self) -> ImageTextDataset:
-        """The same images with their pixels as bytes, where there are such, to send and store.
-
-        :meth:`normalise` makes the pixels of them. By default, the dataset itself.
-        """
-        return self
-
-    def normalise(self, images: Images) -> Images:
-        """A stack of :meth:`in_bytes` as :meth:`read_images` gives it."""
-        return images
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        for base in cls.__mro__:
-            if "read_images" in vars(base):
-                break
-            if "image" in vars(base):  # its own images, and not those of an inherited read_images
-                cls.read_images = ImageTextDataset.read_images  # type: ignore[method-assign]
-                break
+    @property
+    def source(self) -> ImageSource:
+        """What batches read their images from: here :meth:`image`, one by one."""
+        return _OneByOne(self)
 
     def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """Which captions are true of which images: by default, each of its own image only.
@@ -174,9 +104,7 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
 
     def captions_of(self, row: int) -> list[int]:
         """The rows of an image's captions, in their order."""
-        order, ends = self._captions_by_image
-        start = int(ends[row - 1]) if row else 0
-        return order[start : int(ends[row])].tolist()
+        return self._captions.rows_of(row)
 
     def __getitem__(self, row: int) -> tuple[Tensor | Regions, list[str]]:
         return self.image(row), [self.captions[caption] for caption in self.captions_of(row)]
@@ -184,7 +112,59 @@ class ImageTextDataset(Dataset[tuple["Tensor | Regions", list[str]]], ABC):
     def __len__(self) -> int:
         return len(self.names)
 
-    @cached_property
-    def _captions_by_image(self) -> tuple[Tensor, Tensor]:
-        counts = torch.bincount(self.caption_images, minlength=len(self.names))
-        return torch.argsort(self.caption_images, stable=True), counts.cumsum(0)
+
+class CaptionedImages(ImageTextDataset):
+    """Captions with the images of a source.
+
+    Args:
+        captions: the captions of a split.
+        images: the images of the split, in the same order.
+
+    Raises:
+        InputError: if the images are not those of the captions.
+
+    Example:
+        >>> from itmkit.data import PhotoFolder
+        >>> captions = Captions.of_images("val", {"a.jpg": ["a dog"], "b.jpg": ["a cat"]})
+        >>> photos = PhotoFolder("val", captions.names, "photos")
+        Traceback (most recent call last):
+        FileNotFoundError: folder='photos' is not a folder
+    """
+
+    def __init__(self, captions: Captions, images: ImageSource) -> None:
+        super().__init__(
+            captions.split, captions.names, captions.sentences or None, captions.caption_images
+        )
+        other = [own for own, name in zip(images.names, self.names, strict=False) if own != name]
+        if other or len(images) != len(self):
+            found = f"{other[0]!r} for another one" if other else f"{len(images)} images"
+            raise InputError(f"images has {found}; expected the {len(self)} names of captions")
+        self._source = images
+        self.preprocessing = images.preprocessing
+
+    def image(self, row: int) -> Tensor | Regions:
+        """The image of a row: pixels ``(3, H, W)`` as floats, or :class:`Regions`.
+
+        Raises:
+            BadSampleError: if this image cannot be used.
+        """
+        image = self._source.image(row)
+        return self._source.as_floats(image) if isinstance(image, Tensor) else image
+
+    @property
+    def source(self) -> ImageSource:
+        """The source; or :meth:`image`, one by one, where a subclass overrides that."""
+        return self._source if type(self).image is CaptionedImages.image else super().source
+
+
+class _OneByOne(ImageSource):
+    """What a dataset's own ``image`` gives; it may draw at random."""
+
+    augments = True
+
+    def __init__(self, dataset: ImageTextDataset) -> None:
+        self.dataset, self.names = dataset, dataset.names
+        self.preprocessing = dataset.preprocessing
+
+    def image(self, row: int) -> Tensor | Regions:
+        return self.dataset.image(row)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.data.dataset import BadSampleError
+from itmkit.data.images import BadSampleError
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.files import read_json, read_text, user_path
 

@@ -1,10 +1,9 @@
-"""Batches of a dataset: captions with images to train on, images with captions to judge by."""
+"""What a worker process reads: captions with their images, or images with their captions."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import nullcontext
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -15,12 +14,10 @@ from torch.utils.data import Dataset
 from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.data.caption_noise import CaptionNoise
-from itmkit.data.caption_tokens import CaptionTokens
-from itmkit.data.collate import collate_images, relate
-from itmkit.data.dataset import BadSampleError, ImageTextDataset, Regions
-from itmkit.data.loader import Loader
-from itmkit.data.order import EpochOrder, ResumableLoader, mixed_seed, seeded
-from itmkit.data.tokenizer import Tokenizer, pad_texts
+from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.images import BadSampleError, Regions, collate_images, relate
+from itmkit.data.order import mixed_seed
+from itmkit.data.tokenizer import CaptionTokens, Tokenizer, pad_texts
 
 _MOST_DRAWS = 100  # where half of the images can be used, no run will see so many bad ones
 
@@ -45,7 +42,63 @@ class Collated(NamedTuple):
     skipped: list[Skipped]
 
 
-class TrainingPairs(Dataset[Collated]):
+class Items(Dataset[Collated], ABC):
+    """The captions of a dataset as ids, and its images: batches of them, by key."""
+
+    def __init__(
+        self,
+        *,
+        dataset: ImageTextDataset,
+        tokens: CaptionTokens,
+        tokenizer: Tokenizer,
+        relation_threshold: float | None,
+        on_error: OnError,
+        skips: Skips,
+    ) -> None:
+        self.dataset = dataset
+        self.source = dataset.source
+        self.tokens = tokens
+        self.tokenizer = tokenizer
+        self.relation_threshold = relation_threshold
+        self.on_error = on_error
+        self.skips = skips
+
+    @abstractmethod
+    def __getitems__(self, keys: list[Any]) -> Collated:
+        """The batch of some keys, as a worker process sends it."""
+
+    def received(self, collated: Collated) -> Batch | None:
+        """The batch, in the training process: pixels as floats, what was left out noted."""
+        batch, skipped = collated
+        for skip in skipped:
+            self._note(skip)
+        if batch is None:
+            return None
+        pixels = self.source.as_floats(batch.images.features)
+        return replace(batch, images=replace(batch.images, features=pixels))
+
+    def _note(self, skip: Skipped) -> None:
+        key = (skip.split, skip.name)
+        if key in self.skips:
+            return
+        self.skips[key] = skip
+        count = sum(split == skip.split for split, _ in self.skips)
+        if 2 * count > len(self.dataset):
+            raise InputError(
+                f"{count} of the {len(self.dataset)} images of the split {skip.split!r} were "
+                f"skipped; expected at most half of them. The last one: {skip.reason}"
+            )
+        warnings.warn(f"skipped: {skip.reason}", stacklevel=2)
+
+    def _image(self, row: int, seed: int | None) -> Tensor | Regions | Skipped:
+        """An image, or why there is none."""
+        try:
+            return self.source.drawn(row, seed)
+        except BadSampleError as error:
+            return Skipped(self.dataset.split, self.dataset.names[row], str(error))
+
+
+class TrainingPairs(Items):
     """The captions of a dataset, each with its image; batches are asked for by (epoch, caption).
 
     In a batch the texts of a row are adjacent.
@@ -53,29 +106,18 @@ class TrainingPairs(Dataset[Collated]):
 
     def __init__(
         self,
-        dataset: ImageTextDataset,
-        tokens: CaptionTokens,
-        tokenizer: Tokenizer,
         *,
         views: int,
         distinct: bool,
         noise: CaptionNoise | None,
-        relation_threshold: float | None,
         seed: int,
-        on_error: OnError,
-        skips: Skips,
+        **parts: Any,
     ) -> None:
-        self.dataset = dataset
-        self.in_bytes = dataset.in_bytes()
-        self.tokens = tokens
-        self.tokenizer = tokenizer
+        super().__init__(**parts)
         self.views = views
         self.distinct = distinct
         self.noise = noise
-        self.relation_threshold = relation_threshold
         self.seed = seed
-        self.on_error = on_error
-        self.skips = skips
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Collated:
         images, keys, skipped = self._images(keys)
@@ -117,77 +159,52 @@ class TrainingPairs(Dataset[Collated]):
         self, keys: list[tuple[int, int]]
     ) -> tuple[Images, list[tuple[int, int]], list[Skipped]]:
         # and the keys again, with other rows where images were skipped
-        if not self.dataset.augments:
-            rows = torch.tensor([row for _, row in keys])
-            try:
-                images = self.in_bytes.read_images(self.dataset.caption_images[rows].tolist())
-                return images, keys, []
-            except BadSampleError:
-                if self.on_error == "raise":
-                    raise
+        seeds = [self._seed(key) for key in keys] if self.source.augments else None
+        rows = self.dataset.caption_images[[row for _, row in keys]].tolist()
+        try:
+            return self.source.read(rows, seeds), keys, []
+        except BadSampleError:
+            if self.on_error == "raise":
+                raise
         found, used, skipped = [], [], []
-        for epoch, row in keys:
-            image, row, bad = self._image(epoch, row)
+        for key in keys:
+            image, row, bad = self._image_or_other(*key)
             found.append(image)
-            used.append((epoch, row))
+            used.append((key[0], row))
             skipped += bad
         return collate_images(found), used, skipped
 
-    def _image(self, epoch: int, row: int) -> tuple[Tensor | Regions, int, list[Skipped]]:
+    def _image_or_other(self, epoch: int, row: int) -> tuple[Tensor | Regions, int, list[Skipped]]:
         skipped: list[Skipped] = []
-        generator: Generator | None = None
-        while True:
-            image_row = int(self.dataset.caption_images[row])
-            seed = mixed_seed(self.seed, epoch, row)
-            try:
-                with seeded(seed) if self.dataset.augments else nullcontext():
-                    return self.in_bytes.image(image_row), row, skipped
-            except BadSampleError as error:
-                if self.on_error == "raise":
-                    raise
-                skipped.append(
-                    Skipped(self.dataset.split, self.dataset.names[image_row], str(error))
-                )
-            if len(skipped) == _MOST_DRAWS:
-                raise InputError(
-                    f"{_MOST_DRAWS} images drawn at random cannot be used, the last one: "
-                    f"{skipped[-1].reason}"
-                )
-            if generator is None:
-                # drawn, and not the next one: the images behind bad ones would be seen more often
-                generator = Generator().manual_seed(mixed_seed(self.seed, epoch, row, 1))
+        # drawn, and not the next one: the images behind bad ones would be seen more often
+        generator = Generator().manual_seed(mixed_seed(self.seed, epoch, row, 1))
+        while len(skipped) < _MOST_DRAWS:
+            seed = self._seed((epoch, row)) if self.source.augments else None
+            image = self._image(int(self.dataset.caption_images[row]), seed)
+            if not isinstance(image, Skipped):
+                return image, row, skipped
+            skipped.append(image)
             row = int(torch.randint(len(self), (), generator=generator))
+        raise InputError(
+            f"{_MOST_DRAWS} images drawn at random cannot be used, the last one: "
+            f"{skipped[-1].reason}"
+        )
+
+    def _seed(self, key: tuple[int, int]) -> int:
+        return mixed_seed(self.seed, *key)
 
     def __len__(self) -> int:
         return len(self.dataset.captions)
 
 
-class EvaluationImages(Dataset[Collated]):
+class EvaluationImages(Items):
     """The images of a dataset, each with all of its captions as they are.
 
     In a batch the captions follow the order of their images.
     """
 
-    def __init__(
-        self,
-        dataset: ImageTextDataset,
-        tokens: CaptionTokens,
-        *,
-        pad_id: int,
-        relation_threshold: float | None,
-        on_error: OnError,
-        skips: Skips,
-    ) -> None:
-        self.dataset = dataset
-        self.in_bytes = dataset.in_bytes()
-        self.tokens = tokens
-        self.pad_id = pad_id
-        self.relation_threshold = relation_threshold
-        self.on_error = on_error
-        self.skips = skips
-
-    def __getitems__(self, rows: list[int]) -> Collated:
-        images, rows, skipped = self._images(rows)
+    def __getitems__(self, keys: list[int]) -> Collated:
+        images, rows, skipped = self._images(keys)
         if images is None:
             return Collated(None, skipped)
         groups = [self.dataset.captions_of(row) for row in rows]
@@ -197,28 +214,27 @@ class EvaluationImages(Dataset[Collated]):
         )
         batch = Batch(
             images=relate(images, self.relation_threshold),
-            texts=self.tokens.padded(text_ids, self.pad_id),
+            texts=self.tokens.padded(text_ids, self.tokenizer.pad_id),
             image_ids=image_ids,
-            text_image_ids=image_ids.repeat_interleave(
-                torch.tensor([len(group) for group in groups])
-            ),
+            text_image_ids=self.dataset.caption_images[text_ids],
             text_ids=text_ids,
         )
         return Collated(batch, skipped)
 
     def _images(self, rows: list[int]) -> tuple[Images | None, list[int], list[Skipped]]:
         try:
-            return self.in_bytes.read_images(rows), rows, []
+            return self.source.read(rows), rows, []
         except BadSampleError:
             if self.on_error == "raise":
                 raise
         images, used, skipped = [], [], []
         for row in rows:
-            try:
-                images.append(self.in_bytes.image(row))
+            image = self._image(row, None)
+            if isinstance(image, Skipped):
+                skipped.append(image)
+            else:
+                images.append(image)
                 used.append(row)
-            except BadSampleError as error:
-                skipped.append(Skipped(self.dataset.split, self.dataset.names[row], str(error)))
         return collate_images(images) if images else None, used, skipped
 
     def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor | None:
@@ -229,45 +245,3 @@ class EvaluationImages(Dataset[Collated]):
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-
-class TrainingLoader(ResumableLoader):
-    """Yields the batches of :class:`TrainingPairs`."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in _batches(super().__iter__(), self.dataset):  # type: ignore[arg-type]
-            if isinstance(self.sampler, EpochOrder):  # whole batches, the same on every process
-                yield replace(batch, sizes=(len(batch),) * self.sampler.num_replicas)
-            else:
-                yield batch
-
-
-class EvaluationLoader(Loader):
-    """Yields the batches of :class:`EvaluationImages` that are not empty."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return _batches(super().__iter__(), self.dataset)  # type: ignore[arg-type]
-
-
-def _batches(
-    collated: Iterator[Collated], items: TrainingPairs | EvaluationImages
-) -> Iterator[Batch]:
-    for batch, skipped in collated:
-        for skip in skipped:
-            _note(skip, items)
-        if batch is not None:
-            yield replace(batch, images=items.dataset.normalise(batch.images))
-
-
-def _note(skip: Skipped, items: TrainingPairs | EvaluationImages) -> None:
-    key = (skip.split, skip.name)
-    if key in items.skips:
-        return
-    items.skips[key] = skip
-    count, images = sum(split == skip.split for split, _ in items.skips), len(items.dataset)
-    if 2 * count > images:
-        raise InputError(
-            f"{count} of the {images} images of the split {skip.split!r} were skipped; expected "
-            f"at most half of them. The last one: {skip.reason}"
-        )
-    warnings.warn(f"skipped: {skip.reason}", stacklevel=2)

@@ -13,25 +13,22 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Generator
-from torch.utils.data import DataLoader
 
 from itmkit.checks import InputError, check_choice
 from itmkit.data.caption_noise import CaptionNoise
-from itmkit.data.caption_tokens import CaptionTokens
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.items import (
     Collated,
     EvaluationImages,
-    EvaluationLoader,
     OnError,
     Skipped,
     Skips,
-    TrainingLoader,
     TrainingPairs,
 )
+from itmkit.data.loader import Loader
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
 from itmkit.data.preprocessing import Preprocessing
-from itmkit.data.tokenizer import Tokenizer, WordTokenizer
+from itmkit.data.tokenizer import CaptionTokens, Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
 from itmkit.files import user_path, write_text
@@ -251,19 +248,14 @@ class ImageTextData(LightningDataModule):
     def _num_replicas(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def train_dataloader(self) -> TrainingLoader:
+    def train_dataloader(self) -> Loader:
         """One row a caption, in an order of its own every epoch; the last rows may be left out."""
         pairs = TrainingPairs(
-            self.split(self.train_split),
-            self._tokens_of(self.train_split),
-            self.tokenizer,
+            **self._parts(self.train_split),
             views=self.caption_views,
             distinct=self.distinct_captions,
             noise=self.noise,
-            relation_threshold=self.relation_threshold,
             seed=self.seed,
-            on_error=self.on_error,
-            skips=self._skips,
         )
         trainer: Any = self.trainer  # mypy does not know all of its attributes
         overfits = trainer is not None and trainer.overfit_batches > 0
@@ -276,17 +268,17 @@ class ImageTextData(LightningDataModule):
             bucket_batches=self.bucket_batches,
             sizes=pairs.tokens.lengths,
         )
-        return TrainingLoader(pairs, batch_size=self.batch_size, sampler=order, **self._reading())
+        return Loader(pairs, batch_size=self.batch_size, sampler=order, **self._reading())
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def val_dataloader(self) -> Loader | list[Any]:
         """One row an image of the validation split, with all of its captions."""
         return [] if self.val_split is None else self._evaluation(self.val_split)
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> Loader:
         """One row an image of the test split, with all of its captions."""
         return self._evaluation(self.test_split)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> Loader:
         """As :meth:`test_dataloader`."""
         return self.test_dataloader()
 
@@ -338,16 +330,19 @@ class ImageTextData(LightningDataModule):
                 f"{len(vocabulary)} words of the checkpoint"
             )
 
-    def _evaluation(self, split: str) -> DataLoader[Any]:
-        images = EvaluationImages(
-            self.split(split),
-            self._tokens_of(split),
-            pad_id=self.tokenizer.pad_id,
-            relation_threshold=self.relation_threshold,
-            on_error=self.on_error,
-            skips=self._skips,
-        )
-        return EvaluationLoader(images, batch_size=self.eval_batch_size, **self._reading())
+    def _evaluation(self, split: str) -> Loader:
+        images = EvaluationImages(**self._parts(split))
+        return Loader(images, batch_size=self.eval_batch_size, **self._reading())
+
+    def _parts(self, split: str) -> dict[str, Any]:
+        return {
+            "dataset": self.split(split),
+            "tokens": self._tokens_of(split),
+            "tokenizer": self.tokenizer,
+            "relation_threshold": self.relation_threshold,
+            "on_error": self.on_error,
+            "skips": self._skips,
+        }
 
     def _tokens_of(self, split: str) -> CaptionTokens:
         # before worker processes start, so that these share the one copy

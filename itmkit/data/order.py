@@ -18,7 +18,6 @@ from torch.utils.data import Dataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from itmkit.checks import InputError
-from itmkit.data.loader import Loader
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -165,35 +164,3 @@ class RepeatedOrder(EpochOrder, SequentialSampler):  # type: ignore[misc]
 
     def _drawn_epoch(self) -> int:
         return 0
-
-
-class ResumableLoader(Loader):
-    """A loader over an :class:`EpochOrder` that can go on in the middle of an epoch.
-
-    Lightning saves :meth:`state_dict` with the checkpoint and names the epoch (``set_epoch``)
-    before the first batch of every pass.
-    """
-
-    _seen = 0
-    _resume: dict[str, int] | None = None
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: nothing is read before the first `next`, when the epoch is known.
-        order = self.sampler if isinstance(self.sampler, EpochOrder) else None
-        resume, self._resume = self._resume, None
-        self._seen = 0
-        if order is not None:
-            same = resume is not None and resume["epoch"] == order.epoch
-            self._seen = order.skip = resume["batches"] if same and resume is not None else 0
-        for batch in super().__iter__():
-            self._seen += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches have been handed out."""
-        epoch = self.sampler.epoch if isinstance(self.sampler, EpochOrder) else 0
-        return {"epoch": epoch, "batches": self._seen}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next pass over that epoch start behind its batches already seen."""
-        self._resume = dict(state)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from itmkit.checks import InputError
-from itmkit.data.dataset import BadSampleError
+from itmkit.data.images import BadSampleError
 from itmkit.files import check_folder
 
 #: What Pillow may decode; all else is refused, above all EPS, for which it starts Ghostscript.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +10,22 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.data.batch import Images
-from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.captions import Captions
+from itmkit.data.dataset import CaptionedImages
 from itmkit.data.feature_file import (
     FeatureFile,
     check_unique,
-    grid_boxes,
     open_array,
     open_split,
-    read_grid,
     read_lines,
     read_names,
     read_preprocessing,
 )
+from itmkit.data.stored_features import StoredFeatures, noted_boxes
 from itmkit.files import check_folder, read_json, user_path
 
 
-class PrecompDataset(ImageTextDataset):
+class PrecompDataset(CaptionedImages):
     """One split of a folder in the layout of SCAN.
 
     ===========================  ==================================================================
@@ -58,116 +56,100 @@ class PrecompDataset(ImageTextDataset):
         InputError: if a file is of the wrong form, or the files do not fit each other.
     """
 
-    augments = False
-
     def __init__(self, split: str, root: str | Path, *, max_regions: int | None = None) -> None:
         if max_regions is not None and max_regions < 1:
             raise InputError(f"max_regions is {max_regions}; expected 1 or more, or None")
         folder = user_path(root)
         check_folder("root", folder)
-        self.max_regions = max_regions
-        self._features = open_split(folder, split, max_regions=max_regions)
-        rows = len(self._features)
-        if rows == 0:
-            raise InputError(f"{self._features.path} has no images: the split {split!r} is empty")
-        path = folder / f"{split}_caps.txt"
-        assigned = folder / f"{split}_cap_images.txt"
-        self._every = 1
-        counts = [len(read_names(assigned))] if assigned.exists() else [rows, 5 * rows]
-        captions = _read_captions(path, folder / f"{split}_features.json", counts)
-        if captions is None:
-            caption_images = torch.tensor([], dtype=torch.int64)
-        elif assigned.exists():
-            caption_images = _read_rows(assigned, len(captions), rows)
-        elif len(captions) == 5 * rows:
-            caption_images = torch.arange(rows).repeat_interleave(5)
-        elif len(captions) != rows:
-            raise InputError(
-                f"{path} has {len(captions)} lines; expected {5 * rows} (five for each of the "
-                f"{rows} rows of {self._features.path.name}) or {rows} (one for each)"
-            )
-        elif _five_times(self._features):
-            self._every = 5
-            caption_images = torch.arange(rows // 5).repeat_interleave(5)
-        else:
-            caption_images = torch.arange(rows)
-        count = rows // self._every
-        names = _read_names(folder / f"{split}_ids.txt", count)
-        super().__init__(split, names, captions, caption_images)
-        self.preprocessing = read_preprocessing(folder / f"{split}_features.json")
-        self._boxes = self._read_boxes(folder)
-        self._relations = self._open_relations(folder)
+        features = open_split(folder, split, max_regions=max_regions)
+        captions = scan_captions(split, folder, features)
+        every = len(features) // len(captions.names)
+        images = StoredFeatures(
+            captions.names,
+            features,
+            range(0, len(features), every),
+            boxes=_read_boxes(folder, split, features, every),
+            relations=_open_relations(folder, split, features, every),
+            preprocessing=read_preprocessing(folder / f"{split}_features.json"),
+        )
+        super().__init__(captions, images)
 
-    def image(self, row: int) -> Regions:
-        """The regions of an image, features as float32."""
-        images = self.read_images([row])
-        rest = (images.boxes, images.relations)
-        return Regions(images.features[0], *(None if part is None else part[0] for part in rest))
 
-    def read_images(self, rows: Sequence[int]) -> Images:
-        """As :meth:`image`, for several rows, which is faster."""
-        for row in rows:
-            if not 0 <= row < len(self):
-                raise IndexError(f"row is {row}; expected 0 … {len(self) - 1}")
-        features = self._features.read([row * self._every for row in rows])
-        boxes = None if self._boxes is None else self._boxes[list(rows), : features.shape[1]]
-        return Images(features, boxes=boxes, relations=self._read_relations(rows))
+def scan_captions(split: str, folder: Path, features: FeatureFile) -> Captions:
+    """The captions of a split in the layout of SCAN, which :class:`PrecompDataset` describes.
 
-    def _open_relations(self, folder: Path) -> FeatureFile | None:
-        path = folder / f"{self.split}_iou.npy"
-        if not path.exists():
-            return None
-        relations = FeatureFile(path, max_regions=self.max_regions)
-        rows, regions, _ = self._features.shape
-        shape = (rows, regions, regions)
-        if relations.shape not in (shape, (len(self), regions, regions)):
-            raise InputError(f"{path} has the shape {relations.shape}; expected {shape}")
-        return relations
+    Args:
+        split: name of the split.
+        folder: where its files are.
+        features: of the split; a row an image, or five rows an image that are the same.
+    """
+    rows = len(features)
+    if rows == 0:
+        raise InputError(f"{features.path} has no images: the split {split!r} is empty")
+    path = folder / f"{split}_caps.txt"
+    assigned = folder / f"{split}_cap_images.txt"
+    every = 1
+    counts = [len(read_names(assigned))] if assigned.exists() else [rows, 5 * rows]
+    sentences = _read_sentences(path, folder / f"{split}_features.json", counts)
+    if sentences is None:
+        caption_images = torch.tensor([], dtype=torch.int64)
+    elif assigned.exists():
+        caption_images = _read_rows(assigned, len(sentences), rows)
+    elif len(sentences) == 5 * rows:
+        caption_images = torch.arange(rows).repeat_interleave(5)
+    elif len(sentences) != rows:
+        raise InputError(
+            f"{path} has {len(sentences)} lines; expected {5 * rows} (five for each of the {rows} "
+            f"rows of {features.path.name}) or {rows} (one for each)"
+        )
+    elif _five_times(features):
+        every = 5
+        caption_images = torch.arange(rows // 5).repeat_interleave(5)
+    else:
+        caption_images = torch.arange(rows)
+    names = _read_names(folder / f"{split}_ids.txt", rows // every)
+    return Captions(split, names, sentences, caption_images)
 
-    def _read_relations(self, rows: Sequence[int]) -> Tensor | None:
-        file = self._relations
-        if file is None:
-            return None
-        every = len(file) // len(self)
-        relations = file.read([row * every for row in rows])[..., : self.max_regions]
-        outside = ((relations < -1e-3) | (relations > 1 + 1e-3)).flatten(1).any(1)
-        if bool(outside.any()):
-            first = int(outside.nonzero()[0])
-            low, high = relations[first].aminmax()
-            raise InputError(
-                f"{file.path} goes from {low:g} to {high:g} in row {rows[first] * every}; "
-                "expected [0, 1]"
-            )
-        return relations.clamp(0, 1)
 
-    def _read_boxes(self, folder: Path) -> Tensor | None:
-        path = folder / f"{self.split}_boxes.npy"
-        rows, regions, _ = self._features.shape
-        if not path.exists():
-            grid = read_grid(folder / f"{self.split}_features.json")
-            if grid is None or grid[0] * grid[1] != regions:
-                return None
-            return grid_boxes(*grid).expand(len(self), -1, -1)
-        boxes = _read_array(path, (rows, regions, 4), self._every)
-        sizes_path = folder / f"{self.split}_img_sizes.npy"
-        if sizes_path.exists():
-            boxes /= _read_array(sizes_path, (rows, 2), self._every).repeat(1, 2)[:, None, :]
-        outside = ~((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).flatten(1).all(1)
-        if bool(outside.any()):
-            of = f"divided by {sizes_path.name}" if sizes_path.exists() else "as they are"
-            raise InputError(
-                f"{path} goes from {boxes.min():g} to {boxes.max():g} ({of}); expected [0, 1], "
-                f"but not so in row {int(outside.long().argmax())}: boxes in pixels need "
-                f"{sizes_path.name} with (width, height) of every image"
-            )
-        turned = (boxes[..., 2:] < boxes[..., :2]).any(-1)
-        if bool(turned.any()):
-            row, region = turned.nonzero()[0].tolist()
-            raise InputError(
-                f"{path} has a box with x2 < x1 or y2 < y1, {boxes[row, region].tolist()} in row "
-                f"{row}; expected x1, y1, x2, y2"
-            )
-        return boxes.clamp(0, 1)
+def _open_relations(
+    folder: Path, split: str, features: FeatureFile, every: int
+) -> FeatureFile | None:
+    path = folder / f"{split}_iou.npy"
+    if not path.exists():
+        return None
+    relations = FeatureFile(path, max_regions=features.max_regions)
+    rows, regions, _ = features.shape
+    shape = (rows, regions, regions)
+    if relations.shape not in (shape, (rows // every, regions, regions)):
+        raise InputError(f"{path} has the shape {relations.shape}; expected {shape}")
+    return relations
+
+
+def _read_boxes(folder: Path, split: str, features: FeatureFile, every: int) -> Tensor | None:
+    path = folder / f"{split}_boxes.npy"
+    rows, regions, _ = features.shape
+    if not path.exists():
+        return noted_boxes(folder, split, features)
+    boxes = _read_array(path, (rows, regions, 4), every)
+    sizes_path = folder / f"{split}_img_sizes.npy"
+    if sizes_path.exists():
+        boxes /= _read_array(sizes_path, (rows, 2), every).repeat(1, 2)[:, None, :]
+    outside = ~((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).flatten(1).all(1)
+    if bool(outside.any()):
+        of = f"divided by {sizes_path.name}" if sizes_path.exists() else "as they are"
+        raise InputError(
+            f"{path} goes from {boxes.min():g} to {boxes.max():g} ({of}); expected [0, 1], "
+            f"but not so in row {int(outside.long().argmax())}: boxes in pixels need "
+            f"{sizes_path.name} with (width, height) of every image"
+        )
+    turned = (boxes[..., 2:] < boxes[..., :2]).any(-1)
+    if bool(turned.any()):
+        row, region = turned.nonzero()[0].tolist()
+        raise InputError(
+            f"{path} has a box with x2 < x1 or y2 < y1, {boxes[row, region].tolist()} in row "
+            f"{row}; expected x1, y1, x2, y2"
+        )
+    return boxes.clamp(0, 1)
 
 
 def _five_times(features: FeatureFile) -> bool:
@@ -181,7 +163,7 @@ def _five_times(features: FeatureFile) -> bool:
     )
 
 
-def _read_captions(path: Path, notes: Path, counts: list[int]) -> list[str] | None:
+def _read_sentences(path: Path, notes: Path, counts: list[int]) -> list[str] | None:
     """The captions, without empty lines at the end that are too many; None where noted so."""
     if not path.exists() and notes.exists():
         found = read_json(notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from itmkit.checks import check_choice, check_count
 from itmkit.data import scenes
-from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.captions import Captions
+from itmkit.data.dataset import CaptionedImages
+from itmkit.data.images import ImageSource, Regions
+from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.vocabulary import RESERVED, Vocabulary
 
 CAPTIONS_PER_SCENE = 5
@@ -27,7 +30,68 @@ _CROP = 12  # side of a region's crop
 _KEPT = 16_384  # pictures kept once painted
 
 
-class ShapesDataset(ImageTextDataset):
+class DrawnScenes(ImageSource):
+    """Scenes as images, painted when asked for; see :class:`ShapesDataset`."""
+
+    def __init__(
+        self,
+        split: str,
+        drawn: Sequence[scenes.Scene],
+        *,
+        seed: int,
+        image_size: int,
+        regions: bool,
+    ) -> None:
+        self.split, self.scenes, self.seed = split, drawn, seed
+        self.image_size, self.regions = image_size, regions
+        if not regions:
+            self.preprocessing = Preprocessing(image_size, mean=(_MEAN,) * 3, std=(_STD,) * 3)
+        self.names = [f"{split}-{row}" for row in range(len(drawn))]
+        self._painted: dict[int, np.ndarray] = {}
+
+    def pixels(self, row: int) -> np.ndarray:
+        """The picture of a scene: ``(image_size, image_size, 3)`` uint8."""
+        if row not in self._painted:
+            picture = scenes.paint(
+                self.scenes[row], self.image_size, _rng(self.split, "paint", self.seed, row)
+            )
+            if len(self._painted) >= _KEPT:
+                return picture
+            self._painted[row] = picture
+        return self._painted[row]
+
+    def image(self, row: int) -> Tensor | Regions:
+        """Pixels ``(3, H, W)`` in bytes, or the things as regions."""
+        if self.regions:
+            return self._things(row)
+        return torch.from_numpy(self.pixels(row)).permute(2, 0, 1)
+
+    def _things(self, row: int) -> Regions:
+        picture = Image.fromarray(self.pixels(row))
+        boxes = np.array([thing.box for thing in self.scenes[row]], dtype=np.float32)
+        crops = np.stack(
+            [
+                np.asarray(
+                    picture.resize(
+                        (_CROP, _CROP),
+                        Image.Resampling.BILINEAR,
+                        box=tuple(np.clip(box, 0, 1) * self.image_size),
+                    ),
+                    dtype=np.float32,
+                )
+                for box in boxes
+            ]
+        )
+        area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, keepdims=True)
+        features = np.concatenate(
+            [(crops.reshape(len(boxes), -1) / 255 - _MEAN) / _STD, boxes, area], axis=1
+        )
+        return Regions(
+            torch.from_numpy(features.astype(np.float32)), torch.from_numpy(boxes.clip(0, 1))
+        )
+
+
+class ShapesDataset(CaptionedImages):
     """Scenes of two to four coloured shapes on textured ground, drawn when asked for.
 
     Scenes come in pairs of siblings: one scene, and the same with two colours or two places
@@ -75,18 +139,20 @@ class ShapesDataset(ImageTextDataset):
         check_count(16, image_size=image_size)
         self.seed, self.image_size, self.regions = seed, image_size, regions
         self.split = split
-        self._painted: dict[int, np.ndarray] = {}
         self.scenes = [scene for f in range(-(-length // SIBLINGS)) for scene in self._family(f)][
             :length
         ]
-        super().__init__(
-            split=split,
-            names=[f"{split}-{row}" for row in range(length)],
-            captions=[sentence.text for sentence in self.sentences],
+        self._drawn = DrawnScenes(
+            split, self.scenes, seed=seed, image_size=image_size, regions=regions
+        )
+        captions = Captions(
+            split,
+            names=self._drawn.names,
+            sentences=[sentence.text for sentence in self.sentences],
             caption_images=torch.arange(length).repeat_interleave(CAPTIONS_PER_SCENE),
         )
+        super().__init__(captions, self._drawn)
 
-    augments = False
     vocabulary = Vocabulary([*RESERVED, *scenes.VOCABULARY])
 
     @cached_property
@@ -99,9 +165,7 @@ class ShapesDataset(ImageTextDataset):
         ]
 
     def _rng(self, purpose: str, index: int) -> np.random.Generator:
-        return np.random.default_rng(
-            [zlib.crc32(f"{self.split} {purpose}".encode()), self.seed, index]
-        )
+        return _rng(self.split, purpose, self.seed, index)
 
     def _family(self, index: int) -> list[scenes.Scene]:
         rng = self._rng("family", index)
@@ -115,43 +179,7 @@ class ShapesDataset(ImageTextDataset):
 
     def pixels(self, row: int) -> np.ndarray:
         """The picture of a scene: ``(image_size, image_size, 3)`` uint8."""
-        if row not in self._painted:
-            picture = scenes.paint(self.scenes[row], self.image_size, self._rng("paint", row))
-            if len(self._painted) >= _KEPT:
-                return picture
-            self._painted[row] = picture
-        return self._painted[row]
-
-    def image(self, row: int) -> Tensor | Regions:
-        """Pixels ``(3, H, W)`` of about zero mean and unit variance, or the things as regions."""
-        if self.regions:
-            return self._things(row)
-        pixels = torch.from_numpy(self.pixels(row)).permute(2, 0, 1)
-        return (pixels / 255 - _MEAN) / _STD
-
-    def _things(self, row: int) -> Regions:
-        picture = Image.fromarray(self.pixels(row))
-        boxes = np.array([thing.box for thing in self.scenes[row]], dtype=np.float32)
-        crops = np.stack(
-            [
-                np.asarray(
-                    picture.resize(
-                        (_CROP, _CROP),
-                        Image.Resampling.BILINEAR,
-                        box=tuple(np.clip(box, 0, 1) * self.image_size),
-                    ),
-                    dtype=np.float32,
-                )
-                for box in boxes
-            ]
-        )
-        area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, keepdims=True)
-        features = np.concatenate(
-            [(crops.reshape(len(boxes), -1) / 255 - _MEAN) / _STD, boxes, area], axis=1
-        )
-        return Regions(
-            torch.from_numpy(features.astype(np.float32)), torch.from_numpy(boxes.clip(0, 1))
-        )
+        return self._drawn.pixels(row)
 
     def relevance(self, image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """Which of these sentences is true of which of these scenes.
@@ -169,3 +197,7 @@ class ShapesDataset(ImageTextDataset):
                 [self.sentences[j] for j in caption_rows.tolist()],
             )
         )
+
+
+def _rng(split: str, purpose: str, seed: int, index: int) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(f"{split} {purpose}".encode()), seed, index])

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itmkit.data.dataset import BadSampleError, Regions
 from itmkit.data.extract import extract_features
+from itmkit.data.images import BadSampleError, Regions
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.precomp import PrecompDataset
 

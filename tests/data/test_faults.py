@@ -20,8 +20,8 @@ from PIL import Image
 from PIL import features as pillow
 from torch import Tensor, nn
 
-from itmkit.data.dataset import BadSampleError
 from itmkit.data.extract import extract_features
+from itmkit.data.images import BadSampleError
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.precomp import PrecompDataset
 from itmkit.data.tokenizer import TransformersTokenizer, WordTokenizer, pad_texts

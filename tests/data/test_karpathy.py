@@ -16,7 +16,8 @@ from timm.data.transforms_factory import create_transform
 from tiny_matcher import TinyMatcher
 from torch import Tensor
 
-from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.images import Regions
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.module import ImageTextData
 from itmkit.data.order import seeded
@@ -101,13 +102,14 @@ def test_batches_are_sent_in_bytes_and_then_normalised(photos: Photos, workers: 
     paths = photos({"val": 3})
     for kind in (KarpathyDataset, Turned):
         data = kind("val", *paths, image_size=8)
-        assert (pixels(data.in_bytes(), 0).dtype == torch.uint8) == (kind is KarpathyDataset)
+        sent = data.source.read([0, 1, 2]).features
+        assert (sent.dtype == torch.uint8) == (kind is KarpathyDataset)
         module = ImageTextData(lambda split, data=data: data, num_workers=workers)
         (batch,) = module.val_dataloader()
         assert batch.images.features.is_contiguous()
         alone = torch.stack([pixels(data, row) for row in range(3)])
         assert torch.equal(batch.images.features, alone)
-        assert torch.equal(data.normalise(data.read_images([0, 1, 2])).features, alone)
+        assert torch.equal(data.source.as_floats(sent), alone)
 
 
 def test_features_read_together_are_those_read_alone(photos: Photos, tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_features_read_together_are_those_read_alone(photos: Photos, tmp_path: P
     (tmp_path / "val_ids.txt").write_text("val_2.jpg\nval_0.jpg\nval_1.jpg\n")
     (tmp_path / "val_features.json").write_text('{"grid": [2, 2]}')
     data = KarpathyDataset("val", annotations, features=tmp_path)
-    images = data.read_images([0, 2])
+    images = data.source.read([0, 2])
     assert images.boxes is not None
     assert np.array_equal(images.features.numpy(), features[[1, 0]].astype("float32"))
     for place, row in enumerate([0, 2]):

@@ -19,7 +19,8 @@ from torch.utils.data.distributed import DistributedSampler
 from itmkit.checks import InputError
 from itmkit.data.batch import Batch
 from itmkit.data.caption_noise import CaptionNoise
-from itmkit.data.dataset import ImageTextDataset, Regions
+from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.images import Regions
 from itmkit.data.module import ImageTextData
 from itmkit.data.relations import box_relations
 from itmkit.data.shapes import ShapesDataset

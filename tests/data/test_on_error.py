@@ -18,7 +18,8 @@ from torch._utils import ExceptionWrapper
 
 from itmkit.data import module
 from itmkit.data.batch import Batch
-from itmkit.data.dataset import BadSampleError, ImageTextDataset
+from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.images import BadSampleError
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.module import ImageTextData
 from itmkit.data.precomp import PrecompDataset

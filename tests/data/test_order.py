@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from itmkit.data.order import EpochOrder, ResumableLoader, mixed_seed, seeded
+from itmkit.data.loader import Loader
+from itmkit.data.order import EpochOrder, mixed_seed, seeded
 
 
 def batches(order: EpochOrder) -> list[list[int]]:
@@ -135,13 +136,11 @@ class Keys(Dataset[Any]):
 
 @pytest.mark.parametrize(("workers", "buckets"), [(0, 0), (2, 0), (0, 4)])
 def test_loader_goes_on_in_the_middle_of_an_epoch(workers: int, buckets: int) -> None:
-    def make() -> ResumableLoader:
+    def make() -> Loader:
         order = EpochOrder(
             20, batch_size=3, seed=0, bucket_batches=buckets, sizes=torch.arange(20) % 7
         )
-        return ResumableLoader(
-            Keys(), batch_size=3, sampler=order, num_workers=workers, collate_fn=list
-        )
+        return Loader(Keys(), batch_size=3, sampler=order, num_workers=workers, collate_fn=list)
 
     loader = make()
     passes = []

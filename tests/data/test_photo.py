@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from itmkit.data.dataset import BadSampleError
+from itmkit.data.images import BadSampleError
 from itmkit.data.photo import read_photo
 
 

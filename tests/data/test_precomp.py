@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from itmkit.data import feature_file
-from itmkit.data.dataset import BadSampleError, Regions
+from itmkit.data.images import BadSampleError, Regions
 from itmkit.data.precomp import PrecompDataset
 
 Write = Callable[..., np.ndarray]
@@ -107,8 +107,8 @@ def test_relations_are_read_row_by_row(
     write(times=times, iou=iou.repeat(stored, axis=0))
     for most in (None, 2):
         data = PrecompDataset("dev", tmp_path, max_regions=most)
-        assert data._relations is not None
-        assert isinstance(data._relations.array, np.memmap)
+        assert data.source.relations is not None
+        assert isinstance(data.source.relations.array, np.memmap)
         for row in range(3):
             image = regions(data, row)
             assert image.boxes is None
@@ -146,7 +146,7 @@ def test_features_are_mapped_and_not_sent_to_worker_processes(write: Write, tmp_
     features = np.random.default_rng(0).random((3, 40, 60), dtype="float32")
     np.save(tmp_path / "dev_ims.npy", features)
     data = PrecompDataset("dev", tmp_path)
-    assert isinstance(data._features.array, np.memmap)
+    assert isinstance(data.source.features.array, np.memmap)
     sent = pickle.dumps(data)
     assert len(sent) < 10_000
     again = pickle.loads(sent)
@@ -164,7 +164,7 @@ def test_images_read_together_are_those_read_alone(
     np.save(tmp_path / "dev_ims.npy", features.astype(dtype).copy(order))
     data = PrecompDataset("dev", tmp_path, max_regions=most)
     for _ in range(2):
-        images = data.read_images([2, 0, 2])
+        images = data.source.read([2, 0, 2])
         assert images.boxes is not None
         assert images.relations is not None
         expected = features[[2, 0, 2], :most].astype(dtype).astype("float32")
@@ -185,10 +185,10 @@ def test_bad_rows_are_found_at_every_reading(write: Write, tmp_path: Path) -> No
     data = PrecompDataset("dev", tmp_path)
     for rows in ([0, 2], [0, 1, 2], [0, 1], [1]):
         if 1 not in rows:
-            data.read_images(rows)
+            data.source.read(rows)
             continue
         with pytest.raises(BadSampleError, match="not finite in row 1"):
-            data.read_images(rows)
+            data.source.read(rows)
 
 
 def test_error_of_a_file_cut_short_between_two_rows(
@@ -208,7 +208,7 @@ def test_error_of_a_file_cut_short_between_two_rows(
     monkeypatch.setattr(feature_file, "_copy", cut_after_the_first)
     monkeypatch.setattr(np, "isfinite", np.ones_like)
     with pytest.raises(ValueError, match=r"dev_ims.npy was changed while it was in use"):
-        data.read_images([0, 2])
+        data.source.read([0, 2])
     assert copied == [400]
 
 

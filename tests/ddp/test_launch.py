@@ -52,7 +52,7 @@ trainer:
 """
 FAILING = """\
 import os, signal
-from itmkit.data.dataset import BadSampleError
+from itmkit.data.images import BadSampleError
 from tiny_matcher import TinyDataset
 
 class Failing(TinyDataset):

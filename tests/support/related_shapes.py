@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from itmkit.data import ShapesDataset
-from itmkit.data.dataset import Regions
+from itmkit.data.images import Regions
 
 
 class RelatedShapes(ShapesDataset):

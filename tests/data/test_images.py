@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from itmkit.data.collate import collate_images
-from itmkit.data.dataset import Regions
+from itmkit.data.images import Regions, collate_images
 from itmkit.data.relations import box_relations
 
 

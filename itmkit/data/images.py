@@ -1,9 +1,10 @@
-"""From single images to a stack of them."""
+"""Images: where they come from, and a stack of them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,8 +13,93 @@ from torch.utils.data import default_collate
 
 from itmkit.checks import InputError
 from itmkit.data.batch import Images
-from itmkit.data.dataset import Regions
+from itmkit.data.order import seeded
+from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.relations import box_relations
+
+_SHARES = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # pixels in [0, 1]
+
+
+class BadSampleError(InputError):
+    """One image of a dataset cannot be used; the others can.
+
+    Whatever reads an image raises it, and ``ImageTextData(on_error="skip")`` goes on without the
+    image. What makes a whole file of the data unusable is another error.
+    """
+
+
+@dataclass
+class Regions:
+    """One image as features of its regions, or of the cells of a grid.
+
+    Args:
+        features: ``(N, D)`` float.
+        boxes: ``(N, 4)`` corners ``x1, y1, x2, y2`` relative to the image, in [0, 1]; or None.
+        relations: ``(N, N)`` how much every two regions have to do with each other, in [0, 1]; or
+            None.
+    """
+
+    features: Tensor
+    boxes: Tensor | None = None
+    relations: Tensor | None = None
+
+
+class ImageSource(ABC):
+    """The images of a split: a folder of photos, a file of features, or drawn ones.
+
+    A subclass sets :attr:`names` and writes :meth:`image`. What it reads in a worker process is
+    sent to the training process as it is; pixels in bytes become floats there.
+
+    Attributes:
+        names: one an image.
+        augments: whether :meth:`image` draws at random, from the global generators of ``torch``,
+            ``random`` and ``numpy``. Training seeds these for every image.
+        preprocessing: of its pixels, or of those that stored features were made of; pixels in
+            bytes get its mean and standard deviation. None: they are divided by 255.
+    """
+
+    names: Sequence[str]
+    augments: bool = False
+    preprocessing: Preprocessing | None = None
+
+    @abstractmethod
+    def image(self, row: int) -> Tensor | Regions:
+        """The image of a row: pixels ``(3, H, W)``, float or bytes (uint8), or :class:`Regions`.
+
+        Raises:
+            BadSampleError: if this image cannot be used.
+        """
+
+    def drawn(self, row: int, seed: int | None) -> Tensor | Regions:
+        """As :meth:`image`, with the global generators seeded, where a seed is given."""
+        if seed is None:
+            return self.image(row)
+        with seeded(seed):
+            return self.image(row)
+
+    def read(self, rows: Sequence[int], seeds: Sequence[int] | None = None) -> Images:
+        """The images of several rows as one stack, as :meth:`image` gives them.
+
+        A subclass that reads many images faster than one by one overrides this too.
+
+        Args:
+            rows: of the images.
+            seeds: one an image, where :attr:`augments`; None to draw as the global generators are.
+
+        Raises:
+            BadSampleError: if one of them cannot be used.
+        """
+        each: Sequence[int | None] = [None] * len(rows) if seeds is None else seeds
+        return collate_images(list(map(self.drawn, rows, each)))
+
+    def as_floats(self, pixels: Tensor) -> Tensor:
+        """Pixels in bytes ``(…, 3, H, W)`` as floats, as :attr:`preprocessing` has it."""
+        if pixels.dtype != torch.uint8:
+            return pixels
+        return (self.preprocessing or _SHARES).normalise(pixels)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def collate_images(

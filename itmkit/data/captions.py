@@ -1,0 +1,84 @@
+"""The captions of a split, and the image of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from itmkit.checks import InputError
+
+
+class Captions:
+    """The sentences of a split, and the image of each: what a reader of a format returns.
+
+    With an :class:`~itmkit.data.ImageSource` of the same images it makes a dataset, see
+    :class:`~itmkit.data.CaptionedImages`.
+
+    Args:
+        split: name of the split, such as ``"train"``.
+        names: one name an image: its file name or id.
+        sentences: the captions; None for images that have none, which can be encoded and their
+            features extracted.
+        caption_images: ``(m,)`` for every caption the row of its image; an image may have none.
+
+    Raises:
+        InputError: if there are no images or no captions, or the arguments do not fit each other.
+
+    Example:
+        >>> captions = Captions.of_images("val", {"a.jpg": ["a dog", "a red dog"], "b.jpg": ["a"]})
+        >>> captions.sentences, captions.caption_images.tolist(), captions.rows_of(0)
+        (['a dog', 'a red dog', 'a'], [0, 0, 1], [0, 1])
+    """
+
+    def __init__(
+        self,
+        split: str,
+        names: Sequence[str],
+        sentences: Sequence[str] | None,
+        caption_images: Sequence[int] | Tensor = (),
+    ) -> None:
+        rows = torch.as_tensor(caption_images, dtype=torch.int64)
+        if not names:
+            raise InputError(f"split {split!r} has no images; expected at least one")
+        if sentences is not None and not sentences:
+            raise InputError(f"split {split!r} has no captions; expected at least one")
+        sentences = sentences or []
+        if rows.shape != (len(sentences),):
+            raise InputError(
+                f"caption_images has shape {tuple(rows.shape)}; expected ({len(sentences)},), "
+                "one image row a caption"
+            )
+        if sentences and (int(rows.min()) < 0 or int(rows.max()) >= len(names)):
+            raise InputError(
+                f"caption_images goes from {int(rows.min())} to {int(rows.max())}; "
+                f"expected rows of the {len(names)} images"
+            )
+        self.split = split
+        self.names = list(names)
+        self.sentences = list(sentences)
+        self.caption_images = rows
+
+    @classmethod
+    def of_images(cls, split: str, images: Mapping[str, Sequence[str]]) -> Captions:
+        """Captions of images by their names; of images without captions, where none has any."""
+        groups = list(images.values())
+        sentences = [sentence for group in groups for sentence in group]
+        rows = [row for row, group in enumerate(groups) for _ in group]
+        return cls(split, list(images), sentences or None, rows)
+
+    def rows_of(self, image: int) -> list[int]:
+        """The rows of an image's captions, in their order."""
+        order, ends = self._by_image
+        start = int(ends[image - 1]) if image else 0
+        return order[start : int(ends[image])].tolist()
+
+    @cached_property
+    def _by_image(self) -> tuple[Tensor, Tensor]:
+        counts = torch.bincount(self.caption_images, minlength=len(self.names))
+        return torch.argsort(self.caption_images, stable=True), counts.cumsum(0)
+
+    def __repr__(self) -> str:
+        return f"Captions({self.split!r}: {len(self.sentences)} of {len(self.names)} images)"
