@@ -5,6 +5,8 @@ network is told.
 from __future__ import annotations
 
 import os
+import re
+import string
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,6 +108,47 @@ def fetching(option: str, name: str) -> Iterator[None]:
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def fetch_tokenizer(key: str, name_or_path: str) -> Any:
+    """The transformers tokenizer of a model; of a checkpoint that follows, if that holds it.
+
+    Args:
+        key: name that a checkpoint has it under.
+        name_or_path: of a model on the hub, or a local folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from tokenizers import Regex, Tokenizer, normalizers
+    from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    content = stored_content("tokenizer", key)
+    if content is not None:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(content["tokenizer"]),
+            extra_special_tokens=content["extra"],
+            **content["special"],
+        )
+    with fetching("name_or_path", name_or_path):
+        try:
+            kind = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
+        except OSError:  # a folder of a tokenizer alone
+            kind = None
+        siglip = kind in ("siglip", "siglip2")
+        # The class of SigLIP's own is in Python and needs sentencepiece; its files have a fast one.
+        auto = PreTrainedTokenizerFast if siglip else AutoTokenizer
+        tokenizer = auto.from_pretrained(name_or_path, trust_remote_code=False)
+    if siglip:  # trained on lower case, which SigLIP 2's tokenizer leaves to its user
+        steps: list[Any] = [normalizers.Lowercase()]
+        if get_tokenizer_config(name_or_path).get("tokenizer_class") == "SiglipTokenizer":
+            punctuation = normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")
+            spaces = normalizers.Replace(Regex(r"\s+"), " ")
+            steps += [punctuation, spaces, normalizers.Strip()]
+        pieces = tokenizer.backend_tokenizer
+        pieces.normalizer = normalizers.Sequence([*steps, *filter(None, [pieces.normalizer])])
+    return tokenizer
 
 
 def _hub_is_reached() -> bool:

@@ -17,7 +17,7 @@ from itmkit.checks import InputError
 from itmkit.data.batch import Texts
 from itmkit.data.vocabulary import Vocabulary, split_words
 from itmkit.files import user_path
-from itmkit.pretrained import Source, fetching, stored_content
+from itmkit.pretrained import Source, fetch_tokenizer
 
 
 class Caption(NamedTuple):
@@ -109,7 +109,7 @@ class TransformersTokenizer(Tokenizer):
         max_length: most tokens of a caption, special ones included; the rest is cut off.
 
     Code that comes with a model is never run. A model without a pad token is padded by its end
-    token.
+    token. Captions for a SigLIP model are lower-cased, as it was trained.
 
     Attributes:
         pretrained_source: the tokenizer itself, for checkpoints.
@@ -125,7 +125,7 @@ class TransformersTokenizer(Tokenizer):
         self.name_or_path = str(user_path(name_or_path))
         self.max_length: int = max_length
         self._key = str(name_or_path)
-        tokenizer = _pieces(self._key, self.name_or_path)
+        tokenizer = fetch_tokenizer(self._key, self.name_or_path)
         if not tokenizer.is_fast:
             raise InputError(
                 f"name_or_path={self.name_or_path!r} is a {type(tokenizer).__name__}; expected a "
@@ -163,21 +163,6 @@ class TransformersTokenizer(Tokenizer):
 
     def __len__(self) -> int:
         return self._size
-
-
-def _pieces(key: str, name_or_path: str) -> Any:
-    from tokenizers import Tokenizer as Pieces
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    content = stored_content("tokenizer", key)
-    if content is not None:
-        return PreTrainedTokenizerFast(
-            tokenizer_object=Pieces.from_str(content["tokenizer"]),
-            extra_special_tokens=content["extra"],
-            **content["special"],
-        )
-    with fetching("name_or_path", name_or_path):
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 def pad_texts(ids: list[list[int]], pad_id: int) -> Texts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itmkit.nn.attention_filtration import AttentionFiltration
 from itmkit.nn.bag_of_words import BagOfWords
 from itmkit.nn.bigru import BiGRU
+from itmkit.nn.clip_model import ClipModel
 from itmkit.nn.contract import Tokens
 from itmkit.nn.cross_attention import CrossAttentionSimilarity
 from itmkit.nn.external_attention import ExternalSpatialAttention
@@ -22,6 +23,7 @@ from itmkit.nn.stored_tokens import StoredTokens
 from itmkit.nn.text_refinement import TextRefinement
 from itmkit.nn.timm_grid import TimmGrid
 from itmkit.nn.timm_levels import TimmLevels
+from itmkit.nn.transformer_image import TransformerImage
 from itmkit.nn.transformer_levels import TransformerLevels
 from itmkit.nn.transformer_text import TransformerText
 from itmkit.nn.two_part_gru import TwoPartGRU
@@ -33,6 +35,7 @@ __all__ = [
     "AttentionFiltration",
     "BagOfWords",
     "BiGRU",
+    "ClipModel",
     "CrossAttentionSimilarity",
     "ExternalSpatialAttention",
     "FeatureDiscriminability",
@@ -50,6 +53,7 @@ __all__ = [
     "TimmGrid",
     "TimmLevels",
     "Tokens",
+    "TransformerImage",
     "TransformerLevels",
     "TransformerText",
     "TwoPartGRU",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -60,29 +61,15 @@ class TransformerBackbone(nn.Module):
         block_discriminability: FeatureDiscriminability | None = None,
     ) -> None:
         super().__init__()
-        if (name_or_path is None) == (config is None):
-            raise InputError(
-                "exactly one of name_or_path and config must be given, got "
-                f"name_or_path={name_or_path!r} and config={config!r}"
-            )
         self.frozen = frozen
-        self.name_or_path: str | None = None
-        self.pretrained_source: Source | None = None
-        if isinstance(name_or_path, nn.Module):
-            model: Any = name_or_path
-        else:
-            self.name_or_path = None if name_or_path is None else str(user_path(name_or_path))
-            model = _build(self.name_or_path, config)
-            content = json.loads(model.config.to_json_string(use_diff=False))
-            if not isinstance(config, dict):
-                self.pretrained_source = Source(
-                    "transformers", str(name_or_path or config), content
-                )
+        self.name_or_path: str | None
+        self.pretrained_source: Source | None
+        model, self.name_or_path, self.pretrained_source = build_transformer(name_or_path, config)
         self._kind = type(model).__name__
-        self.backbone: Any = _text_part(model)
+        self.backbone: Any = text_part(model)
         if hasattr(getattr(self.backbone, "config", None), "use_cache"):
             self.backbone.config.use_cache = False  # of a decoder, for texts that go on
-        self.vocab_size, self.max_length = self._sizes()
+        self.vocab_size, self.max_length = text_sizes(self.backbone, self._kind)
         if frozen or not isinstance(name_or_path, nn.Module):
             self.backbone.requires_grad_(not frozen)
         self._layers = list(layers)
@@ -129,25 +116,6 @@ class TransformerBackbone(nn.Module):
             if self._after_layers is not None:
                 self._after_layers.mask = None
         return out.last_hidden_state, out.hidden_states if every else ()
-
-    def _sizes(self) -> tuple[int, int | None]:
-        """How many token ids there are, and at most in a row."""
-        config = getattr(self.backbone, "config", None)
-        embeddings = getattr(self.backbone, "get_input_embeddings", lambda: None)()
-        size = getattr(embeddings, "num_embeddings", getattr(config, "vocab_size", None))
-        if size is None:
-            raise InputError(
-                f"{self._kind} is no model of text: it has no embeddings of token ids "
-                "(get_input_embeddings)"
-            )
-        length = getattr(config, "max_position_embeddings", None)
-        if length is None or length < 0:  # -1 in XLNet: any number
-            return size, None
-        for name, module in self.backbone.named_modules():
-            own = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
-            if own and module.padding_idx is not None:  # RoBERTa counts on from it
-                return size, module.num_embeddings - module.padding_idx - 1
-        return size, length
 
     def _probe(self, layers_name: str) -> int:
         """Check the layers on a short text; stop training what none of them uses."""
@@ -202,6 +170,68 @@ def _layer_list(model: Any) -> nn.ModuleList:
     )
 
 
+def text_sizes(model: Any, kind: str) -> tuple[int, int | None]:
+    """How many token ids a text model takes, and at most in a row; None: any number.
+
+    Args:
+        model: the text model, or the text tower of a model.
+        kind: name of its class, for the error.
+
+    Raises:
+        InputError: if it has no token ids.
+    """
+    config = getattr(model, "config", None)
+    embeddings = None
+    with suppress(AttributeError, NotImplementedError):
+        embeddings = model.get_input_embeddings()
+    size = getattr(embeddings, "num_embeddings", getattr(config, "vocab_size", None))
+    if size is None:
+        raise InputError(
+            f"{kind} is no model of text: it has no embeddings of token ids (get_input_embeddings)"
+        )
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None or length < 0:  # -1 in XLNet: any number
+        return size, None
+    for name, module in model.named_modules():
+        own = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
+        if own and module.padding_idx is not None:  # RoBERTa counts on from it
+            return size, module.num_embeddings - module.padding_idx - 1
+    return size, length
+
+
+def build_transformer(
+    name_or_path: str | Path | nn.Module | None, config: dict[str, Any] | str | Path | None
+) -> tuple[Any, str | None, Source | None]:
+    """A transformers model: one that is given, or of a name or path, or of a config.
+
+    Args:
+        name_or_path: a model name of the hub or a local folder, with its weights; or a module.
+        config: instead of it, a config (a dict, or a JSON file), to start from random weights.
+
+    Returns:
+        The model; its name or path, None for a config or a module; and what checkpoints keep of it,
+        None for a module.
+
+    Raises:
+        InputError: not exactly one of the two, a model that is not found, or a config without a
+            known ``model_type``.
+    """
+    if (name_or_path is None) == (config is None):
+        raise InputError(
+            "exactly one of name_or_path and config must be given, got "
+            f"name_or_path={name_or_path!r} and config={config!r}"
+        )
+    if isinstance(name_or_path, nn.Module):
+        return name_or_path, None, None
+    name = None if name_or_path is None else str(user_path(name_or_path))
+    model = _build(name, config)
+    source = None
+    if not isinstance(config, dict):
+        content = json.loads(model.config.to_json_string(use_diff=False))
+        source = Source("transformers", str(name_or_path or config), content)
+    return model, name, source
+
+
 def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
@@ -230,7 +260,7 @@ def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None)
     return AutoModel.from_config(own, dtype=torch.float32, trust_remote_code=False)
 
 
-def _text_part(model: Any) -> Any:
+def text_part(model: Any) -> Any:
     """What encodes texts: an encoder without its decoder, a tower without the other, no head."""
     config = getattr(model, "config", None)
     body = getattr(model, "base_model", model)  # of a model with a head

@@ -7,10 +7,12 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from clip_models import clip_config
 from related_shapes import RelatedShapes
 from torch import Tensor, nn
 
 from itmkit.data import Batch, ImageTextData, ShapesDataset
+from itmkit.data.dataset import ImageTextDataset
 from itmkit.losses import AdaptiveMarginTripletLoss
 from itmkit.nn import (
     BagOfWords,
@@ -25,7 +27,7 @@ from itmkit.nn import (
     TransformerLevels,
     TransformerText,
 )
-from itmkit.systems import DAIM, MATE, TVRN, Matcher
+from itmkit.systems import DAIM, MATE, TVRN, DualEncoder, Matcher
 
 DIM = 16
 SPREAD = FeatureDiscriminability(scale=0.5)
@@ -126,17 +128,21 @@ SYSTEMS: dict[str, Case] = {
     "daim_levels": Case(partial(_daim, True)),
     "tvrn_sgr": Case(_tvrn),
     "tvrn_saf_global": Case(partial(_tvrn, reasoning="saf", focal="global")),
+    "dual_encoder": Case(partial(DualEncoder, config=clip_config("clip")), "pixels"),
     "tvrn_four_regions": Case(partial(_tvrn, reasoning="saf", num_regions=4), "four"),
 }
 
 
+def dataset_of(case: Case, length: int) -> Callable[[str], ImageTextDataset]:
+    """Makes the splits of a dataset with the images that a system takes."""
+    if case.images == "pixels":
+        return partial(ShapesDataset, length=length, image_size=32)
+    return partial(RelatedShapes, length=length, four=case.images == "four")
+
+
 def make_batch(case: Case, *, length: int = 8, batch_size: int = 7) -> Batch:
     """A training batch for a system, drawn from few images: two captions of one are in it."""
-    dataset = (
-        partial(ShapesDataset, length=length, image_size=32)
-        if case.images == "pixels"
-        else partial(RelatedShapes, length=length, four=case.images == "four")
-    )
+    dataset = dataset_of(case, length)
     data = ImageTextData(dataset, batch_size=batch_size, caption_views=case.views, seed=5)
     torch.manual_seed(0)
     return next(iter(data.train_dataloader()))

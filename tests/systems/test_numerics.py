@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from quiet_trainer import quiet_trainer
-from related_shapes import RelatedShapes
-from systems import SYSTEMS
+from systems import SYSTEMS, Case, dataset_of
 from torch import Tensor
 
 from itmkit.data import Batch, ImageTextData
+from itmkit.data.dataset import ImageTextDataset
 
 ALIKE = {"daim", "tvrn_four_regions"}  # the numbers of daim_levels and tvrn_saf_global
 PRECISIONS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -29,21 +29,14 @@ PRECISIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-class Captioned(RelatedShapes):
-    """The built-in images with other captions.
-
-    Args:
-        split: ``train`` or ``val``.
-        captions: they come again and again; None for the right ones.
-        images: number of images.
-    """
-
-    def __init__(
-        self, split: str, *, captions: list[str] | None, images: int, four: bool = False
-    ) -> None:
-        super().__init__(split, length=images, four=four)
-        if captions is not None:
-            self.captions = [captions[i % len(captions)] for i in range(len(self.captions))]
+def captioned(
+    split: str, *, case: Case, captions: list[str] | None, images: int
+) -> ImageTextDataset:
+    """The built-in images of a system, with captions that come again and again, or their own."""
+    dataset = dataset_of(case, images)(split)
+    if captions is not None:
+        dataset.captions = [captions[i % len(captions)] for i in range(len(dataset.captions))]
+    return dataset
 
 
 BATCHES = {
@@ -86,7 +79,7 @@ def test_loss_and_gradients_are_finite(
     if matcher.has_second_stage:
         matcher.rerank_top_k = 3
     data = ImageTextData(
-        partial(Captioned, captions=captions, images=12, four=SYSTEMS[system].images == "four"),
+        partial(captioned, case=SYSTEMS[system], captions=captions, images=12),
         batch_size=size,
         eval_batch_size=5,
         caption_views=SYSTEMS[system].views,

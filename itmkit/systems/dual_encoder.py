@@ -1,0 +1,178 @@
+"""Any CLIP-like model of transformers as a system: zero-shot search, evaluation, fine-tuning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+from itmkit.callbacks import MomentumTeacher
+from itmkit.checks import InputError, check_non_negative
+from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
+from itmkit.distributed import gather_all
+from itmkit.losses import MomentumDistillationLoss
+from itmkit.losses.functional import info_nce_loss, siglip_loss
+from itmkit.nn import ClipModel, l2_normalize
+from itmkit.retrieval import Encoding
+from itmkit.retrieval.encoding import check_encodings
+from itmkit.systems.matcher import Matcher, cosine_scores
+
+
+class DualEncoder(Matcher):
+    r"""Two towers of a CLIP-like model: CLIP, SigLIP, SigLIP 2, ALIGN, Chinese-CLIP and others.
+
+    The score of a pair is the logit of the model, the cosine of the two vectors times a learnt
+    scale, plus a learnt bias where the model has one:
+
+    .. math:: S_{ij} = s \cos(v_i, t_j) + b
+
+    Without any training it evaluates and searches as the model does; images are pixels in the size
+    and normalisation that the model was trained with (:class:`itmkit.nn.ClipModel`).
+
+    Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML
+    2021; Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023. Differs from the
+    released code of CLIP: the scale is not kept below 100, and other true pairs of a batch are no
+    negatives.
+
+    Args:
+        name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
+            or a module, such as a transformers model or one with LoRA.
+        config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
+            from random weights.
+        frozen: the model is never trained: for evaluation and search.
+        pad_id: see :class:`itmkit.nn.ClipModel`.
+        loss: any loss of :mod:`itmkit.losses`: of scores, which gets the cosines, or of vectors,
+            which gets these; the model's scale and bias are then kept. None: the loss the model was
+            trained by, of its logits: the sigmoid loss if it has a bias, else CLIP's.
+        distillation: loss against the momentum teacher; None: :class:`MomentumDistillationLoss`.
+        distillation_weight: weight of ``distillation``; 0: there is no teacher.
+        momentum: of the teacher, in [0, 1].
+        **kwargs: see :class:`Matcher`; there is no second stage.
+
+    Raises:
+        InputError: a model that is not found or does not encode images and texts, a loss that takes
+            neither scores nor vectors, or a number out of its range.
+
+    Example:
+        >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...              intermediate_size=8)
+        >>> model = DualEncoder(config=dict(
+        ...     model_type="clip", text_config=dict(vocab_size=20, **tower),
+        ...     vision_config=dict(image_size=32, patch_size=16, **tower)))
+        >>> ids = torch.tensor([[1, 2, 0]])
+        >>> model(Images(torch.zeros(2, 3, 32, 32)), Texts(ids, ids > 0)).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path | nn.Module | None = None,
+        *,
+        config: dict[str, Any] | str | Path | None = None,
+        frozen: bool = False,
+        pad_id: int | None = None,
+        loss: nn.Module | None = None,
+        distillation: MomentumDistillationLoss | None = None,
+        distillation_weight: float = 0.0,
+        momentum: float = 0.995,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_non_negative(distillation_weight=distillation_weight)
+        self.own_loss: Any = loss
+        self._takes = [] if loss is None else list(inspect.signature(loss.forward).parameters)
+        if self._takes[2:3] == ["teacher_image"]:
+            raise InputError(
+                f"loss is a {type(loss).__name__}, which needs a teacher; expected it as "
+                "distillation, with a distillation_weight"
+            )
+        if loss is not None and self._takes[:1] != ["scores"] and self._takes[:3] != _VECTORS:
+            raise InputError(
+                f"loss is a {type(loss).__name__}, whose forward takes {self._takes}; expected one "
+                "of (scores, positives) or (image, text, image_ids)"
+            )
+        self.clip = ClipModel(name_or_path, config=config, frozen=frozen, pad_id=pad_id)
+        if loss is not None:
+            for parameter in self.clip.logit_parameters():
+                parameter.requires_grad_(False)
+        self._negatives = getattr(loss, "negatives", None)  # after the warm-up
+        if self.warmup and self._negatives is None:
+            raise InputError(
+                f"warmup is {self.warmup}; expected 0 without a loss that chooses its negatives"
+            )
+        self.distillation = distillation or MomentumDistillationLoss()
+        self.distillation_weight = distillation_weight
+        self.momentum = momentum
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """The momentum teacher, where something is learnt from it."""
+        return [MomentumTeacher(self.momentum, ["clip"])] if self.distillation_weight else []
+
+    def encode_image(self, images: Images) -> Encoding:
+        check_images(images)
+        if images.mask is not None:
+            raise InputError("images have a mask; expected pixels (n, 3, H, W) without one")
+        return Encoding(vector=l2_normalize(self.clip.image_vectors(images.features)))
+
+    def encode_text(self, texts: Texts) -> Encoding:
+        check_texts(texts)
+        return Encoding(vector=l2_normalize(self.clip.text_vectors(texts.ids, texts.mask)))
+
+    def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        check_encodings(images=images, texts=texts)
+        return self.clip.logits(cosine_scores(images.vector, texts.vector))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        if len(batch.texts) != len(batch.images):
+            raise InputError(
+                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
+                "expected one an image (caption_views: 1 of the data)"
+            )
+        own = [
+            self.encode_image(batch.images).vector,
+            self.encode_text(batch.texts).vector,
+            batch.image_ids,
+        ]
+        image, text, ids = gather_all(own, sizes=batch.sizes)
+        terms = {"contrast": self._contrast(image, text, ids)}
+        terms["loss"] = terms["contrast"]
+        if self.distillation_weight:
+            taught = gather_all(self._teach(batch), sizes=batch.sizes)
+            terms["distillation"] = self.distillation(image, text, *taught, ids)
+            terms["loss"] = terms["contrast"] + self.distillation_weight * terms["distillation"]
+        return terms
+
+    def _contrast(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
+        if self._negatives is not None:
+            self.own_loss.negatives = self.counted_negatives(self._negatives)
+        if self._takes[:1] == ["image"]:
+            value: Tensor = self.own_loss(image, text, ids)
+            return value
+        cosines, positives = cosine_scores(image, text), ids[:, None] == ids
+        if self.own_loss is not None:
+            value = self.own_loss(cosines, ids if "image_ids" in self._takes else positives)
+            return value
+        logits = self.clip.logits(cosines)
+        if self.clip.logit_bias is not None:
+            return siglip_loss(logits, positives, temperature=1.0, bias=0.0)
+        return info_nce_loss(logits, positives, temperature=1.0) / 2  # the mean of both directions
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch) -> list[Tensor]:
+        teacher: Any = getattr(self, "teacher", None)  # set by MomentumTeacher
+        if teacher is None:
+            raise InputError(
+                "distillation_weight is not 0, but there is no teacher: train with a Trainer, or "
+                "use MomentumTeacher"
+            )
+        image = teacher.clip.image_vectors(batch.images.features)
+        text = teacher.clip.text_vectors(batch.texts.ids, batch.texts.mask)
+        return [l2_normalize(image), l2_normalize(text)]
+
+
+_VECTORS = ["image", "text", "image_ids"]
