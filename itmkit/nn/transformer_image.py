@@ -139,7 +139,9 @@ def vision_part(model: Any) -> Any:
     body = getattr(model, "base_model", model)  # of a model with a head
     part = getattr(body, "vision_model", body)
     if "pixel_values" not in inspect.signature(part.forward).parameters:
-        raise InputError(f"{type(model).__name__} takes no pixel_values; expected a model of images")
+        raise InputError(
+            f"{type(model).__name__} takes no pixel_values; expected a model of images"
+        )
     return part
 
 

@@ -149,7 +149,10 @@ def test_warmup_counts_all_negatives() -> None:
     ("options", "message"),
     [
         ({"loss": nn.Linear(2, 2)}, r"loss is a Linear, whose forward takes \['input'\]; expected"),
-        ({"loss": MomentumDistillationLoss()}, "which needs a teacher; expected it as distillation"),
+        (
+            {"loss": MomentumDistillationLoss()},
+            "which needs a teacher; expected it as distillation",
+        ),
         ({"warmup": 2}, "warmup is 2; expected 0"),
         ({"distillation_weight": -1.0}, "distillation_weight is -1.0; expected"),
     ],
