@@ -150,17 +150,17 @@ class DualEncoder(Matcher):
     def _contrast(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         if self._negatives is not None:
             self.own_loss.negatives = self.counted_negatives(self._negatives)
-        if self._takes[:1] == ["image"]:
-            value: Tensor = self.own_loss(image, text, ids)
-            return value
         cosines, positives = cosine_scores(image, text), ids[:, None] == ids
-        if self.own_loss is not None:
+        value: Tensor
+        if self._takes[:1] == ["image"]:
+            value = self.own_loss(image, text, ids)
+        elif self.own_loss is not None:
             value = self.own_loss(cosines, ids if "image_ids" in self._takes else positives)
-            return value
-        logits = self.clip.logits(cosines)
-        if self.clip.logit_bias is not None:
-            return siglip_loss(logits, positives, temperature=1.0, bias=0.0)
-        return info_nce_loss(logits, positives, temperature=1.0) / 2  # the mean of both directions
+        elif self.clip.logit_bias is not None:
+            value = siglip_loss(self.clip.logits(cosines), positives, temperature=1.0, bias=0.0)
+        else:  # the mean of both directions
+            value = info_nce_loss(self.clip.logits(cosines), positives, temperature=1.0) / 2
+        return value
 
     @torch.no_grad()
     def _teach(self, batch: Batch) -> list[Tensor]:

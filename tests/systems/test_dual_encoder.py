@@ -148,10 +148,10 @@ def test_warmup_counts_all_negatives() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": nn.Linear(2, 2)}, r"loss is a Linear, whose forward takes \['input'\]; expected"),
+        ({"loss": nn.Linear(2, 2)}, r"loss is a Linear, forward takes \['input'\]; expected"),
         (
             {"loss": MomentumDistillationLoss()},
-            "which needs a teacher; expected it as distillation",
+            "needs a teacher; expected it as distillation",
         ),
         ({"warmup": 2}, "warmup is 2; expected 0"),
         ({"distillation_weight": -1.0}, "distillation_weight is -1.0; expected"),
