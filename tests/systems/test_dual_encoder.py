@@ -148,7 +148,7 @@ def test_warmup_counts_all_negatives() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": nn.Linear(2, 2)}, r"loss is a Linear, forward takes \['input'\]; expected"),
+        ({"loss": nn.Linear(2, 2)}, r"loss is a Linear, whose forward takes \['input'\]; expected"),
         (
             {"loss": MomentumDistillationLoss()},
             "needs a teacher; expected it as distillation",
