@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from traceback import walk_tb
@@ -177,6 +177,27 @@ def check_floating(shape: str, /, **tensors: object) -> None:
     if len(set(devices.values())) > 1:
         found = ", ".join(f"{name} is on {device}" for name, device in devices.items())
         raise InputError(f"{found}; expected one device")
+
+
+def check_finite(values: Tensor, name: Callable[..., str]) -> None:
+    """Raise unless every number is finite.
+
+    Args:
+        values: a floating-point tensor of any shape.
+        name: what the error calls the value at an index, which it is given.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[0.5, 0.1], [torch.nan, 0.2]])
+        >>> check_finite(scores, lambda row, column: f"scores[{row}, {column}]")
+        Traceback (most recent call last):
+        itmkit.checks.InputError: scores[1, 0] is nan; expected a finite number
+    """
+    # The least and the largest are NaN where any number is: one pass, and no memory.
+    if values.numel() and not all(map(math.isfinite, values.aminmax())):
+        index = (~values.isfinite()).nonzero()[0].tolist()
+        value = values[tuple(index)].item()
+        raise InputError(f"{name(*index)} is {value}; expected a finite number")
 
 
 def check_bool(

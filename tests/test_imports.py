@@ -28,6 +28,7 @@ LAYERS = {
     "precision": 0,
     "_internals": 0,
     "checks": 0,
+    "chunks": 0,
     "files": 0,
     "modes": 0,
     "pretrained": 0,

@@ -1,6 +1,17 @@
 """How a matcher is judged: recall in both directions."""
 
+from itmkit.metrics.bootstrap import bootstrap_recall
 from itmkit.metrics.functional import cross_modal_recall, five_fold_recall
+from itmkit.metrics.protocol import PROTOCOLS, Protocol
+from itmkit.metrics.query_ranks import QueryRanks
 from itmkit.metrics.recall import CrossModalRecall
 
-__all__ = ["CrossModalRecall", "cross_modal_recall", "five_fold_recall"]
+__all__ = [
+    "PROTOCOLS",
+    "CrossModalRecall",
+    "Protocol",
+    "QueryRanks",
+    "bootstrap_recall",
+    "cross_modal_recall",
+    "five_fold_recall",
+]

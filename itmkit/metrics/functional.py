@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
-from itmkit.checks import InputError, check_bool, check_floating, integer_vector
-from itmkit.metrics.ranks import (
-    Ranks,
-    check_finite,
-    has_match,
-    matching_pairs,
-    ranks_by_tile,
-    warn_of_ties,
-)
+from itmkit.checks import InputError, check_bool, check_finite, check_floating, integer_vector
+from itmkit.metrics.protocol import Protocol
+from itmkit.metrics.query_ranks import mean_recall, query_ranks, recall_from_ranks
+from itmkit.metrics.ranks import Ranks, has_match, matching_pairs, ranks_by_tile, warn_of_ties
+
+__all__ = ["cross_modal_recall", "five_fold_recall", "recall_from_ranks", "retrieval_ranks"]
 
 _TILE_ELEMENTS = 1 << 20
-_LEVELS = (1, 5, 10)
 
 
 def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor:
@@ -46,6 +43,7 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
             a match; the message says where.
 
     Example:
+        >>> import torch
         >>> scores = torch.tensor([[0.9, 0.1, 0.9], [0.2, 0.8, 0.1]])
         >>> relevant = torch.tensor([[True, False, False], [False, True, False]])
         >>> retrieval_ranks(scores, relevant).tolist()
@@ -63,46 +61,6 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
     i2t, t2i = _matrix_ranks(scores, pairs)
     warn_of_ties(i2t, t2i)
     return (t2i if dim == 0 else i2t).ranks
-
-
-def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
-    """Summarise 0-based ranks as recall, median and mean rank, and the sum of the recalls.
-
-    Args:
-        i2t_ranks: ``(n,)`` rank of the best caption of each image that has one.
-        t2i_ranks: ``(m,)`` rank of each caption's best image.
-
-    Returns:
-        ``i2t_r1``, ``i2t_r5``, ``i2t_r10`` (per cent of queries with a match among the first 1, 5,
-        10), ``i2t_medr`` (floor of the median rank, plus 1), ``i2t_meanr`` (mean rank plus 1), the
-        same for ``t2i``, and ``rsum``, the six recalls added (0 to 600).
-
-    Raises:
-        InputError: ranks that are empty, negative or not one-dimensional.
-
-    Example:
-        >>> recall = recall_from_ranks(torch.tensor([0, 7]), torch.tensor([0, 0, 2, 30]))
-        >>> recall["i2t_r1"], recall["t2i_r5"], recall["i2t_medr"], recall["rsum"]
-        (50.0, 75.0, 4.0, 400.0)
-    """
-    result: dict[str, float] = {}
-    rsum = 0.0
-    for side, ranks in (("i2t", i2t_ranks), ("t2i", t2i_ranks)):
-        ranks = integer_vector(f"{side}_ranks", ranks)
-        if len(ranks) == 0:
-            raise InputError(f"{side}_ranks has the shape (0,); expected at least one query")
-        if ranks.min() < 0:
-            raise InputError(f"{side}_ranks holds {ranks.min().item()}; expected 0 or more")
-        count = len(ranks)
-        for level in _LEVELS:
-            recall = 100.0 * int((ranks < level).sum()) / count
-            result[f"{side}_r{level}"] = recall
-            rsum += recall
-        ordered = ranks.sort().values
-        middle = (int(ordered[(count - 1) // 2]) + int(ordered[count // 2])) // 2
-        result[f"{side}_medr"] = float(middle + 1)
-        result[f"{side}_meanr"] = int(ranks.sum()) / count + 1.0
-    return {**result, "rsum": rsum}
 
 
 def cross_modal_recall(
@@ -133,6 +91,7 @@ def cross_modal_recall(
             match; the message says which.
 
     Example:
+        >>> import torch
         >>> scores = torch.tensor([[0.9, 0.8, 0.3, 0.2], [0.4, 0.1, 0.7, 0.3]])
         >>> ids = torch.tensor([10, 20])
         >>> recall = cross_modal_recall(scores, ids, torch.tensor([10, 10, 20, 20]))
@@ -140,9 +99,11 @@ def cross_modal_recall(
         (100.0, 100.0)
     """
     _check_scores(scores)
-    pairs = relevant_pairs(image_ids, text_image_ids, relevance, tuple(scores.shape))
-    i2t, t2i = _matrix_ranks(scores, pairs)
-    return recall_of_queries(i2t, t2i, pairs)
+    n, m = scores.shape
+    image_ids = integer_vector("image_ids", image_ids, n)
+    text_image_ids = integer_vector("text_image_ids", text_image_ids, m)
+    pairs = relevant_pairs(image_ids, text_image_ids, relevance, (n, m))
+    return query_ranks(*_matrix_ranks(scores, pairs), pairs, image_ids, text_image_ids).recall()
 
 
 def five_fold_recall(
@@ -167,33 +128,30 @@ def five_fold_recall(
             :func:`cross_modal_recall` raises.
 
     Example:
+        >>> import torch
         >>> scores = torch.eye(4)
         >>> five_fold_recall(scores, torch.arange(4), torch.arange(4), folds=2)["rsum"]
         600.0
     """
     _check_scores(scores)
-    relevant_pairs(image_ids, text_image_ids, None, tuple(scores.shape))
-    count = len(scores)
-    image_ids = integer_vector("image_ids", image_ids, count)
-    if folds < 1 or count % folds:
-        raise InputError(f"folds must divide the {count} images, got {folds}")
-    if len(image_ids.unique()) < count:
-        raise InputError("image_ids must hold each image once, or a fold could share one")
-    size, owners = (
-        count // folds,
-        integer_vector("text_image_ids", text_image_ids, scores.shape[1], image_ids.device),
+    n, m = scores.shape
+    image_ids = integer_vector("image_ids", image_ids, n)
+    owners = integer_vector("text_image_ids", text_image_ids, m, image_ids.device)
+    relevant_pairs(image_ids, owners, None, (n, m))
+    return mean_recall(
+        [
+            cross_modal_recall(
+                scores[rows.to(scores.device)][:, columns.to(scores.device)],
+                image_ids[rows],
+                owners[columns],
+            )
+            for rows, columns in Protocol(folds=folds).split(image_ids, owners)
+        ]
     )
-    results = []
-    for start in range(0, count, size):
-        rows = slice(start, start + size)
-        columns = torch.isin(owners, image_ids[rows])
-        part = scores[rows][:, columns.to(scores.device)]
-        results.append(cross_modal_recall(part, image_ids[rows], owners[columns]))
-    return {key: sum(result[key] for result in results) / folds for key in results[0]}
 
 
 def relevant_pairs(
-    image_ids: Tensor, text_image_ids: Tensor, relevance: Tensor | None, shape: tuple[int, ...]
+    image_ids: Tensor, text_image_ids: Tensor, relevance: Tensor | None, shape: tuple[int, int]
 ) -> Tensor:
     """All pairs of an image row and a caption row that match.
 
@@ -207,12 +165,9 @@ def relevant_pairs(
         ``(p, 2)`` int64.
 
     Raises:
-        InputError: a wrong shape or dtype, no captions, or a caption without a match.
+        InputError: a relevance of the wrong shape or dtype, no captions, or a caption without a
+            match.
     """
-    sides = (("image_ids", image_ids), ("text_image_ids", text_image_ids))
-    image_ids, text_image_ids = (
-        integer_vector(name, ids, size) for (name, ids), size in zip(sides, shape, strict=True)
-    )
     if relevance is None:
         pairs = matching_pairs(image_ids, text_image_ids)
     else:
@@ -229,43 +184,32 @@ def relevant_pairs(
     return pairs
 
 
-def recall_of_queries(i2t: Ranks, t2i: Ranks, pairs: Tensor) -> dict[str, float]:
-    """The dictionary of :func:`recall_from_ranks` of the images that have captions.
-
-    Args:
-        i2t: of all images.
-        t2i: of the captions.
-        pairs: ``(p, 2)`` int64, an image row and a caption row that match.
-
-    Warns:
-        UserWarning: if ties within the tolerance decide more than 1 % of the ranks.
-    """
-    queries = has_match(pairs[:, 0], len(i2t.ranks)).to(i2t.ranks.device)
-    i2t = Ranks(i2t.ranks[queries], i2t.exact[queries])
-    warn_of_ties(i2t, t2i)
-    return recall_from_ranks(i2t.ranks, t2i.ranks)
-
-
 def _matrix_ranks(scores: Tensor, pairs: Tensor) -> tuple[Ranks, Ranks]:
     """Ranks in both directions, read along the rows as they lie in memory."""
-    turned = scores.stride(0) < scores.stride(1)
-    if turned:
-        scores, pairs = scores.T, pairs.flip(1)
+    if scores.stride(0) < scores.stride(1):
+        t2i, i2t = _ranks_by_row(scores.T, pairs.flip(1), lambda j, i: f"scores[{i}, {j}]")
+    else:
+        i2t, t2i = _ranks_by_row(scores, pairs, lambda i, j: f"scores[{i}, {j}]")
+    return i2t, t2i
 
-    def part(rows: slice, columns: slice) -> Tensor:
-        block = scores[rows, columns]
-        if turned:
-            check_finite(block.T, columns, rows)
-        else:
-            check_finite(block, rows, columns)
-        return block
+
+def _ranks_by_row(
+    scores: Tensor, pairs: Tensor, name: Callable[[int, int], str]
+) -> tuple[Ranks, Ranks]:
+    """Ranks of the rows and of the columns; an error calls a score by its name."""
+
+    def block(rows: slice, columns: slice) -> Tensor:
+        part = scores[rows, columns]
+        check_finite(part, lambda i, j: name(rows.start + i, columns.start + j))
+        return part
 
     n, m = scores.shape
-    tile = max(1, _TILE_ELEMENTS // m), min(m, _TILE_ELEMENTS)
-    i2t, t2i = ranks_by_tile(part, (n, m), pairs, tile)
-    if turned:
-        i2t, t2i = t2i, i2t
-    return i2t, t2i
+    return ranks_by_tile(
+        lambda columns, parts: (block(rows, columns) for rows in parts),
+        (n, m),
+        pairs,
+        (max(1, _TILE_ELEMENTS // m), min(m, _TILE_ELEMENTS)),
+    )
 
 
 def _check_scores(scores: Tensor) -> None:

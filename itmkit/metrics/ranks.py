@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, groupby, product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.chunks import chunks
 from itmkit.distributed import gather, rank, world_size
-
-Part = slice | Tensor
-"""Rows or columns of the scores: neighbours as a slice, others by their numbers."""
 
 _TOLERANCE = 16  # times eps: more than products of unit vectors differ by when summed another way
 _SAMPLE = 128  # about so many queries, evenly spread, are ranked without a tolerance too
@@ -56,9 +54,19 @@ def tied_from(best: Tensor) -> Tensor:
     return best - _TOLERANCE * torch.finfo(best.dtype).eps * best.abs().clamp(min=1)
 
 
+ScoreTiles = Callable[[slice, Sequence[slice]], Iterable[Tensor]]
+"""Computes the scores of some columns with one part of the rows after the other."""
+
+
+class _Tile(NamedTuple):
+    rows: slice
+    columns: slice
+    pairs: Tensor  # (p, 2), those that match
+
+
 @torch.no_grad()
 def ranks_by_tile(
-    score: Callable[[slice, slice], Tensor],
+    score: ScoreTiles,
     shape: tuple[int, int],
     pairs: Tensor,
     tile: tuple[int, int],
@@ -71,16 +79,18 @@ def ranks_by_tile(
         r_q = \#\{\, j \text{ not matching } q : S_{qj} \ge
             \mathrm{tied\_from}(\max_{p \text{ matching } q} S_{qp}) \,\}
 
-    Every score is asked for once. Tiles with a match come first and are kept until the best match
+    Every score is computed once. Tiles with a match come first and are kept until the best match
     of every row and column is known; then all tiles are counted. Where matches are near the
     diagonal (see :func:`near_diagonal`) at most about ``n · width + m · height`` scores are kept.
 
     Args:
-        score: the tile of these rows and columns, finite and floating point, of one dtype.
+        score: given some columns and a list of parts of the rows, computes the tile of each part
+            in turn, finite and floating point, all of one dtype. It is called at most twice for
+            the same columns, so that what it prepares for them serves many tiles.
         shape: ``(n, m)``, of all scores.
         pairs: ``(p, 2)`` int64, a row and a column that match, each pair once.
         tile: height and width of a tile, the last ones being smaller; below 2²⁴.
-        shared: each process asks for its share of the tiles, which are at least as many as the
+        shared: each process computes its share of the tiles, which are at least as many as the
             processes; all call this alike, and get the same ranks.
 
     Returns:
@@ -90,43 +100,58 @@ def ranks_by_tile(
     Example:
         >>> scores = torch.tensor([[0.9, 0.1, 0.9], [0.2, 0.8, 0.1]])
         >>> pairs = torch.tensor([[0, 0], [1, 1], [0, 2]])
-        >>> rows, columns = ranks_by_tile(lambda r, c: scores[r, c], (2, 3), pairs, (1, 2))
+        >>> def score(columns, parts):
+        ...     return (scores[rows, columns] for rows in parts)
+        >>> rows, columns = ranks_by_tile(score, (2, 3), pairs, (1, 2))
         >>> rows.ranks.tolist(), columns.ranks.tolist()
         ([0, 0], [0, 0, 0])
     """
     (n, m), (height, width) = shape, tile
-    grid = [(r, c) for c, r in product(_parts(m, width), _parts(n, height))]
+    grid = [(r, c) for c, r in product(chunks(m, width), chunks(n, height))]
     numbers = pairs[:, 1] // width * -(-n // height) + pairs[:, 0] // height
     counts = numbers.bincount(minlength=len(grid)).tolist()
-    tiles = list(zip(grid, pairs[numbers.argsort()].split(counts), strict=True))
+    matches = pairs[numbers.argsort()].split(counts)
+    tiles = [_Tile(r, c, own) for (r, c), own in zip(grid, matches, strict=True)]
     if shared:
         tiles = tiles[rank() :: world_size()]
 
-    kept: dict[int, Tensor] = {}
-    found = []
-    for number, ((r, c), own) in enumerate(tiles):
-        if len(own) or number == 0:  # the first in any case, for its dtype and device
-            block = kept[number] = score(r, c)
-            rows, columns = (own - own.new_tensor([r.start, c.start])).to(block.device).unbind(1)
-            found.append(block[rows, columns])
-    match = torch.cat(found)
-    rows, columns = torch.cat([own for _, own in tiles]).to(match.device).unbind(1)
+    # The first tile is kept in any case, for the dtype and the device of the scores.
+    with_match = [one for i, one in enumerate(tiles) if len(one.pairs) or i == 0]
+    without = [one for one in tiles[1:] if not len(one.pairs)]
+    kept = deque(_scored(score, with_match))
+    device = kept[0][1].device
+    pairs = torch.cat([one.pairs for one, _ in kept]).to(device)
+    match = torch.cat([_at_pairs(one, block) for one, block in kept])
+    rows, columns = pairs.unbind(1)
     none = match.new_full((), -torch.inf)
     row_best = none.repeat(n).scatter_reduce_(0, rows, match, "amax")
     column_best = none.repeat(m).scatter_reduce_(0, columns, match, "amax")
     if shared:
         row_best, column_best = (gather(best[None]).amax(0) for best in (row_best, column_best))
 
-    counts_of = _Count(row_best, rows, match), _Count(column_best, columns, match)
+    by_row, by_column = _Count(row_best, rows, match), _Count(column_best, columns, match)
     # Comparing into fp32 and summing that is the fastest count; it is exact below 2²⁴.
-    buffer = torch.empty(min(n, height), min(m, width), device=match.device)
-    for number, ((r, c), _) in enumerate(tiles):
-        block = kept.pop(number) if number in kept else score(r, c)
+    buffer = torch.empty(min(n, height), min(m, width), device=device)
+    drained = (kept.popleft() for _ in range(len(kept)))  # a tile is dropped once it is counted
+    for one, block in chain(drained, _scored(score, without)):
         least = buffer[: block.shape[0], : block.shape[1]]
-        counts_of[0].add(block, r, least)
-        counts_of[1].add(block.T, c, least.T)
-    by_row, by_column = (count.result(shared=shared) for count in counts_of)
-    return by_row, by_column
+        by_row.add(block, one.rows, least)
+        by_column.add(block.T, one.columns, least.T)
+    return by_row.result(shared=shared), by_column.result(shared=shared)
+
+
+def _scored(score: ScoreTiles, tiles: Iterable[_Tile]) -> Iterator[tuple[_Tile, Tensor]]:
+    """Each tile with its scores; the tiles of the same columns follow each other."""
+    for columns, group in groupby(tiles, lambda one: one.columns):
+        own = list(group)
+        yield from zip(own, score(columns, [one.rows for one in own]), strict=True)
+
+
+def _at_pairs(tile: _Tile, block: Tensor) -> Tensor:
+    """The scores of the pairs that match, of a tile with these scores."""
+    corner = tile.pairs.new_tensor([tile.rows.start, tile.columns.start])
+    rows, columns = (tile.pairs - corner).to(block.device).unbind(1)
+    return block[rows, columns]
 
 
 class _Count:
@@ -233,19 +258,3 @@ def near_diagonal(pairs: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     first = pairs.new_full((columns,), columns).scatter_reduce(0, pairs[:, 1], pairs[:, 0], "amin")
     order = first.argsort(stable=True)
     return order, torch.stack([pairs[:, 0], order.argsort()[pairs[:, 1]]], 1)
-
-
-def check_finite(block: Tensor, rows: Part, columns: Part) -> None:
-    """Raise a ``ValueError`` that says where, if a score of these rows and columns is not."""
-    if not all(map(math.isfinite, block.aminmax())):  # NaN is passed on by both
-        row, column = (~block.isfinite()).nonzero()[0].tolist()
-        value = block[row, column].item()
-        row, column = (
-            part.start + place if isinstance(part, slice) else int(part[place])
-            for part, place in ((rows, row), (columns, column))
-        )
-        raise InputError(f"scores must be finite, got {value} at scores[{row}, {column}]")
-
-
-def _parts(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
-from torchmetrics.utilities.distributed import gather_all_tensors
+from torchmetrics.utilities.plot import plot_single_or_multi_val
 
-from itmkit.checks import InputError, check_floating, integer_vector
-from itmkit.metrics.functional import recall_of_queries
+from itmkit.checks import InputError, check_finite, check_floating, integer_vector
+from itmkit.metrics.query_ranks import query_ranks
 from itmkit.metrics.ranks import matching_pairs, near_diagonal, ranks_by_tile
 from itmkit.vectors import l2_normalize
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _TILE = 512
+_SAME = 0.05  # of its length: more than a vector differs by when it is encoded in another batch
+_STATES = {
+    "image": torch.float32,
+    "text": torch.float32,
+    "image_ids": torch.int64,
+    "text_image_ids": torch.int64,
+    "text_ids": torch.int64,
+    "widths": torch.int64,
+}
 
 
 class CrossModalRecall(Metric):
@@ -30,11 +40,19 @@ class CrossModalRecall(Metric):
     tolerance of :func:`itmkit.metrics.functional.retrieval_ranks`. For another score than the
     cosine use :func:`itmkit.metrics.functional.cross_modal_recall`.
 
-    Each sample counts once, however often a sampler repeated it to fill a batch or a process. An
-    image is known by its id, a caption by ``text_ids``. Without ``text_ids`` an update that brings
-    an image again is taken to bring all of that image's captions again; give ``text_ids`` where the
-    captions of one image are spread over several updates. An image without captions is searched
-    but no query.
+    Nothing is counted twice. Samplers repeat samples, to fill a batch or the share of a process
+    (``DistributedSampler`` does so), so give ``text_ids``: an image is then known by its image id,
+    a caption by its text id, and each counts once however often it came. Without ``text_ids`` every
+    caption is a caption of its own, and an image that comes again is an error, since its captions
+    may have come again too; only in one update of pairs, with caption i belonging to image i, an
+    image may stand once for each of its captions. An image without captions is searched but no
+    query.
+
+    The conventions of torchmetrics hold: ``forward``, ``reset``, ``clone``, ``merge_state``,
+    ``sync``, ``plot``, pickling and ``MetricCollection``.
+
+    Args:
+        **kwargs: those of every ``torchmetrics.Metric``, such as ``compute_on_cpu``.
 
     Shape:
         ``update``: image ``(n, D)``, text ``(m, D)``, image_ids ``(n,)``, text_image_ids ``(m,)``,
@@ -42,9 +60,9 @@ class CrossModalRecall(Metric):
         :func:`itmkit.metrics.functional.recall_from_ranks`, 0-d fp32 tensors.
 
     Raises:
-        InputError: shapes or dtypes that do not fit, negative ``text_ids``; in ``compute`` an
-            embedding that is not finite, a caption without its image, no data, or repeated
-            captions that cannot be told from new ones.
+        InputError: shapes or dtypes that do not fit, an embedding that is not finite, negative
+            ``text_ids``, one id with two vectors, an image that comes again without ``text_ids``;
+            in ``compute`` also a caption without its image, or no data.
 
     Example:
         >>> metric = CrossModalRecall()
@@ -59,18 +77,21 @@ class CrossModalRecall(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 100.0
 
     image: list[Tensor]
     text: list[Tensor]
     image_ids: list[Tensor]
     text_image_ids: list[Tensor]
     text_ids: list[Tensor]
-    sizes: list[Tensor]
+    widths: list[Tensor]
 
-    def __init__(self) -> None:
-        super().__init__()
-        # Embeddings are kept flat, so that a process without data can take part in the gathering.
-        for name in ("image", "text", "image_ids", "text_image_ids", "text_ids", "sizes"):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Embeddings are kept flat, so that a process without data, which does not know their width,
+        # can take part in the gathering.
+        for name in _STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
@@ -91,81 +112,112 @@ class CrossModalRecall(Metric):
             text_ids: ``(m,)`` integers from 0, one a caption of the data set.
         """
         _check_embeddings(image, text)
-        image_ids = integer_vector("image_ids", image_ids, len(image), image.device)
-        text_image_ids = integer_vector("text_image_ids", text_image_ids, len(text), image.device)
-        rows = _first_rows(image_ids)
+        image_ids = integer_vector("image_ids", image_ids, len(image), image.device).long()
+        owners = integer_vector("text_image_ids", text_image_ids, len(text), image.device).long()
+        image, text = image.detach().float(), text.detach().float()
+        check_finite(image, lambda row, _: f"the embedding of image id {int(image_ids[row])}")
+        check_finite(text, lambda row, _: f"the embedding of a caption of image id {owners[row]}")
+        rows = _distinct_rows("image id", image_ids, image)
         if text_ids is not None:
-            text_ids = integer_vector("text_ids", text_ids, len(text), image.device)
+            text_ids = integer_vector("text_ids", text_ids, len(text), image.device).long()
             if (text_ids < 0).any():
                 raise InputError(f"text_ids holds {int(text_ids.min())}; expected 0 or more")
-            columns = _first_rows(text_ids)
-        elif len(rows) < len(image_ids):
-            columns = _unrepeated(image_ids, text_image_ids)
+            columns = _distinct_rows("text id", text_ids, text)
         else:
-            columns = torch.arange(len(text), device=image.device)
-        if text_ids is None:
-            text_ids = torch.full_like(text_image_ids, -1)
-        image, text = image.detach()[rows].float(), text.detach()[columns].float()
-        self.image.append(image.flatten())
-        self.text.append(text.flatten())
-        self.image_ids.append(image_ids[rows].long())
-        self.text_image_ids.append(text_image_ids[columns].long())
-        self.text_ids.append(text_ids[columns].long())
-        self.sizes.append(torch.tensor([[*text.shape, len(image)]], device=text.device))
+            if not torch.equal(image_ids, owners):  # no pairs
+                _check_no_repeats(image_ids)
+            text_ids = torch.full_like(owners, -1)
+            columns = torch.arange(len(text), device=text.device)
+        if len(image) == len(text) == 0:
+            return
+        self.image.append(image[rows].flatten())
+        self.text.append(text[columns].flatten())
+        self.image_ids.append(image_ids[rows])
+        self.text_image_ids.append(owners[columns])
+        self.text_ids.append(text_ids[columns])
+        self.widths.append(torch.tensor([image.shape[1]], device=image.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Rank every caption for every image and every image for every caption."""
-        if len(self.sizes) == 0:
-            raise InputError("compute needs images and captions, got none")
-        m, widths, n = dim_zero_cat(self.sizes).unbind(1)
+        image, text, image_ids, owners, text_ids, widths = (
+            dim_zero_cat(getattr(self, name)) for name in _STATES
+        )
+        if len(image_ids) == 0 or len(owners) == 0:
+            raise InputError(
+                f"compute has {len(image_ids)} images and {len(owners)} captions; expected both"
+            )
         if len(widths.unique()) > 1:
-            raise InputError(f"embeddings differ in width: {widths.unique().tolist()}")
-        width = int(widths[0])
-        image_ids, text_image_ids = dim_zero_cat(self.image_ids), dim_zero_cat(self.text_image_ids)
-        text_ids = dim_zero_cat(self.text_ids)
-        updates = torch.arange(len(m), device=m.device)
-        rows = _first_rows(image_ids)
-        columns = _kept_texts(
-            image_ids, updates.repeat_interleave(n), text_image_ids, updates.repeat_interleave(m),
-            text_ids,
-        )  # fmt: skip
-        image_ids, text_image_ids = image_ids[rows], text_image_ids[columns]
-        _check_matches(image_ids, text_image_ids)
-        order, pairs = near_diagonal(matching_pairs(image_ids, text_image_ids), len(columns))
-        columns, text_image_ids = columns[order], text_image_ids[order]
-        image = dim_zero_cat(self.image).view(-1, width)
-        text = dim_zero_cat(self.text).view(-1, width)
-        image = _normalised(image[rows], "image", image_ids)
+            raise InputError(f"embeddings have the widths {widths.unique().tolist()}; expected one")
+        image, text = image.view(-1, int(widths[0])), text.view(-1, int(widths[0]))
+        if (text_ids < 0).any():
+            _check_no_repeats(image_ids)
+            distinct = -1 - torch.arange(len(text_ids), device=text_ids.device)
+            text_ids = text_ids.where(text_ids >= 0, distinct)
+        _check_owners(image_ids, owners, text_ids)
+        rows = _distinct_rows("image id", image_ids, image)
+        columns = _distinct_rows("text id", text_ids, text)
+        image, image_ids, owners = image[rows], image_ids[rows], owners[columns]
+        order, pairs = near_diagonal(matching_pairs(image_ids, owners), len(columns))
+        columns, owners = columns[order], owners[order]
+        image = _unit(image)
 
-        @lru_cache(maxsize=1)  # the tiles of a column follow each other
-        def captions(start: int, stop: int) -> Tensor:
-            part = slice(start, stop)
-            return _normalised(text[columns[part]], "text", text_image_ids[part])
+        def cosines(part: slice, parts: Sequence[slice]) -> Iterator[Tensor]:
+            captions = _unit(text[columns[part]])
+            return ((image[rows] @ captions.T).float() for rows in parts)
 
-        def cosine(r: slice, c: slice) -> Tensor:
-            return (image[r] @ captions(c.start, c.stop).T).float()
-
-        shape = len(rows), len(columns)
-        i2t, t2i = ranks_by_tile(cosine, shape, pairs, (_TILE, _TILE))
-        result = recall_of_queries(i2t, t2i, pairs)
+        ranks = ranks_by_tile(cosines, (len(image), len(columns)), pairs, (_TILE, _TILE))
         return {
             key: torch.tensor(value, dtype=torch.float32, device=self.device)
-            for key, value in result.items()
+            for key, value in query_ranks(*ranks, pairs, image_ids, owners).recall().items()
         }
 
-    def _sync_dist(
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all processes, as torchmetrics does it.
+
+        A process without data takes part with empty tensors of the right dtypes.
+        """
+        if isinstance(self.widths, list) and not self.widths:
+            for name, dtype in _STATES.items():
+                getattr(self, name).append(torch.empty(0, dtype=dtype, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the data of another metric of this kind, or of its ``metric_state``."""
+        super().merge_state(incoming_state)
+        nothing, no_ids = torch.empty(0, 1, device=self.device), torch.empty(0, dtype=torch.int64)
+        self.update(
+            nothing, nothing, no_ids, no_ids
+        )  # so that no result from before is given again
+
+    def plot(
         self,
-        dist_sync_fn: Callable[..., Any] = gather_all_tensors,
-        process_group: Any | None = None,
-    ) -> None:
-        """Gather, a process without data sending empty tensors of the right shape and dtype."""
-        if len(self.sizes) == 0:
-            self.image = [torch.empty(0, device=self.device)]
-            self.text = [torch.empty(0, device=self.device)]
-            ids = torch.empty(0, dtype=torch.int64, device=self.device)
-            self.image_ids, self.text_image_ids, self.text_ids = [ids], [ids], [ids]
-            self.sizes = [ids.view(0, 3)]
-        super()._sync_dist(dist_sync_fn, process_group)
+        val: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None = None,
+        ax: Axes | None = None,
+    ) -> tuple[Figure, Axes]:
+        """Plot the six recalls in per cent, of one result or of several in their order.
+
+        Args:
+            val: what ``compute`` or ``forward`` returned, or a list of such results; None: what
+                ``compute`` returns now.
+            ax: where to draw; None: a new figure.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        val = self.compute() if val is None else val
+        recalls = _recalls(val) if isinstance(val, Mapping) else [_recalls(one) for one in val]
+        figure, ax = plot_single_or_multi_val(
+            recalls,
+            ax=ax,
+            higher_is_better=self.higher_is_better,
+            lower_bound=self.plot_lower_bound,
+            upper_bound=self.plot_upper_bound,
+            name="recall (%)",
+        )
+        return figure or ax.get_figure(), ax
 
 
 def _check_embeddings(image: Tensor, text: Tensor) -> None:
@@ -180,104 +232,63 @@ def _check_embeddings(image: Tensor, text: Tensor) -> None:
         )
 
 
+def _check_no_repeats(image_ids: Tensor) -> None:
+    """Raise if an image came again, where captions have no ids."""
+    values, counts = image_ids.unique(return_counts=True)
+    if len(values) < len(image_ids):
+        place = int((counts > 1).nonzero()[0])
+        raise InputError(
+            f"image id {int(values[place])} came {int(counts[place])} times without text_ids; "
+            "expected once, or text_ids in every update, which tell a repeated caption from a new "
+            "one"
+        )
+
+
+def _check_owners(image_ids: Tensor, owners: Tensor, text_ids: Tensor) -> None:
+    """Raise if a caption's image did not come, or a caption belongs to two images."""
+    alone = owners[~torch.isin(owners, image_ids)]
+    if len(alone):
+        raise InputError(f"a caption belongs to image id {int(alone[0])}, which did not come")
+    wrong = (owners[_first_rows(text_ids)] != owners).nonzero()
+    if len(wrong):
+        raise InputError(f"text id {int(text_ids[wrong[0, 0]])} belongs to more than one image id")
+
+
 def _first_rows(ids: Tensor) -> Tensor:
-    """Rows at which an id comes for the first time, in order."""
+    """For each row, the first row that has the same id."""
     unique, inverse = ids.unique(return_inverse=True)
     rows = torch.arange(len(ids), device=ids.device)
     first = torch.full((len(unique),), len(ids), device=ids.device)
-    return first.scatter_reduce(0, inverse, rows, "amin").sort().values
+    return first.scatter_reduce(0, inverse, rows, "amin")[inverse]
 
 
-def _unrepeated(image_ids: Tensor, text_image_ids: Tensor) -> Tensor:
-    """Rows of the captions of one update to keep when images repeat and captions have no ids.
+def _distinct_rows(kind: str, ids: Tensor, vectors: Tensor) -> Tensor:
+    """Rows at which an id comes for the first time, in order.
 
-    In pairs (caption i belongs to row i of the images) an image repeats once a caption and all
-    captions are kept; else an image that comes r times brings each caption r times.
+    Raises:
+        InputError: where an id comes again with another vector. Vectors of one image differ a
+            little with the batch in which it was encoded.
     """
-    rows = torch.arange(len(text_image_ids), device=text_image_ids.device)
-    if image_ids.shape == text_image_ids.shape and bool((image_ids == text_image_ids).all()):
-        return rows
-    repeats, owners = Counter(image_ids.tolist()), text_image_ids.tolist()
-    counts, seen, keep = Counter(owners), Counter[int](), []
-    for row, owner in enumerate(owners):
-        if counts[owner] % max(1, repeats[owner]):
-            raise InputError(
-                f"image id {owner} came {repeats[owner]} times with {counts[owner]} captions: "
-                "give text_ids to tell repeated captions from new ones"
-            )
-        if seen[owner] < counts[owner] // max(1, repeats[owner]):
-            keep.append(row)
-        seen[owner] += 1
-    return rows[keep]
-
-
-def _kept_texts(
-    image_ids: Tensor,
-    image_update: Tensor,
-    text_image_ids: Tensor,
-    text_update: Tensor,
-    text_ids: Tensor,
-) -> Tensor:
-    """Rows of the captions to count: each text id once; without ids none that came again.
-
-    Captions without an id came again where their update brings an image that an earlier one had.
-    """
-    known = (text_ids >= 0).nonzero()[:, 0]
-    unknown = (text_ids < 0).nonzero()[:, 0]
-    kept = known[_first_rows(text_ids[known])]
-    pairs = torch.stack([text_ids[known], text_image_ids[known]], 1).unique(dim=0)
-    if len(pairs) > len(kept):
-        twice = pairs[1:][pairs[1:, 0] == pairs[:-1, 0]][0, 0]
-        raise InputError(f"text id {int(twice)} belongs to more than one image id")
-    if len(unknown):
-        unique, owner = torch.cat([image_ids, text_image_ids[unknown]]).unique(return_inverse=True)
-        image_owner, text_owner = owner.split([len(image_ids), len(unknown)])
-        image_key = image_update * len(unique) + image_owner
-        text_key = text_update[unknown] * len(unique) + text_owner
-        # Captions that came with each image row, against those of that image's first row.
-        ordered, order = image_key.sort()
-        place = torch.searchsorted(ordered, text_key).clamp(max=max(0, len(ordered) - 1))
-        found = ordered[place] == text_key if len(ordered) else torch.zeros_like(text_key).bool()
-        row = order[place[found]]
-        counts = torch.bincount(row, minlength=len(image_ids))
-        first = torch.full((len(unique),), len(image_ids), device=owner.device).scatter_reduce(
-            0, image_owner, torch.arange(len(image_ids), device=owner.device), "amin"
-        )[image_owner]
-        unclear = ((counts > 0) & (counts != counts[first])).nonzero()
-        if len(unclear):
-            i = int(unclear[0])
-            raise InputError(
-                f"image id {int(image_ids[i])} came again with {int(counts[i])} captions after "
-                f"{int(counts[first[i]])}: give text_ids to tell repeated captions from new ones"
-            )
-        again = found.clone()
-        again[found] = first[row] != row
-        if again.any():
-            rank_zero_warn(
-                f"{int(again.sum())} captions came again with their image and were counted once; "
-                "give text_ids if they are different captions",
-                UserWarning,
-            )
-        kept = torch.cat([kept, unknown[~again]])
-    return kept.sort().values
-
-
-def _check_matches(image_ids: Tensor, text_image_ids: Tensor) -> None:
-    if len(image_ids) == 0 or len(text_image_ids) == 0:
+    first = _first_rows(ids)
+    rows = torch.arange(len(ids), device=ids.device)
+    again = rows[first != rows]
+    before, now = vectors[first[again]], vectors[again]
+    other = ((now - before).norm(dim=1) > _SAME * before.norm(dim=1)).nonzero()
+    if len(other):
         raise InputError(
-            f"compute needs images and captions, got {len(image_ids)} and {len(text_image_ids)}"
+            f"{kind} {int(ids[again[other[0, 0]]])} came with two different vectors; expected ids "
+            "of the data set, not of the batch"
         )
-    alone = text_image_ids[~torch.isin(text_image_ids, image_ids)]
-    if len(alone):
-        raise InputError(f"a caption belongs to image id {int(alone[0])}, which did not come")
+    return rows[first == rows]
 
 
-def _normalised(embedding: Tensor, name: str, ids: Tensor) -> Tensor:
+def _unit(vectors: Tensor) -> Tensor:
     """Unit rows in fp64; on the CPU where the device has no fp64."""
-    wrong = (~embedding.isfinite().all(1)).nonzero()
-    if len(wrong):
-        owner = int(ids[int(wrong[0])])
-        raise InputError(f"{name} embeddings must be finite, that of image id {owner} is not")
-    if embedding.device.type == "mps":
-        embedding = embedding.cpu()
-    return l2_normalize(embedding.double(), eps=1e-12)  # embeddings may be of any scale
+    if vectors.device.type == "mps":
+        vectors = vectors.cpu()
+    return l2_normalize(vectors.double(), eps=1e-12)  # embeddings may be of any scale
+
+
+def _recalls(result: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values that are recalls: ranks and the sum have another scale."""
+    return {key: value for key, value in result.items() if "_r" in key}

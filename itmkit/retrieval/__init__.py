@@ -1,24 +1,30 @@
 """What a matcher is for: encode, score, rank, report."""
 
+from itmkit.metrics import PROTOCOLS, Protocol, QueryRanks, bootstrap_recall
 from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
-from itmkit.retrieval.protocol import RetrievalModel
-from itmkit.retrieval.rank import evaluate
+from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.rank import evaluate, rank_queries
 from itmkit.retrieval.report import EvaluatedOn, recall_table, write_metrics
 from itmkit.retrieval.score import pair_scores, score_matrix
 from itmkit.retrieval.search import best_captions, best_images
 
 __all__ = [
+    "PROTOCOLS",
     "Encoding",
     "EvaluatedOn",
     "Gallery",
+    "Protocol",
+    "QueryRanks",
     "RetrievalModel",
     "best_captions",
     "best_images",
+    "bootstrap_recall",
     "encode",
     "evaluate",
     "evaluating",
     "pair_scores",
+    "rank_queries",
     "recall_table",
     "score_matrix",
     "write_metrics",

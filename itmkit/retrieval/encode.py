@@ -15,7 +15,7 @@ from itmkit.checks import InputError, integer_vector, type_of
 from itmkit.distributed import world_size
 from itmkit.modes import evaluation_mode
 from itmkit.retrieval.encoding import Encoding, check_encodings
-from itmkit.retrieval.protocol import RetrievalModel
+from itmkit.retrieval.model import RetrievalModel
 
 if TYPE_CHECKING:
     from itmkit.data.batch import Batch, Images, Texts
@@ -69,13 +69,14 @@ class Gallery:
         images = sorted(_unseen(image_ids, set()), key=image_ids.tolist().__getitem__)
         owned = list(zip(text_image_ids.tolist(), text_ids.tolist(), strict=True))
         texts = sorted(_unseen(text_ids, set()), key=owned.__getitem__)
-        return cls(
-            _joined([part.images for part in parts])[images],
-            _joined([part.texts for part in parts])[texts],
-            image_ids[images],
-            text_image_ids[texts],
-            text_ids[texts],
+        joined = cls(
+            _joined([part.images for part in parts]),
+            _joined([part.texts for part in parts]),
+            image_ids,
+            text_image_ids,
+            text_ids,
         )
+        return joined.part(torch.tensor(images), torch.tensor(texts, dtype=torch.int64))
 
     @classmethod
     def gathered(cls, parts: Sequence[Gallery]) -> Gallery:
@@ -84,6 +85,16 @@ class Gallery:
         if world_size() > 1:
             dist.all_gather_object(found, list(parts))
         return cls.cat([part for rank in found for part in rank])
+
+    def part(self, images: Tensor, texts: Tensor) -> Gallery:
+        """A gallery of some of the rows of the images and of the captions, int64 tensors."""
+        return Gallery(
+            self.images[images],
+            self.texts[texts],
+            self.image_ids[images],
+            self.text_image_ids[texts],
+            self.text_ids[texts],
+        )
 
     def to(self, device: torch.device | str) -> Gallery:
         """The same with its encodings on a device; the ids stay on the CPU."""

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, type_of
+from itmkit.checks import InputError, check_count, check_finite, type_of
 from itmkit.distributed import gather, rank, world_size
-from itmkit.metrics.functional import recall_of_queries, relevant_pairs
-from itmkit.metrics.ranks import Ranks, check_finite, near_diagonal, ranks_by_tile, tied_from
+from itmkit.metrics.functional import relevant_pairs
+from itmkit.metrics.protocol import Protocol, find_protocol
+from itmkit.metrics.query_ranks import QueryRanks, mean_recall, query_ranks
+from itmkit.metrics.ranks import Ranks, near_diagonal, ranks_by_tile, tied_from
 from itmkit.retrieval.candidates import Best, Candidates
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
-from itmkit.retrieval.protocol import RetrievalModel
-from itmkit.retrieval.score import check_at_least, pair_scores, score_block, second_stage
+from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.score import pair_scores, score_block, second_stage
 
 
 def evaluate(
     matcher: RetrievalModel,
     gallery: Gallery,
     *,
+    protocol: Protocol | str | None = None,
     relevance: Tensor | None = None,
     top_k: int | None = None,
     weight: float | None = None,
@@ -30,6 +32,50 @@ def evaluate(
     shared: bool = False,
 ) -> dict[str, float]:
     """Recall of a matcher on a gallery, with its second stage if it has one.
+
+    The ranks are those of :func:`rank_queries`, which has the arguments described.
+
+    Returns:
+        The dictionary of :func:`itmkit.metrics.functional.recall_from_ranks`. Where the protocol
+        has several folds, its values are the means over them, and those of each fold follow under
+        ``fold_1/i2t_r1`` and so on.
+
+    Raises:
+        InputError: as :func:`rank_queries`.
+    """
+    folds = rank_queries(
+        matcher,
+        gallery,
+        protocol=protocol,
+        relevance=relevance,
+        top_k=top_k,
+        weight=weight,
+        chunk_size=chunk_size,
+        shared=shared,
+    )
+    recalls = [fold.recall() for fold in folds]
+    if len(recalls) == 1:
+        return recalls[0]
+    each = {
+        f"fold_{number}/{key}": value
+        for number, recall in enumerate(recalls, 1)
+        for key, value in recall.items()
+    }
+    return mean_recall(recalls) | each
+
+
+def rank_queries(
+    matcher: RetrievalModel,
+    gallery: Gallery,
+    *,
+    protocol: Protocol | str | None = None,
+    relevance: Tensor | None = None,
+    top_k: int | None = None,
+    weight: float | None = None,
+    chunk_size: int = 256,
+    shared: bool = False,
+) -> list[QueryRanks]:
+    """Ranks of the best match of every image and of every caption, fold by fold.
 
     First every pair gets its global score. With ``top_k > 0`` the ``top_k`` best candidates of each
     query, in each direction on its own, are put in the order of the blended score
@@ -47,24 +93,60 @@ def evaluate(
 
     Args:
         matcher: the model to evaluate.
-        gallery: encoded images and captions.
+        gallery: encoded images and captions; for folds, the images in the order of the split.
+        protocol: which of them are searched together, or a name of
+            :data:`itmkit.metrics.PROTOCOLS`; None for all.
         relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
         top_k: candidates a query, 0 for global scores only; default ``matcher.rerank_top_k``.
         weight: share of the pair score, in [0, 1]; default ``matcher.rerank_weight``.
         chunk_size: at most this many images, captions or pairs a call of the matcher.
-        shared: the processes share the work; all call this alike, and get the same recall.
+        shared: the processes share the work; all call this alike, and get the same ranks.
 
     Returns:
-        The dictionary of :func:`itmkit.metrics.functional.recall_from_ranks`.
+        The ranks of each fold; of one, where the whole gallery is searched.
 
     Raises:
-        ValueError: an argument out of its range, a score that is not finite, or a caption without
-            a match.
+        InputError: an argument out of its range, a gallery that does not fit the protocol, a score
+            that is not finite, or a caption without a match.
+
+    Example:
+        Recall, and how far it would vary with other queries::
+
+            folds = rank_queries(matcher, gallery, protocol="coco-1k")
+            recall = mean_recall([fold.recall() for fold in folds])
+            intervals = bootstrap_recall(folds)
     """
     if not isinstance(gallery, Gallery):
         raise InputError(f"gallery is {type_of(gallery)}; expected a Gallery, as encode gives it")
-    top_k, weight = second_stage(matcher, top_k, weight)
-    check_at_least("chunk_size", chunk_size, 1)
+    stage = second_stage(matcher, top_k, weight)
+    check_count(chunk_size=chunk_size)
+    parts = find_protocol(protocol).split(gallery.image_ids, gallery.text_image_ids)
+    if len(parts) == 1:
+        return [_rank(matcher, gallery, relevance, stage, chunk_size, shared=shared)]
+    return [
+        _rank(
+            matcher,
+            gallery.part(images, captions),
+            None if relevance is None else relevance[images][:, captions],
+            stage,
+            chunk_size,
+            shared=shared,
+        )
+        for images, captions in parts
+    ]
+
+
+def _rank(
+    matcher: RetrievalModel,
+    gallery: Gallery,
+    relevance: Tensor | None,
+    stage: tuple[int, float],
+    chunk_size: int,
+    *,
+    shared: bool,
+) -> QueryRanks:
+    """The ranks of one gallery; see :func:`rank_queries`."""
+    top_k, weight = stage
     images, texts = gallery.images, gallery.texts
     n, m = len(images), len(texts)
     shared = shared and -(-n // chunk_size) * -(-m // chunk_size) >= world_size()  # blocks
@@ -75,20 +157,20 @@ def evaluate(
     for_images = Best(n, m, top_k, matcher.device)
     for_texts = Best(m, n, top_k, matcher.device)
 
-    @lru_cache(maxsize=1)  # the blocks of a column follow each other
-    def column(start: int, stop: int) -> tuple[Tensor, Encoding]:
-        numbers = order[start:stop]
-        part = texts[start:stop] if in_order else texts[numbers]
-        return numbers.to(matcher.device), part.to(matcher.device)
+    def score(columns: slice, parts: Sequence[slice]) -> Iterator[Tensor]:
+        numbers = order[columns]
+        captions = (texts[columns] if in_order else texts[numbers]).to(matcher.device)
+        numbers = numbers.to(matcher.device)
+        return (block(rows, numbers, captions) for rows in parts)
 
-    def score(r: slice, c: slice) -> Tensor:
-        numbers, part = column(c.start, c.stop)
-        block = score_block(matcher, images[r].to(matcher.device), part).float()
-        check_finite(block, r, numbers)
+    def block(rows: slice, numbers: Tensor, captions: Encoding) -> Tensor:
+        scores = score_block(matcher, images[rows].to(matcher.device), captions).float()
+        check_finite(scores, lambda i, j: f"scores[{rows.start + i}, {int(numbers[j])}]")
         if top_k:
-            for_images.see(block, r, numbers)
-            for_texts.see(block.T, numbers, torch.arange(r.start, r.stop, device=block.device))
-        return block
+            for_images.see(scores, rows, numbers)
+            photos = torch.arange(rows.start, rows.stop, device=scores.device)
+            for_texts.see(scores.T, numbers, photos)
+        return scores
 
     with evaluating(matcher):
         i2t, ordered_t2i = ranks_by_tile(
@@ -96,18 +178,39 @@ def evaluate(
         )
     place = order.argsort().to(ordered_t2i.ranks.device)
     t2i = Ranks(ordered_t2i.ranks[place], ordered_t2i.exact[place])
-    if top_k == 0:
-        return recall_of_queries(i2t, t2i, matches)
+    if top_k:
+        if shared:
+            for_images.share()
+            for_texts.share()
+        captions, photos = for_images.found(images.device), for_texts.found(images.device)
+        i2t, t2i = _second_stage(
+            matcher, gallery, (captions, photos), (i2t, t2i), matches, weight, chunk_size,
+            shared=shared,
+        )  # fmt: skip
+    return query_ranks(i2t, t2i, matches, gallery.image_ids, gallery.text_image_ids)
 
-    if shared:
-        for_images.share()
-        for_texts.share()
-    captions, photos = for_images.found(images.device), for_texts.found(images.device)
-    keys, places = torch.cat(
-        [
-            (torch.arange(n, device=images.device)[:, None] * m + captions.rows).ravel(),
-            (photos.rows * m + torch.arange(m, device=images.device)[:, None]).ravel(),
-        ]
+
+def _second_stage(
+    matcher: RetrievalModel,
+    gallery: Gallery,
+    candidates: tuple[Candidates, Candidates],
+    ranks: tuple[Ranks, Ranks],
+    matches: Tensor,
+    weight: float,
+    chunk_size: int,
+    *,
+    shared: bool,
+) -> tuple[Ranks, Ranks]:
+    """Ranks of images and of captions after their candidates took the order of the blended score.
+
+    A pair that is a candidate in both directions is scored once.
+    """
+    captions, photos = candidates
+    images, texts = gallery.images, gallery.texts
+    n, m = len(images), len(texts)
+    rows, columns = (torch.arange(count, device=images.device) for count in (n, m))
+    keys, places = torch.cat(  # a whole number for each pair
+        [(rows[:, None] * m + captions.rows).ravel(), (photos.rows * m + columns[:, None]).ravel()]
     ).unique(return_inverse=True)
     pairs = torch.stack([keys // m, keys % m], 1)
     if shared:  # whole chunks, so that each pair is scored beside the same others
@@ -118,10 +221,16 @@ def evaluate(
     else:
         second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
     match = torch.isin(keys, matches[:, 0] * m + matches[:, 1])
-    for_captions, for_photos = places.split([captions.rows.numel(), photos.rows.numel()])
-    i2t = _reranked(captions, second[for_captions], match[for_captions], weight, i2t)
-    t2i = _reranked(photos, second[for_photos], match[for_photos], weight, t2i)
-    return recall_of_queries(i2t, t2i, matches)
+    i2t, t2i = (
+        _reranked(found, second[place], match[place], weight, before)
+        for found, place, before in zip(
+            candidates,
+            places.split([captions.rows.numel(), photos.rows.numel()]),
+            ranks,
+            strict=True,
+        )
+    )
+    return i2t, t2i
 
 
 def _reranked(

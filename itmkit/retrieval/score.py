@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_shape, type_of
+from itmkit.checks import (
+    InputError,
+    check_count,
+    check_finite,
+    check_shape,
+    check_share,
+    type_of,
+)
+from itmkit.chunks import chunks
 from itmkit.retrieval.encode import evaluating
 from itmkit.retrieval.encoding import Encoding, check_encodings
-from itmkit.retrieval.protocol import RetrievalModel
+from itmkit.retrieval.model import RetrievalModel
 
 
 def score_matrix(
@@ -29,14 +37,14 @@ def score_matrix(
         InputError: ``chunk_size`` below 1, or a score of the wrong shape.
     """
     check_encodings(images=images, texts=texts)
-    check_at_least("chunk_size", chunk_size, 1)
+    check_count(chunk_size=chunk_size)
     scores = torch.empty(len(images), len(texts), device=images.device)
     with evaluating(matcher):
-        for i in range(0, len(images), chunk_size):
-            rows = images[i : i + chunk_size].to(matcher.device)
-            for j in range(0, len(texts), chunk_size):
-                columns = texts[j : j + chunk_size].to(matcher.device)
-                scores[i : i + chunk_size, j : j + chunk_size] = score_block(matcher, rows, columns)
+        for rows in chunks(len(images), chunk_size):
+            part = images[rows].to(matcher.device)
+            for columns in chunks(len(texts), chunk_size):
+                captions = texts[columns].to(matcher.device)
+                scores[rows, columns] = score_block(matcher, part, captions)
     return scores
 
 
@@ -64,14 +72,14 @@ def pair_scores(
         InputError: ``chunk_size`` below 1, or a score that has the wrong shape or is not finite.
     """
     check_encodings(images=images, texts=texts)
-    check_at_least("chunk_size", chunk_size, 1)
+    check_count(chunk_size=chunk_size)
     if not isinstance(pairs, Tensor) or pairs.dtype != torch.int64:
         raise InputError(f"pairs is {type_of(pairs)}; expected an int64 tensor (p, 2)")
     check_shape((len(pairs), 2), pairs=pairs)
     scores = torch.empty(len(pairs), device=images.device)
     with evaluating(matcher):
-        for start in range(0, len(pairs), chunk_size):
-            part = pairs[start : start + chunk_size]
+        for chunk in chunks(len(pairs), chunk_size):
+            part = pairs[chunk]
             rows, local_rows = part[:, 0].unique(return_inverse=True)
             columns, local_columns = part[:, 1].unique(return_inverse=True)
             block = matcher.rerank(
@@ -80,15 +88,16 @@ def pair_scores(
                 torch.stack([local_rows, local_columns], 1).to(matcher.device),
             )
             if block.shape != (len(part),):
-                raise InputError(f"matcher.rerank must be ({len(part)},), got {tuple(block.shape)}")
-            scores[start : start + chunk_size] = block
-    wrong = (~scores.isfinite()).nonzero()
-    if len(wrong):
-        row, column = pairs[int(wrong[0])].tolist()
-        raise InputError(
-            f"matcher.rerank must be finite, got {scores[int(wrong[0])].item()} "
-            f"for image row {row} and caption row {column}"
-        )
+                raise InputError(
+                    f"matcher.rerank gives the shape {tuple(block.shape)}; expected ({len(part)},)"
+                )
+            scores[chunk] = block
+    check_finite(
+        scores,
+        lambda i: (
+            f"matcher.rerank of image row {int(pairs[i, 0])} and caption row {int(pairs[i, 1])}"
+        ),
+    )
     return scores
 
 
@@ -97,7 +106,8 @@ def score_block(matcher: RetrievalModel, images: Encoding, texts: Encoding) -> T
     block = matcher.score(images, texts)
     if block.shape != (len(images), len(texts)):
         raise InputError(
-            f"matcher.score must be ({len(images)}, {len(texts)}), got {tuple(block.shape)}"
+            f"matcher.score gives the shape {tuple(block.shape)}; "
+            f"expected ({len(images)}, {len(texts)})"
         )
     return block
 
@@ -108,13 +118,6 @@ def second_stage(
     """Number of candidates and weight of the pair score; without a weight, no candidates."""
     top_k = matcher.rerank_top_k if top_k is None else top_k
     weight = matcher.rerank_weight if weight is None else weight
-    check_at_least("top_k", top_k, 0)
-    if not 0 <= weight <= 1:
-        raise InputError(f"weight must be in [0, 1], got {weight}")
+    check_count(0, top_k=top_k)
+    check_share(weight=weight)
     return (top_k if weight > 0 else 0), weight
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise a ``ValueError`` that names a number that is too small."""
-    if value < least:
-        raise InputError(f"{name} must be at least {least}, got {value}")

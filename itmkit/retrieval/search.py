@@ -8,13 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count, check_finite
+from itmkit.chunks import chunks
 from itmkit.metrics.ranks import tied_from
 from itmkit.retrieval.candidates import Best, FirstTied, tied_in_order
 from itmkit.retrieval.encode import evaluating
 from itmkit.retrieval.encoding import Encoding, check_encodings
-from itmkit.retrieval.protocol import RetrievalModel
-from itmkit.retrieval.score import check_at_least, pair_scores, score_block, second_stage
+from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.score import pair_scores, score_block, second_stage
 
 _SPARE = 32  # candidates beyond those wanted, so that ties seldom need a second look
 
@@ -97,20 +98,25 @@ def _search(
     images_are_queries: bool,
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each query, a block at a time."""
-    check_at_least("k", k, 1)
-    check_at_least("chunk_size", chunk_size, 1)
+    check_count(k=k, chunk_size=chunk_size)
     top_k, weight = second_stage(matcher, top_k, weight)
     found: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(queries), chunk_size):
-        part = queries[start : start + chunk_size]
+    for rows in chunks(len(queries), chunk_size):
+        part = queries[rows]
         blocks = partial(
-            _blocks, matcher, part, items, start, chunk_size, images_are_queries=images_are_queries
+            _blocks,
+            matcher,
+            part,
+            items,
+            rows.start,
+            chunk_size,
+            images_are_queries=images_are_queries,
         )
         with evaluating(matcher):
-            values, rows = _best(blocks, len(part), len(items), max(k, top_k), matcher.device)
-        values, rows = values.to(items.device), rows.to(items.device)
+            values, found_rows = _best(blocks, len(part), len(items), max(k, top_k), matcher.device)
+        values, found_rows = values.to(items.device), found_rows.to(items.device)
         if top_k:
-            head = rows[:, :top_k]
+            head = found_rows[:, :top_k]
             own = torch.arange(len(part), device=items.device)[:, None].expand_as(head)
             images, texts = (part, items) if images_are_queries else (items, part)
             sides = (own, head) if images_are_queries else (head, own)
@@ -120,8 +126,8 @@ def _search(
             blended, order = blended.sort(dim=1, descending=True, stable=True)
             blended, head, _ = tied_in_order(blended, head.gather(1, order))
             values = torch.cat([blended, values[:, top_k:]], 1)
-            rows = torch.cat([head, rows[:, top_k:]], 1)
-        found.append((values[:, :k], rows[:, :k]))
+            found_rows = torch.cat([head, found_rows[:, top_k:]], 1)
+        found.append((values[:, :k], found_rows[:, :k]))
     return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
 
 
@@ -136,20 +142,24 @@ def _blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Finite fp32 scores of queries, from number ``start`` on, and the numbers of the items."""
     queries = queries.to(matcher.device)
-    for first in range(0, len(items), chunk_size):
-        offered = items[first : first + chunk_size].to(matcher.device)
+
+    def block(part: slice) -> Tensor:
+        offered = items[part].to(matcher.device)
         if images_are_queries:
-            block = score_block(matcher, queries, offered).float()
+            scores = score_block(matcher, queries, offered).float()
         else:
-            block = score_block(matcher, offered, queries).float().T
-        wrong = (~block.isfinite()).nonzero()
-        if len(wrong):
-            query, item = wrong[0].tolist()
-            raise InputError(
-                f"matcher.score is {block[query, item].item()} for query {start + query} and item "
-                f"{first + item}; expected a finite number"
-            )
-        yield block, torch.arange(first, first + len(offered), device=block.device)
+            scores = score_block(matcher, offered, queries).float().T
+        check_finite(
+            scores,
+            lambda query, item: (
+                f"matcher.score of query {start + query} and item {part.start + item}"
+            ),
+        )
+        return scores
+
+    for part in chunks(len(items), chunk_size):
+        scores = block(part)
+        yield scores, torch.arange(part.start, part.stop, device=scores.device)
 
 
 def _best(

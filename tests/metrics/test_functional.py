@@ -185,7 +185,7 @@ def test_chunks_change_nothing(monkeypatch):
     scores[11, 3] = columnwise[11, 3] = torch.nan
     for own in (scores, columnwise):
         for dim in (0, 1):
-            with pytest.raises(ValueError, match=r"nan at scores\[11, 3\]"):
+            with pytest.raises(ValueError, match=r"scores\[11, 3\] is nan"):
                 retrieval_ranks(own, relevant, dim=dim)
     scores[11, 3] = 0.0
     relevant[12] = False
@@ -225,7 +225,7 @@ def test_five_folds():
 def test_error_not_finite(value):
     scores = torch.zeros(3, 6)
     scores[2, 4] = value
-    with pytest.raises(ValueError, match=r"finite, got (nan|inf|-inf) at scores\[2, 4\]"):
+    with pytest.raises(ValueError, match=r"scores\[2, 4\] is (nan|inf|-inf); expected a finite"):
         cross_modal_recall(scores, *captions_of(3, 2))
 
 
@@ -277,8 +277,11 @@ def test_error_query_without_match():
 
 def test_error_folds():
     ids, owners = captions_of(6, 1)
-    for folds in (0, 4):
-        with pytest.raises(ValueError, match=f"folds must divide the 6 images, got {folds}"):
+    for folds, message in (
+        (0, "folds is 0; expected 1 or more"),
+        (4, "folds is 4; expected a divisor of the 6 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
             five_fold_recall(torch.zeros(6, 6), ids, owners, folds=folds)
-    with pytest.raises(ValueError, match="each image once"):
+    with pytest.raises(ValueError, match="expected each once"):
         five_fold_recall(torch.zeros(6, 6), ids // 2, owners // 2, folds=2)

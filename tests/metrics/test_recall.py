@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import warnings
 
 import pytest
 import torch
 from processes import run_ranks
 from torch.nn import functional as F
+from torch.utils.data import DistributedSampler
+from torchmetrics import MetricCollection
 
+from itmkit.checks import InputError
 from itmkit.metrics import CrossModalRecall, recall
 from itmkit.metrics.functional import cross_modal_recall
 
@@ -102,7 +106,6 @@ def test_identical_captions_of_one_image_are_kept():
     assert computed(metric)["t2i_r1"] == pytest.approx(80)
 
 
-@pytest.mark.parametrize("with_text_ids", [False, True])
 @pytest.mark.parametrize(
     "parts",
     [
@@ -111,28 +114,47 @@ def test_identical_captions_of_one_image_are_kept():
         [[3, 3, 3, 0, 1, 2], [4, 5, 6, 7, 8, 9, 10], [10], [4]],
     ],
 )
-def test_each_sample_counts_once(parts, with_text_ids):
+def test_each_sample_counts_once(parts):
+    """With text ids a repeated sample changes nothing; without, it is an error and no guess."""
     data = split()
     metric = CrossModalRecall()
     for rows in parts:
-        metric.update(*batch(data, rows, with_text_ids=with_text_ids))
-    with warnings.catch_warnings(record=True):
-        warnings.simplefilter("always")
-        assert computed(metric) == pytest.approx(expected(data))
+        metric.update(*batch(data, rows, with_text_ids=True))
+    assert computed(metric) == pytest.approx(expected(data))
+
+    def without_ids():
+        metric = CrossModalRecall()
+        for rows in parts:
+            metric.update(*batch(data, rows))
+        metric.compute()
+
+    with pytest.raises(InputError, match=r"image id \d+ came \d times without text_ids; expected"):
+        without_ids()
 
 
-def test_repeated_captions_without_ids_are_told():
-    data = split()
+def test_vectors_that_differ_by_rounding_are_one_sample():
+    image, text, ids, owners = data = split()
+    captions = torch.arange(len(text))
     metric = CrossModalRecall()
-    metric.update(*data)
-    metric.update(*(part[:1] for part in data))
-    with pytest.raises(ValueError, match=r"image id 0 came again with 1 captions after 3"):
+    metric.update(image, text, ids, owners, captions)
+    metric.update(image.bfloat16(), text.bfloat16(), ids, owners, captions)
+    assert computed(metric) == pytest.approx(expected(data))
+
+
+def test_error_one_id_with_two_vectors():
+    """Ids counted from 0 in each batch: everything would fold into the first batch."""
+    image, text, ids, _ = split(captions=(1,))
+    metric = CrossModalRecall()
+    for _ in range(2):
+        metric.update(image, text, ids, ids, ids)
+        image = image.flip(0)
+    with pytest.raises(InputError, match="image id 0 came with two different vectors; expected id"):
         metric.compute()
-    metric.reset()
-    metric.update(*batch(data, list(range(11))))
-    metric.update(*batch(data, [0]))
-    with pytest.warns(UserWarning, match="3 captions came again"):
-        metric.compute()
+    metric = CrossModalRecall()
+    with pytest.raises(InputError, match="image id 0 came with two different vectors"):
+        metric.update(image, text, ids * 0, ids)
+    with pytest.raises(InputError, match="text id 0 came with two different vectors"):
+        metric.update(image, text, ids, ids, ids * 0)
 
 
 @pytest.mark.parametrize("size", [7, 100])
@@ -239,7 +261,7 @@ def test_error_update():
         metric.update(image, text, ids, owners, owners[:2])
     with pytest.raises(ValueError, match="text_ids holds -1; expected 0 or more"):
         metric.update(image, text, ids, owners, owners - 1)
-    with pytest.raises(ValueError, match="image id 0 came 2 times with 3 captions"):
+    with pytest.raises(ValueError, match="image id 0 came 2 times without text_ids"):
         metric.update(image[[0, 0]], text[:3], ids[[0, 0]], owners[:3])
 
 
@@ -253,30 +275,33 @@ def test_images_without_captions_are_searched_but_no_queries():
     assert {key: value.item() for key, value in metric.compute().items()} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_error_not_finite(value):
+    image, text, ids, owners = split()
+    metric = CrossModalRecall()
+    with pytest.raises(InputError, match=rf"embedding of image id 3 is {value}; expected a finite"):
+        metric.update(image.index_fill(0, torch.tensor(3), value), text, ids, owners)
+    with pytest.raises(InputError, match=rf"a caption of image id 0 is {value}; expected a finite"):
+        metric.update(image, text * value, ids, owners)
+
+
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_error_compute():
     image, text, ids, owners = split()
     metric = CrossModalRecall()
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(ValueError, match="0 images and 0 captions; expected both"):
         metric.compute()
     metric.update(image, text[:0], ids, owners[:0])
-    with pytest.raises(ValueError, match="got 11 and 0"):
+    with pytest.raises(ValueError, match="11 images and 0 captions; expected both"):
         metric.compute()
-    for broken, message in (
-        ((image[:10], text, ids[:10], owners), "image id 10, which did not come"),
-        ((image.index_fill(0, torch.tensor(3), torch.nan), text, ids, owners), "of image id 3"),
-        ((image, text * torch.inf, ids, owners), "text embeddings must be finite"),
-        ((image, text, ids, owners, owners), None),
-    ):
-        metric.reset()
-        metric.update(*broken)
-        if message:
-            with pytest.raises(ValueError, match=message):
-                metric.compute()
+    metric.reset()
+    metric.update(image[:10], text, ids[:10], owners)
+    with pytest.raises(ValueError, match="image id 10, which did not come"):
+        metric.compute()
     metric.reset()
     metric.update(image, text, ids, owners)
     metric.update(image[:, :4], text[:, :4], ids, owners)
-    with pytest.raises(ValueError, match="differ in width"):
+    with pytest.raises(ValueError, match=r"widths \[4, 8\]; expected one"):
         metric.compute()
     metric.reset()
     metric.update(image, text, ids, owners, torch.arange(len(text)))
@@ -285,9 +310,114 @@ def test_error_compute():
         metric.compute()
 
 
+# ---------------------------------------------------------------------- torchmetrics' conventions
+
+
+def halves(data):
+    """Two metrics that have seen the first and the other images."""
+    metrics = [CrossModalRecall(), CrossModalRecall()]
+    for metric, rows in zip(metrics, ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10]), strict=True):
+        metric.update(*batch(data, rows, with_text_ids=True))
+    return metrics
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_merge_state(as_dict):
+    data = split()
+    first, second = halves(data)
+    first.compute()  # what it found then is no longer true
+    first.merge_state(second.metric_state if as_dict else second)
+    assert computed(first) == pytest.approx(expected(data))
+    fresh = CrossModalRecall()
+    fresh.merge_state(first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torchmetrics warns of a metric that has seen nothing
+        assert computed(fresh) == pytest.approx(expected(data))
+
+
+@pytest.mark.parametrize("copied", [CrossModalRecall.clone, copy.deepcopy,
+                                    lambda metric: pickle.loads(pickle.dumps(metric))])  # fmt: skip
+def test_copies_go_their_own_way(copied):
+    data = split()
+    metric = CrossModalRecall()
+    metric.update(*batch(data, [0, 1, 2, 3]))
+    other = copied(metric)
+    other.update(*batch(data, [4, 5, 6, 7, 8, 9, 10]))
+    assert computed(other) == pytest.approx(expected(data))
+    assert len(metric.image_ids) == 1
+    metric.reset()
+    assert computed(other) == pytest.approx(expected(data))
+
+
+def test_compute_on_cpu_and_other_arguments_of_every_metric():
+    data = split()
+    metric = CrossModalRecall(compute_on_cpu=True, compute_with_cache=False)
+    metric.update(*data)
+    assert computed(metric) == pytest.approx(expected(data))
+    assert all(value.device.type == "cpu" for value in metric.image)
+    with pytest.raises(ValueError, match="Unexpected keyword arguments: `top_k`"):
+        CrossModalRecall(top_k=3)
+
+
+def test_metric_collection():
+    """Members with equal states share them, and the names of two of a kind are kept apart."""
+    data = split()
+    one = MetricCollection([CrossModalRecall()], prefix="val/")
+    two = MetricCollection({"a": CrossModalRecall(), "b": CrossModalRecall()})
+    for rows in ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10]):
+        for collection in (one, two):
+            collection.update(*batch(data, rows))
+    found = {key: value.item() for key, value in one.compute().items()}
+    exact = expected(data)
+    assert found == pytest.approx({f"val/{key}": value for key, value in exact.items()})
+    found = two.compute()
+    assert len(found) == 2 * len(exact)
+    assert found["a_rsum"] == found["b_rsum"] == pytest.approx(exact["rsum"])
+    two.reset()
+    assert len(two["b"].image_ids) == 0
+
+
+def test_what_torchmetrics_asks_of_a_class():
+    assert CrossModalRecall.higher_is_better is True
+    assert CrossModalRecall.is_differentiable is False
+    assert CrossModalRecall.full_state_update is False
+    assert (CrossModalRecall.plot_lower_bound, CrossModalRecall.plot_upper_bound) == (0, 100)
+
+
+@pytest.mark.extras
+def test_plot():
+    """One result, several, the metric's own, in a new figure or in given axes."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    data = split()
+    metric = CrossModalRecall()
+    metric.update(*data)
+    result = metric.compute()
+    recalls = [key for key in result if "_r" in key]
+    figure, given = pyplot.subplots()
+    for values, ax in ((None, None), (result, given), ([result, result], None)):
+        found, drawn = metric.plot(values, ax)
+        assert isinstance(found, Figure)
+        assert isinstance(drawn, Axes)
+        assert drawn.get_legend_handles_labels()[1] == recalls
+        points = [line.get_ydata().tolist() for line in drawn.get_lines()]
+        count = len(values) if isinstance(values, list) else 1
+        assert points == [pytest.approx([result[key].item()] * count) for key in recalls]
+        low, high = drawn.get_ylim()
+        assert low < 0
+        assert high > 100
+    assert metric.plot(result, given)[0] is figure
+    pyplot.close("all")
+
+
 WORKER = """
 import json, sys, warnings
 import torch
+from itmkit.checks import InputError
 from itmkit.metrics import CrossModalRecall
 from processes import join, leave
 
@@ -299,8 +429,17 @@ for name, calls in torch.load(f"{folder}/data.pt", weights_only=True).items():
     metric = CrossModalRecall()
     for call in calls[rank]:
         metric.update(*call)
-    results[name] = {key: value.item() for key, value in metric.compute().items()}
-    assert len(metric.sizes) == len(calls[rank])  # own states are back after compute
+    try:
+        results[name] = {key: value.item() for key, value in metric.compute().items()}
+    except InputError as error:  # the same on every process
+        results[name] = str(error)
+        continue
+    images = sum(len(call[2]) for call in calls[rank])
+    assert sum(len(ids) for ids in metric.image_ids) == images  # own states are back after compute
+    metric.sync()
+    shared = len(metric.image_ids)
+    metric.unsync()
+    assert shared == sum(len(call[2]) for own in calls for call in own)
 with open(f"{folder}/out.{rank}", "w") as file:
     json.dump(results, file)
 leave()
@@ -311,14 +450,17 @@ def test_ddp(tmp_path):
     """Two processes, padded and unequal shares, and one without any data."""
     data = split()
     with_ids = {"with_text_ids": True}
-    padded = [*range(11), 0]
+    padded = list(DistributedSampler(range(11), num_replicas=1, rank=0, shuffle=False))
+    shares = [list(DistributedSampler(range(11), 2, rank, shuffle=False)) for rank in (0, 1)]
+    assert sum(map(len, shares)) == len(padded) + 1  # the sampler repeats image 0
     cases = {
-        "padded": [[batch(data, padded[rank::2])] for rank in (0, 1)],
-        "padded_ids": [[batch(data, padded[rank::2], **with_ids)] for rank in (0, 1)],
-        "half": [[[x.half() if x.is_floating_point() else x for x in batch(data, padded[r::2])]]
-                 for r in (0, 1)],
-        "unequal": [[batch(data, [0, 1, 2]), batch(data, [3, 4, 5, 6, 7])],
-                    [batch(data, [8, 9, 10, 2, 1])]],
+        "padded": [[batch(data, rows, **with_ids)] for rows in shares],
+        "half": [[[x.half() if x.is_floating_point() else x
+                   for x in batch(data, rows, **with_ids)]] for rows in shares],
+        "unequal": [[batch(data, [0, 1, 2], **with_ids), batch(data, [3, 4, 5, 6, 7], **with_ids)],
+                    [batch(data, [8, 9, 10, 2, 1], **with_ids)]],
+        "no_ids": [[batch(data, list(range(5)))], [batch(data, list(range(5, 11)))]],
+        "no_ids_padded": [[batch(data, rows)] for rows in shares],
         "one_idle": [[], [batch(data, list(range(11)))]],
     }  # fmt: skip
     torch.save(cases, tmp_path / "data.pt")
@@ -329,8 +471,9 @@ def test_ddp(tmp_path):
     for rank in (0, 1):
         results = json.loads((tmp_path / f"out.{rank}").read_text())
         assert list(results) == list(cases)
-        for name in ("padded", "padded_ids", "unequal", "one_idle"):
+        for name in ("padded", "unequal", "no_ids", "one_idle"):
             assert results[name] == pytest.approx(exact), name
+        assert results["no_ids_padded"].startswith("image id 50 came 2 times without text_ids")
         image, text, ids, owners = data
         half = expected((image.half().double(), text.half().double(), ids, owners))
         assert results["half"] == pytest.approx(half)

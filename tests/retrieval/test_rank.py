@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from score_table import Table, gallery, naive_order
 
-from itmkit.metrics.functional import cross_modal_recall, recall_from_ranks
+from itmkit.metrics import Protocol, bootstrap_recall
+from itmkit.metrics.functional import cross_modal_recall, five_fold_recall, recall_from_ranks
 from itmkit.retrieval.encode import Gallery
 from itmkit.retrieval.encoding import Encoding
-from itmkit.retrieval.rank import evaluate
+from itmkit.retrieval.rank import evaluate, rank_queries
 from itmkit.retrieval.score import score_matrix
 
 
@@ -234,9 +235,9 @@ def test_rerank_helps_only_among_the_candidates():
 def test_error():
     scores = torch.randn(4, 4)
     matcher, own = Table(scores, scores), gallery(torch.arange(4), 4)
-    with pytest.raises(ValueError, match="top_k must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="top_k is -1; expected 0 or more"):
         evaluate(matcher, own, top_k=-1)
-    with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"weight is 1.5; expected a number in \[0, 1\]"):
         evaluate(matcher, own, top_k=1, weight=1.5)
     with pytest.raises(ValueError, match=r"caption 3 \(image id 4\) has no match"):
         evaluate(matcher, gallery(torch.tensor([1, 1, 2, 4]), 4))
@@ -249,11 +250,71 @@ def test_error_scores():
     broken = scores.clone()
     broken[2, 1] = torch.nan
     own = gallery(torch.arange(4), 4)
-    with pytest.raises(ValueError, match=r"nan at scores\[2, 1\]"):
+    with pytest.raises(ValueError, match=r"scores\[2, 1\] is nan"):
         evaluate(Table(broken, scores), own)
-    with pytest.raises(ValueError, match="nan for image row 2 and caption row 1"):
+    with pytest.raises(ValueError, match="of image row 2 and caption row 1 is nan"):
         evaluate(Table(scores, broken), own, top_k=4, weight=0.5)
     matcher = Table(scores, scores)
     matcher.score = lambda images, texts: torch.zeros(len(texts))
-    with pytest.raises(ValueError, match=r"matcher.score must be \(4, 4\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"score gives the shape \(4,\); expected \(4, 4\)"):
         evaluate(matcher, own)
+
+
+@pytest.mark.parametrize(("k", "weight"), [(0, 0.0), (3, 0.5)])
+@pytest.mark.parametrize("with_relevance", [False, True])
+def test_folds(k, weight, with_relevance):
+    """Each fold is a gallery of its own: as if the others were not there."""
+    n, m, folds = 12, 30, 3
+    owners = torch.cat([torch.arange(n), torch.randint(n, (m - n,))])[torch.randperm(m)]
+    scores, pairs = torch.randn(n, m), torch.randn(n, m)
+    relevant = torch.arange(n)[:, None] == owners
+    if with_relevance:
+        relevant |= torch.rand(n, m) < 0.1
+    recalls = []
+    for fold in range(folds):
+        rows = torch.arange(fold * 4, fold * 4 + 4)
+        columns = torch.tensor([j for j in range(m) if owners[j] in rows])
+        own = (table[rows][:, columns] for table in (scores, pairs, relevant))
+        recalls.append(naive_evaluate(*own, k, weight))
+    found = evaluate(
+        Table(scores, pairs),
+        gallery(owners, n),
+        protocol=Protocol(folds=folds),
+        relevance=relevant if with_relevance else None,
+        top_k=k,
+        weight=weight,
+        chunk_size=3,
+    )
+    expected = {key: sum(one[key] for one in recalls) / folds for key in recalls[0]}
+    for number, recall in enumerate(recalls, 1):
+        expected |= {f"fold_{number}/{key}": value for key, value in recall.items()}
+    assert found == pytest.approx(expected)
+    assert list(found) == list(expected)
+
+
+def test_folds_equal_those_of_a_matrix():
+    owners = torch.arange(20).repeat_interleave(5)
+    scores, ids = torch.randn(20, 100), torch.arange(20)
+    found = evaluate(Table(scores), gallery(owners, 20), protocol=Protocol(folds=5))
+    for key, value in five_fold_recall(scores, ids, owners).items():
+        assert found[key] == pytest.approx(value)
+
+
+def test_rank_queries():
+    """Ranks stand beside the ids of their queries; images without captions are none."""
+    owners = torch.tensor([1, 3, 3, 0])
+    scores = torch.eye(4)[:, owners]
+    (found,) = rank_queries(Table(scores), gallery(owners, 4))
+    assert found.image_ids.tolist() == [0, 1, 3]
+    assert found.text_image_ids.tolist() == owners.tolist()
+    assert found.i2t.tolist() == [0, 0, 0]
+    assert found.recall() == evaluate(Table(scores), gallery(owners, 4))
+    assert bootstrap_recall(found)["rsum"] == (600, 600)
+
+
+def test_error_protocol():
+    own = gallery(torch.arange(4), 4)
+    with pytest.raises(ValueError, match="the gallery has 4 images; the protocol expects 5000"):
+        evaluate(Table(torch.randn(4, 4)), own, protocol="coco-1k")
+    with pytest.raises(ValueError, match="protocol is 'coco'; expected one of"):
+        evaluate(Table(torch.randn(4, 4)), own, protocol="coco")

@@ -31,8 +31,8 @@ def test_pair_scores():
 def test_error():
     scores = torch.randn(4, 4)
     matcher = Table(scores, scores)
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="chunk_size is 0; expected 1 or more"):
         score_matrix(matcher, rows(4), rows(4), chunk_size=0)
     matcher.rerank = lambda images, texts, pairs: torch.zeros(len(pairs), 1)
-    with pytest.raises(ValueError, match=r"matcher.rerank must be \(2,\), got \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"rerank gives the shape \(2, 1\); expected \(2,\)"):
         pair_scores(matcher, rows(4), rows(4), torch.zeros(2, 2, dtype=torch.int64))

@@ -40,8 +40,8 @@ def test_of_equal_items_the_first_are_best():
 
 def test_error():
     scores = torch.randn(4, 4)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="k is 0; expected 1 or more"):
         best_captions(Table(scores, scores), rows(4), rows(4), 0)
     scores[2, 1] = torch.nan
-    with pytest.raises(ValueError, match="nan for query 2 and item 1"):
+    with pytest.raises(ValueError, match="query 2 and item 1 is nan"):
         best_captions(Table(scores), rows(4), rows(4), 2)

@@ -1,0 +1,132 @@
+"""The ranks of all queries of a gallery, and the recall that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from itmkit.checks import InputError, integer_vector
+from itmkit.metrics.ranks import Ranks, has_match, warn_of_ties
+
+LEVELS = (1, 5, 10)  # the K of recall at K
+
+
+def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
+    """Summarise 0-based ranks as recall, median and mean rank, and the sum of the recalls.
+
+    Args:
+        i2t_ranks: ``(n,)`` rank of the best caption of each image that has one.
+        t2i_ranks: ``(m,)`` rank of each caption's best image.
+
+    Returns:
+        ``i2t_r1``, ``i2t_r5``, ``i2t_r10`` (per cent of queries with a match among the first 1, 5,
+        10), ``i2t_medr`` (floor of the median rank, plus 1), ``i2t_meanr`` (mean rank plus 1), the
+        same for ``t2i``, and ``rsum``, the six recalls added (0 to 600).
+
+    Raises:
+        InputError: ranks that are empty, negative or not one-dimensional.
+
+    Example:
+        >>> import torch
+        >>> recall = recall_from_ranks(torch.tensor([0, 7]), torch.tensor([0, 0, 2, 30]))
+        >>> recall["i2t_r1"], recall["t2i_r5"], recall["i2t_medr"], recall["rsum"]
+        (50.0, 75.0, 4.0, 400.0)
+    """
+    result: dict[str, float] = {}
+    rsum = 0.0
+    for side, ranks in (("i2t", i2t_ranks), ("t2i", t2i_ranks)):
+        ranks = _checked(f"{side}_ranks", ranks)
+        count = len(ranks)
+        for level in LEVELS:
+            recall = 100.0 * int((ranks < level).sum()) / count
+            result[f"{side}_r{level}"] = recall
+            rsum += recall
+        ordered = ranks.sort().values
+        middle = (int(ordered[(count - 1) // 2]) + int(ordered[count // 2])) // 2
+        result[f"{side}_medr"] = float(middle + 1)
+        result[f"{side}_meanr"] = int(ranks.sum()) / count + 1.0
+    return {**result, "rsum": rsum}
+
+
+@dataclass(frozen=True)
+class QueryRanks:
+    """Rank of the best match of every query of a gallery, 0 being the first place.
+
+    Args:
+        i2t: ``(q,)`` int64, of the images that have a match; the others are no queries.
+        t2i: ``(m,)`` int64, of the captions.
+        image_ids: ``(q,)`` int64, the id of each image of ``i2t``; None where unknown.
+        text_image_ids: ``(m,)`` int64, the id of the image that each caption belongs to; None
+            where unknown.
+
+    Raises:
+        InputError: ranks that are empty, negative or not one-dimensional, ids that do not fit
+            them, or ids of one side alone.
+
+    Example:
+        >>> import torch
+        >>> QueryRanks(torch.tensor([0, 7]), torch.tensor([0, 0, 2, 30])).recall()["rsum"]
+        400.0
+    """
+
+    i2t: Tensor
+    t2i: Tensor
+    image_ids: Tensor | None = None
+    text_image_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, ids_name in (("i2t", "image_ids"), ("t2i", "text_image_ids")):
+            ranks, ids = _checked(name, getattr(self, name)), getattr(self, ids_name)
+            object.__setattr__(self, name, ranks)
+            if ids is not None:
+                ids = integer_vector(ids_name, ids, len(ranks), ranks.device)
+                object.__setattr__(self, ids_name, ids)
+        if (self.image_ids is None) != (self.text_image_ids is None):
+            raise InputError("image_ids or text_image_ids is None; expected both or none")
+
+    def recall(self) -> dict[str, float]:
+        """The dictionary of :func:`recall_from_ranks`."""
+        return recall_from_ranks(self.i2t, self.t2i)
+
+
+def query_ranks(
+    i2t: Ranks, t2i: Ranks, pairs: Tensor, image_ids: Tensor, text_image_ids: Tensor
+) -> QueryRanks:
+    """The ranks of the images that have a match, and of all captions.
+
+    Args:
+        i2t: of all images.
+        t2i: of the captions.
+        pairs: ``(p, 2)`` int64, an image row and a caption row that match.
+        image_ids: ``(n,)`` integers.
+        text_image_ids: ``(m,)`` integers, the id of the image that each caption belongs to.
+
+    Warns:
+        UserWarning: if ties within the tolerance decide more than 1 % of the ranks.
+    """
+    queries = has_match(pairs[:, 0], len(i2t.ranks)).to(i2t.ranks.device)
+    i2t = Ranks(i2t.ranks[queries], i2t.exact[queries])
+    warn_of_ties(i2t, t2i)
+    own = image_ids.to(queries.device)[queries]
+    return QueryRanks(i2t.ranks, t2i.ranks, own, text_image_ids.to(queries.device))
+
+
+def mean_recall(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every value over the folds of an evaluation.
+
+    Example:
+        >>> mean_recall([{"rsum": 300.0}, {"rsum": 400.0}])
+        {'rsum': 350.0}
+    """
+    return {key: sum(fold[key] for fold in folds) / len(folds) for key in folds[0]}
+
+
+def _checked(name: str, ranks: Tensor) -> Tensor:
+    ranks = integer_vector(name, ranks)
+    if len(ranks) == 0:
+        raise InputError(f"{name} has the shape (0,); expected at least one query")
+    if ranks.min() < 0:
+        raise InputError(f"{name} holds {ranks.min().item()}; expected 0 or more")
+    return ranks
