@@ -16,6 +16,7 @@ LAYERS = {
     "__main__": 4,
     "cli": 3,
     "testing": 3,
+    "index": 2,
     "systems": 2,
     "callbacks": 1,
     "data": 1,
