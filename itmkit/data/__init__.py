@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from itmkit.data.batch import Batch, Images, Texts
     from itmkit.data.caption_noise import CaptionNoise
+    from itmkit.data.captioned_folder import CaptionedFolder, table_captions
     from itmkit.data.captions import Captions
     from itmkit.data.dataset import CaptionedImages, ImageTextDataset
     from itmkit.data.extract import extract_features
@@ -34,6 +35,7 @@ _HOME = {
     "Batch": "batch",
     "Caption": "tokenizer",
     "CaptionNoise": "caption_noise",
+    "CaptionedFolder": "captioned_folder",
     "CaptionedImages": "dataset",
     "Captions": "captions",
     "ImageSource": "images",
@@ -58,6 +60,7 @@ _HOME = {
     "karpathy_captions": "karpathy",
     "pad_texts": "tokenizer",
     "scan_captions": "precomp",
+    "table_captions": "captioned_folder",
 }
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "Batch",
     "Caption",
     "CaptionNoise",
+    "CaptionedFolder",
     "CaptionedImages",
     "Captions",
     "ImageSource",
@@ -89,6 +93,7 @@ __all__ = [
     "karpathy_captions",
     "pad_texts",
     "scan_captions",
+    "table_captions",
 ]
 
 

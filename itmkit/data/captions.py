@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold it, UTF-8 cannot
 
 
 class Captions:
@@ -82,3 +85,13 @@ class Captions:
 
     def __repr__(self) -> str:
         return f"Captions({self.split!r}: {len(self.sentences)} of {len(self.names)} images)"
+
+
+def clean_sentence(text: str) -> str:
+    r"""A caption on one line, as UTF-8 can hold it.
+
+    Example:
+        >>> clean_sentence(" a dog\n runs ")
+        'a dog runs'
+    """
+    return _LONE_SURROGATE.sub("\ufffd", " ".join(text.split()))

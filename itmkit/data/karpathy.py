@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from itmkit.checks import InputError
-from itmkit.data.captions import Captions
+from itmkit.data.captions import Captions, clean_sentence
 from itmkit.data.feature_file import check_unique
 from itmkit.data.photo import check_name, photo_names
 from itmkit.data.photo_folder import PhotoDataset
 from itmkit.files import check_folder, read_json, user_path
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold it, UTF-8 cannot
 
 
 class KarpathyDataset(PhotoDataset):
@@ -126,5 +123,4 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _text(sentence: dict[str, Any]) -> str:
-    text = sentence.get("raw") or " ".join(sentence["tokens"])
-    return _LONE_SURROGATE.sub("\ufffd", " ".join(text.split()))
+    return clean_sentence(sentence.get("raw") or " ".join(sentence["tokens"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count, did_you_mean
+from itmkit.checks import InputError, check_count
 from itmkit.data.captions import Captions
 from itmkit.data.dataset import CaptionedImages
 from itmkit.data.images import ImageSource
@@ -107,15 +107,12 @@ class PhotoFolder(ImageSource):
             if entry is None or not (path if link else entry).is_file():
                 missing.append(path)
         if missing:
-            first = missing[0].name
-            others = [
-                file
-                for file in there[str(missing[0].parent)]
-                if file.casefold() == first.casefold()
-            ]
+            first = missing[0].name.casefold()  # of another case, or without its ending
+            files = there[str(missing[0].parent)]
+            close = [f for f in files if first in (f.casefold(), Path(f).stem.casefold())]
             raise FileNotFoundError(
                 f"{missing[0]} is missing, one of {len(missing)} missing images of the split "
-                f"{self.split!r}{did_you_mean(first, others)}"
+                f"{self.split!r}" + (f". Did you mean {close[0]!r}?" if close else "")
             )
 
 

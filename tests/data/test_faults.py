@@ -20,6 +20,7 @@ from PIL import Image
 from PIL import features as pillow
 from torch import Tensor, nn
 
+from itmkit.data.captioned_folder import CaptionedFolder
 from itmkit.data.extract import extract_features
 from itmkit.data.images import BadSampleError
 from itmkit.data.karpathy import KarpathyDataset
@@ -478,6 +479,225 @@ ANNOTATIONS = [
     ),
 ]
 
+# --------------------------------------------------------------------------------- tables
+
+
+def table(folder: Path, make: Make, name: str = "t.csv", **options: Any) -> CaptionedFolder:
+    """All of a table; its photos are p.jpg, q.JPG and a/p.jpg."""
+    (folder / "images" / "a").mkdir(parents=True)
+    for photo in ("p.jpg", "q.JPG", "a/p.jpg"):
+        saved("RGB", (255, 0, 0), form="JPEG")(folder / "images" / photo)
+    make(folder / name)
+    options = {"shares": {"val": 1.0}, **options}
+    data = CaptionedFolder("val", folder / "images", folder / name, image_size=16, **options)
+    assert isinstance(data.image(0), Tensor)
+    return data
+
+
+def json_lines(folder: Path, make: Make) -> CaptionedFolder:
+    return table(folder, make, "t.jsonl")
+
+
+def parquet(folder: Path, make: Make) -> CaptionedFolder:
+    return table(folder, make, "t.parquet")
+
+
+def tabs(folder: Path, make: Make) -> CaptionedFolder:
+    return table(folder, make, "t.tsv")
+
+
+def by_column(folder: Path, make: Make) -> CaptionedFolder:
+    return table(folder, make, shares=None)
+
+
+def by_option(folder: Path, make: Make) -> CaptionedFolder:
+    return table(folder, make, caption_column="captoin")
+
+
+def stored(columns: dict[str, Any]) -> Make:
+    """A Parquet file, where there is pyarrow."""
+
+    def make(path: Path) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path)
+
+    return make
+
+
+def rows(*lines: str, header: str = "image,caption") -> Make:
+    return written("\n".join([header, *lines]) + "\n")
+
+
+def is_read(data: CaptionedFolder) -> bool:
+    return dict(zip(data.names, data.captions, strict=True)) == {"p.jpg": "a dog"}
+
+
+ONE = "p.jpg,a dog"
+TABLES = [
+    Fault(table, "as expected", rows(ONE), is_read),
+    Fault(table, "empty file", written(""), "t.csv has no rows"),
+    Fault(table, "names of columns alone", rows(), "t.csv has no rows"),
+    Fault(
+        table,
+        "no column of files",
+        rows(ONE, header="photo_file,caption"),
+        "t.csv has the columns 'photo_file', 'caption'; expected one of 'file_name', 'filename', "
+        "'image', 'path', or the option file_column",
+    ),
+    Fault(
+        table,
+        "a column with a slip",
+        rows(ONE, header="image,captoin"),
+        "expected one of 'caption', 'text', or the option caption_column. Did you mean 'caption'?",
+    ),
+    Fault(
+        by_option,
+        "an option with a slip",
+        rows(ONE),
+        "caption_column is 'captoin', but ",
+    ),
+    Fault(table, "no names of columns", written(f"{ONE}\n{ONE}\n"), "has the columns 'p.jpg', 'a"),
+    Fault(table, "a column twice", rows("p.jpg,a,b", header="image,text,text"), "each name once"),
+    Fault(
+        table,
+        "semicolons",
+        rows("p.jpg;a dog", header="image;caption"),
+        "or the option file_column. Is the delimiter ';'?",
+    ),
+    Fault(table, "tabs", rows("p.jpg\ta", header="image\tcaption"), "Is the delimiter '\\t'?"),
+    Fault(tabs, "commas", rows(ONE), "Is the delimiter ','?"),
+    Fault(
+        table,
+        "a comma without quotes",
+        rows(ONE, "q.JPG,a dog, running"),
+        "t.csv, line 3 has 3 cells; expected 2, for the columns 'image', 'caption': a cell that "
+        "holds ',' needs quotes",
+    ),
+    Fault(table, "a cell is missing", rows(ONE, "", "q.JPG"), "t.csv, line 4 has 1 cells"),
+    Fault(table, "quotes without end", rows('p.jpg,"a dog', ONE), "t.csv, line 3 is not CSV: unex"),
+    Fault(table, "text behind quotes", rows('p.jpg,"a" dog'), "t.csv, line 2 is not CSV: ',' exp"),
+    Fault(
+        table,
+        "not utf-8",
+        lambda path: path.write_bytes(b"image,caption\np.jpg,caf\xe9\n"),
+        "t.csv is not UTF-8: invalid continuation byte in line 2",
+    ),
+    Fault(
+        table,
+        "utf-16",
+        lambda path: path.write_text("image,caption\n", encoding="utf-16"),
+        "t.csv is UTF-16; expected UTF-8",
+    ),
+    Fault(table, "byte order mark", marked(rows(ONE)), is_read),
+    Fault(
+        table,
+        "line ends of Windows",
+        lambda path: path.write_bytes(b"image,caption\r\np.jpg,a dog\r\n"),
+        is_read,
+    ),
+    Fault(table, "a line end in quotes", rows('p.jpg,"a\ndog"'), is_read),
+    Fault(table, "an empty line", rows("", ONE, ""), is_read),
+    Fault(table, "white space", rows(" p.jpg , a  dog "), is_read),
+    Fault(table, "./ before a path", rows("./p.jpg,a dog"), is_read),
+    *(
+        Fault(table, f"{name!r} as a file", rows(ONE, f"{name},a"), f"names {name!r}{OUTSIDE}")
+        for name in r"../p.jpg /etc/passwd a/../../p.jpg ..\p.jpg C:\p.jpg .".split()
+    ),
+    Fault(table, "no name", rows(ONE, " ,a dog"), "t.csv, line 3 has ' ' in the column 'image'"),
+    Fault(table, "an empty caption", rows(ONE, "q.JPG,"), "line 3 has an empty caption in the col"),
+    Fault(table, "a blank caption", rows(ONE, 'q.JPG,"  "'), "line 3 has the caption '  '"),
+    Fault(table, "an empty list", rows(ONE, "q.JPG,[]"), "t.csv, line 3 has an empty caption in"),
+    Fault(
+        table,
+        "brackets that are no list",
+        rows("p.jpg,[a dog]"),
+        lambda data: data.captions == ["[a dog]"],
+    ),
+    Fault(
+        by_column,
+        "an image in two splits",
+        rows(f"{ONE},val", "p.jpg,b,train", header="image,caption,split"),
+        "line 3 has 'p.jpg' in the split 'train', a line before has it in 'val'",
+    ),
+    Fault(
+        by_column,
+        "a split without images",
+        rows(f"{ONE},train", "q.JPG,a,test", header="image,caption,split"),
+        "t.csv has no image of the split 'val'; it has 'test', 'train'",
+    ),
+    Fault(
+        by_column,
+        "no split in a row",
+        rows(f"{ONE},val", "q.JPG,a,", header="image,caption,split"),
+        "t.csv, line 3 has '' in the column 'split'; expected the name of a split",
+    ),
+    Fault(by_column, "too few to draw from", rows(ONE), "no image of the split 'val'; it has 'tr"),
+    Fault(json_lines, "no json", written('{"image": "p.jpg"'), "t.jsonl, line 1 is not JSON"),
+    Fault(json_lines, "nested", written("[" * 100_000), "t.jsonl, line 1 is not JSON"),
+    Fault(json_lines, "a list", written('["p.jpg", "a"]'), 'line 1 is \'["p.jpg", "a"]\'; expect'),
+    Fault(
+        json_lines,
+        "a row without a caption",
+        written('{"image": "p.jpg", "text": "a"}\n{"image": "q.JPG"}\n'),
+        "t.jsonl, line 2 has an empty caption in the column 'text'",
+    ),
+    Fault(
+        json_lines,
+        "a number as a file",
+        written('{"image": 7, "text": "a"}'),
+        "t.jsonl, line 1 has 7 in the column 'image'; expected the path of a photo",
+    ),
+    Fault(
+        json_lines,
+        "a number as a caption",
+        written('{"image": "p.jpg", "text": ["a", 7]}'),
+        "t.jsonl, line 1 has the caption 7 in the column 'text'; expected a text",
+    ),
+    Fault(parquet, "not parquet", written("PAR1"), "t.parquet is not Parquet: "),
+    Fault(
+        parquet,
+        "pictures in the table",
+        stored({"image": [{"bytes": b"1"}], "text": ["a"]}),
+        "t.parquet, row 1 has {'bytes': b'1'} in the column 'image'; expected the path of a photo",
+    ),
+    Fault(parquet, "a null", stored({"image": ["p.jpg"], "text": [None]}), "row 1 has an empty"),
+    Fault(parquet, "no rows", stored({"image": [], "text": []}), "t.parquet has no rows"),
+]
+
+#: what is an error of another type, and so not of the table above: it names a file
+MISSING = {
+    "a photo": (rows(ONE, "r.jpg,a"), "r.jpg is missing, one of 1 missing images of the split"),
+    "a photo of another case": (rows("q.jpg,a"), "split 'val'. Did you mean 'q.JPG'?"),
+    "a photo without its ending": (rows("a/p,a"), "split 'val'. Did you mean 'p.jpg'?"),
+    "the table": (lambda path: None, "t.csv' is not a file"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_missing_file_of_a_table(name: str, tmp_path: Path) -> None:
+    make, message = MISSING[name]
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        table(tmp_path, make)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shares": {"val": 0.5}}, "shares is {'val': 0.5}; expected numbers above 0 that sum"),
+        ({"shares": {"val": 0, "train": 1.0}}, "shares is {'val': 0, 'train': 1.0}; expected"),
+        ({"shares": {"train": 1.0}}, "no image of the split 'val'; it has 'train'"),
+        ({"split_seed": -1}, "split_seed is -1; expected 0 or more"),
+        ({"max_captions": 0}, "max_captions is 0; expected 1 or more"),
+        ({"delimiter": ";;"}, "delimiter is ';;'; expected one character"),
+        ({"name": "t.xlsx"}, "t.xlsx ends in '.xlsx'; expected one of .csv, .tsv"),
+        ({"flip": 1.5}, "flip is 1.5; expected a number in [0, 1]"),
+    ],
+)
+def test_wrong_option_of_a_table(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        table(tmp_path, rows(ONE), **options)
+
+
 # --------------------------------------------------------------------------------- features
 
 
@@ -730,9 +950,11 @@ CAPTIONS = [
         pytest.param(
             fault,
             id=f"{fault.read.__name__}: {fault.name}",
-            marks=pytest.mark.extras if fault.name.startswith(("avif", "heic")) else (),
+            marks=pytest.mark.extras
+            if fault.name.startswith(("avif", "heic")) or fault.read is parquet
+            else (),
         )
-        for fault in (*PHOTOS, *ANNOTATIONS, *FEATURES, *CAPTIONS)
+        for fault in (*PHOTOS, *ANNOTATIONS, *TABLES, *FEATURES, *CAPTIONS)
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF")

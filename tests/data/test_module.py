@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Trainer
+from recorder import Recorder, fit, flat, same
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
@@ -251,19 +251,6 @@ def test_word_pieces(bert_folder: Path) -> None:
     assert data.state_dict().keys() == {"fingerprints"}
 
 
-def flat(batches: Any) -> list[Tensor]:
-    return [
-        part
-        for batch in batches
-        for part in (batch.images.features, batch.texts.ids, batch.text_ids, batch.image_ids)
-    ]
-
-
-def same(left: Any, right: Any) -> bool:
-    left, right = flat(left), flat(right)
-    return len(left) == len(right) > 0 and all(map(torch.equal, left, right))
-
-
 def noisy(**options: Any) -> ImageTextData:
     options = {"noise": CaptionNoise(p=0.5), "caption_views": 2, **options}
     return data_of(dataset=partial(ToyDataset, noise=1.0), **options)
@@ -294,46 +281,6 @@ def test_every_epoch_has_new_noise_and_augmentation(workers: int) -> None:
     assert len(images) == 30
     assert not any(images)
     assert sum(texts) < 10
-
-
-class Recorder(LightningModule):
-    """Trains one number, and keeps all it was given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[Batch] = []
-        self.judged: list[int] = []
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.seen.append(batch)
-        return (self.weight - batch.images.features.mean() - batch.texts.ids.float().mean()) ** 2
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.judged += batch.image_ids.tolist()
-
-    test_step = validation_step
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(folder: Path, data: ImageTextData, *, ckpt_path: str | None = None, **options: Any) -> Any:
-    model = Recorder()
-    every_step = ModelCheckpoint(
-        folder / "saved", save_top_k=-1, every_n_train_steps=1, filename="{step}"
-    )
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[every_step],
-        **options,
-    )
-    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
-    return model
 
 
 BY_EPOCHS = {"max_epochs": 3}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from recorder import same
 from torch import Tensor
 from torch._utils import ExceptionWrapper
 
@@ -46,19 +47,6 @@ class SomeBad(ImageTextDataset):
 def data_of(dataset: Any = SomeBad, **options: Any) -> ImageTextData:
     options = {"batch_size": 4, "eval_batch_size": 3, "vocabulary_min_count": 1, **options}
     return ImageTextData(dataset, **{"on_error": "skip", **options})
-
-
-def flat(batches: Any) -> list[Tensor]:
-    return [
-        part
-        for batch in batches
-        for part in (batch.images.features, batch.texts.ids, batch.text_ids, batch.image_ids)
-    ]
-
-
-def same(left: Any, right: Any) -> bool:
-    left, right = flat(left), flat(right)
-    return len(left) == len(right) > 0 and all(map(torch.equal, left, right))
 
 
 @pytest.mark.filterwarnings("ignore:skipped")

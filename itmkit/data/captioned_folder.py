@@ -1,0 +1,264 @@
+"""A folder of photos and a table of their captions."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from itmkit.checks import InputError, check_count
+from itmkit.data.captions import Captions, clean_sentence
+from itmkit.data.photo import check_name
+from itmkit.data.photo_folder import PhotoDataset
+from itmkit.data.split_shares import DEFAULT_SHARES, kept_splits
+from itmkit.data.table import ENDINGS, Table, read_table
+from itmkit.files import check_folder, user_path
+
+FILE_COLUMNS = ("file_name", "filename", "image", "path")
+CAPTION_COLUMNS = ("caption", "text")
+SPLIT_COLUMNS = ("split",)
+#: What others call a split.
+ALIASES = {"val": ("validation", "valid", "dev"), "validation": ("val", "valid", "dev")}
+
+
+class CaptionedFolder(PhotoDataset):
+    """One split of a folder of photos, with captions from a table.
+
+    The table is CSV (in UTF-8, with a row of names), TSV, JSONL or Parquet. A row has the path of a
+    photo inside the folder, and a caption or a list of them; a photo may be in several rows.
+
+    ==============================  ===============================================================
+    ``captions="captions.csv"``     one table. Its column ``split`` says which split a photo is in;
+                                    without one, every photo is drawn into a split
+    ``captions="{split}.csv"``      a table for every split
+    ``captions="folder"``           the same: ``train.csv``, ``val.csv`` … in a folder
+    ``captions=None``               ``metadata.csv`` (or ``.jsonl``, ``.parquet``) beside the
+                                    photos, or in a folder for every split, as Hugging Face's
+                                    ``imagefolder`` has it
+    ==============================  ===============================================================
+
+    A split is also found as ``validation``, ``valid`` or ``dev`` where it is called ``val``.
+
+    Splits that are drawn follow from the names of the photos, ``split_seed`` and ``shares`` alone.
+    They are written beside the table (``captions.splits.json``), where that is possible: photos
+    that are added later then leave the others in their splits.
+
+    Args:
+        split: ``"train"``, ``"val"``, ``"test"``, or another one of the table or of ``shares``.
+        photos: folder of the photos. May be None with ``features`` and ``captions``.
+        captions: the table, as above.
+        file_column: column with the path of the photo; None: ``file_name``, ``filename``, ``image``
+            or ``path``.
+        caption_column: column with the caption, or with a list of captions; None: ``caption`` or
+            ``text``.
+        split_column: column with the split; None: ``split``, where there is one.
+        delimiter: between the cells of CSV; None: a tab in ``.tsv`` and a comma in other files.
+        shares: draws the splits, with these shares, whatever columns there are; None: where no
+            column tells the split, with 0.8 for train, 0.1 for val and 0.1 for test.
+        split_seed: of the draw.
+        max_captions: captions of a photo that are used, the first ones; all where None.
+        **photo_options: see :class:`PhotoDataset`: ``features``, ``image_size``, ``mean``, ``std``,
+            ``train_augment`` and others.
+
+    Raises:
+        FileNotFoundError: if the table, the folder or a photo is missing.
+        InputError: if a column is missing, a row has no caption or names a file outside the folder,
+            a photo is in two splits, or the split has no photos.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        photos: str | Path | None,
+        captions: str | Path | None = None,
+        *,
+        file_column: str | None = None,
+        caption_column: str | None = None,
+        split_column: str | None = None,
+        delimiter: str | None = None,
+        shares: Mapping[str, float] | None = None,
+        split_seed: int = 0,
+        max_captions: int | None = None,
+        **photo_options: Any,
+    ) -> None:
+        if photos is None and (photo_options.get("features") is None or captions is None):
+            raise InputError("photos is None; expected a folder, or features and captions")
+        folder = None if photos is None else user_path(photos)
+        if folder is not None and (captions is None or photo_options.get("features") is None):
+            check_folder("photos", folder)
+        found = table_captions(
+            split,
+            captions,
+            photos=folder,
+            file_column=file_column,
+            caption_column=caption_column,
+            split_column=split_column,
+            delimiter=delimiter,
+            shares=shares,
+            split_seed=split_seed,
+            max_captions=max_captions,
+        )
+        super().__init__(found, folder, **photo_options)
+
+
+def table_captions(
+    split: str,
+    captions: str | Path | None,
+    *,
+    photos: Path | None = None,
+    file_column: str | None = None,
+    caption_column: str | None = None,
+    split_column: str | None = None,
+    delimiter: str | None = None,
+    shares: Mapping[str, float] | None = None,
+    split_seed: int = 0,
+    max_captions: int | None = None,
+) -> Captions:
+    """The captions of a split in a table; see :class:`CaptionedFolder`.
+
+    Raises:
+        FileNotFoundError: if there is no table.
+        InputError: if it is not such a table, or the split has no images.
+    """
+    if max_captions is not None:
+        check_count(max_captions=max_captions)
+    check_count(0, split_seed=split_seed)
+    path, of_split = _find_table(split, captions, photos)
+    table = read_table(path, delimiter=delimiter)
+    by_option = table.find("split_column", split_column, SPLIT_COLUMNS)
+    column = None if shares or (of_split and split_column is None) else by_option
+    file = table.needed("file_column", file_column, FILE_COLUMNS)
+    metadata = photos is not None and captions is None
+    inside = path.parent.relative_to(photos) if photos and metadata else Path()
+    names = _names(table, file, photos, inside)
+    sentences = _sentences(table, table.needed("caption_column", caption_column, CAPTION_COLUMNS))
+    images: dict[str, list[str]] = {}
+    for name, own in zip(names, sentences, strict=True):
+        images.setdefault(name, []).extend(own)
+    if column is not None:
+        splits = _splits(table, column, names)
+    elif of_split and not shares:
+        splits = dict.fromkeys(images, split)
+    else:
+        draw = path.with_name(f"{path.stem}.splits.json")
+        splits = kept_splits(draw, list(images), shares or DEFAULT_SHARES, split_seed)
+    called = next((s for s in (split, *ALIASES.get(split, ())) if s in splits.values()), split)
+    used = {name: own[:max_captions] for name, own in images.items() if splits[name] == called}
+    if not used:
+        there = ", ".join(map(repr, sorted(set(splits.values()))))
+        raise InputError(f"{path} has no image of the split {split!r}; it has {there}")
+    _warn_of_repeats(path, split, used)
+    return Captions.of_images(split, used)
+
+
+def _find_table(split: str, captions: str | Path | None, photos: Path | None) -> tuple[Path, bool]:
+    """The table, and whether it is that of the split alone."""
+    called = (split, *ALIASES.get(split, ()))
+    if captions is None:
+        assert photos is not None
+        folders = [*(photos / name for name in called), photos]
+        for path in (folder / f"metadata{ending}" for folder in folders for ending in ENDINGS):
+            if path.is_file():
+                return path, path.parent != photos
+        raise FileNotFoundError(
+            f"photos={str(photos)!r} has no metadata.csv, .jsonl or .parquet; expected one, or "
+            "captions=… with the path of a table"
+        )
+    path = user_path(captions)
+    if "{split}" in str(captions):
+        tables = [Path(str(path).replace("{split}", name)) for name in called]
+    elif path.is_dir():
+        tables = [path / f"{name}{ending}" for name in called for ending in ENDINGS]
+    else:
+        if not path.is_file():
+            raise FileNotFoundError(f"captions={str(captions)!r} is not a file")
+        return path, False
+    found = next((table for table in tables if table.is_file()), None)
+    if found is None:
+        there = sorted(p.name for p in tables[0].parent.glob("*") if p.suffix in ENDINGS)
+        raise FileNotFoundError(
+            f"captions={str(captions)!r} has no table of the split {split!r}, such as "
+            f"{tables[0].name}; {tables[0].parent} has {', '.join(there) or 'none'}"
+        )
+    return found, True
+
+
+def _names(table: Table, column: str, photos: Path | None, inside: Path) -> list[str]:
+    """The paths of the photos in their folder, where the table is relative to one ``inside``."""
+    found: dict[str, str] = {}
+    for row, value in enumerate(table.columns[column]):
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(
+                f"{table.at(row)} has {repr(value)[:60]} in the column {column!r}; expected the "
+                "path of a photo"
+            )
+        if value not in found:
+            path = PurePosixPath(value.strip())
+            within = photos is not None and path.is_absolute() and path.is_relative_to(photos)
+            name = str(path.relative_to(photos) if photos and within else inside / path)
+            check_name(name, Path(table.at(row)))
+            found[value] = name
+    return [found[value] for value in table.columns[column]]
+
+
+def _sentences(table: Table, column: str) -> list[list[str]]:
+    found = []
+    for row, value in enumerate(table.columns[column]):
+        texts = value if isinstance(value, list) else _as_list(value)
+        for text in texts or [None]:
+            if not isinstance(text, str) or not text.strip():
+                what = "an empty caption" if text in ("", None) else f"the caption {text!r}"
+                raise InputError(
+                    f"{table.at(row)} has {what[:60]} in the column {column!r}; expected a text"
+                )
+        found.append([clean_sentence(text) for text in texts])
+    return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    """The captions of a cell: a list as JSON or as Python writes it, or the one that it is."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                found = read(value)
+                if isinstance(found, list) and all(isinstance(text, str) for text in found):
+                    return found
+    return [value]
+
+
+def _splits(table: Table, column: str, names: Sequence[str]) -> dict[str, str]:
+    splits: dict[str, str] = {}
+    for row, (name, value) in enumerate(zip(names, table.columns[column], strict=True)):
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(
+                f"{table.at(row)} has {value!r} in the column {column!r}; expected the name of a "
+                "split"
+            )
+        split = splits.setdefault(name, value.strip())
+        if split != value.strip():
+            raise InputError(
+                f"{table.at(row)} has {name!r} in the split {value.strip()!r}, a line before has "
+                f"it in {split!r}; expected each image in one split"
+            )
+    return splits
+
+
+def _warn_of_repeats(path: Path, split: str, images: Mapping[str, Sequence[str]]) -> None:
+    repeated = [
+        (name, text)
+        for name, own in images.items()
+        for text, times in Counter(own).items()
+        if times > 1
+    ]
+    if repeated:
+        from lightning.pytorch.utilities import rank_zero_warn
+
+        name, text = repeated[0]
+        rank_zero_warn(
+            f"{path} has {len(repeated)} captions more than once for the same image of the split "
+            f"{split!r}, such as {text[:60]!r} of {name!r}: each counts as often as it is there"
+        )

@@ -1,0 +1,100 @@
+"""Images drawn into splits by a seed, and written down so that they stay there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from itertools import accumulate
+from pathlib import Path
+
+from itmkit.checks import InputError
+from itmkit.distributed import rank
+from itmkit.files import read_json, write_text
+
+DEFAULT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Raise unless each share is above 0 and all sum to 1.
+
+    Raises:
+        InputError: with the shares.
+    """
+    fits = all(isinstance(s, (int, float)) and s > 0 for s in shares.values())
+    if not shares or not fits or abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError(
+            f"shares is {dict(shares)}; expected numbers above 0 that sum to 1, such as "
+            f"{DEFAULT_SHARES}"
+        )
+
+
+def draw_splits(names: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """A split for every image, from its name, the shares and the seed alone.
+
+    Every split gets its share, to one image; and at least one, where there are enough images.
+
+    Args:
+        names: of the images, in any order.
+        shares: of every split, above 0, in all 1.
+        seed: of the draw.
+
+    Example:
+        >>> splits = draw_splits(map(str, range(10)), {"train": 0.7, "test": 0.3}, seed=0)
+        >>> list(splits.values()).count("test")
+        3
+    """
+    check_shares(shares)
+    order = sorted(names, key=lambda name: sha256(f"{seed} {name}".encode()).digest())
+    ends = [0]
+    for later, share in zip(reversed(range(len(shares))), accumulate(shares.values()), strict=True):
+        end = min(round(len(order) * share), len(order) - later)
+        ends.append(max(end, ends[-1] + 1))
+    return {
+        name: split
+        for split, start, end in zip(shares, ends, ends[1:], strict=False)
+        for name in order[start:end]
+    }
+
+
+def kept_splits(
+    path: Path, names: Sequence[str], shares: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """As :func:`draw_splits`, where the images of an earlier draw stay in their splits.
+
+    Images that came later are drawn among themselves. Nothing is written where the folder cannot be
+    written to: the same images then give the same splits again.
+
+    Args:
+        path: JSON file of the earlier draw, and of this one.
+        names: as of :func:`draw_splits`, and so are ``shares`` and ``seed``.
+        shares: as there.
+        seed: as there.
+
+    Raises:
+        InputError: if the file has other shares or another seed, or is none of these.
+    """
+    if len(shares) == 1:  # nothing to draw
+        return draw_splits(names, shares, seed)
+    settings = {"seed": seed, "shares": dict(shares)}
+    check_shares(shares)
+    old: dict[str, str] = {}
+    if path.exists():
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("splits"), dict):
+            raise InputError(f"{path} is no draw of splits; delete it, or give split_column")
+        other = [key for key, value in settings.items() if content.get(key) != value]
+        if other:
+            raise InputError(
+                f"{path} was drawn with {other[0]} {content.get(other[0])}, not "
+                f"{settings[other[0]]}: give the same again, or delete the file to draw anew"
+            )
+        old = content["splits"]
+    new = draw_splits([name for name in names if name not in old], shares, seed)
+    splits = {name: old.get(name) or new[name] for name in names}
+    if new and rank() == 0:
+        text = json.dumps({**settings, "splits": {**old, **new}}, ensure_ascii=False, indent=0)
+        with suppress(OSError):
+            write_text(path, text + "\n")
+    return splits
