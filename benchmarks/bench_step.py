@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.timing import Comparison, interleave
-from itmkit.cli.metrics_table import MetricsTable
-from itmkit.cli.progress import RunProgressBar
-from itmkit.cli.resume import ExactResume
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.nn import BiGRU, RegionProjection, l2_normalize
 from itmkit.systems import MATE
+from itmkit.training.loggers import MetricsTable
+from itmkit.training.progress import RunProgressBar
+from itmkit.training.resume import ExactResume
 
 CLIP = 2.0
 

@@ -13,8 +13,9 @@ import itmkit
 
 PACKAGE = Path(itmkit.__file__).parent
 LAYERS = {
-    "__main__": 4,
-    "cli": 3,
+    "__main__": 5,
+    "cli": 4,
+    "training": 3,
     "testing": 3,
     "index": 2,
     "systems": 2,

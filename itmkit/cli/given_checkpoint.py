@@ -16,8 +16,7 @@ from itmkit.data import ImageTextData
 from itmkit.files import user_path
 from itmkit.systems.load import best_checkpoint
 from itmkit.systems.matcher import check_system
-
-INSTEAD = "start from its weights alone with --init_from"
+from itmkit.training.resumed_options import WEIGHTS_ALONE
 
 
 def checkpoint_file(given: str | Path, option: str, *, command: str | None = None) -> Path:
@@ -140,7 +139,7 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
     if missing:
         raise InputError(
             f"ckpt_path '{path}' holds weights alone, without {sorted(missing)[0]}; expected all "
-            f"that training needs to go on: {INSTEAD}"
+            f"that training needs to go on: {WEIGHTS_ALONE}"
         )
 
 
@@ -156,7 +155,7 @@ def check_same_data(checkpoint: dict[str, Any], path: Path, data: ImageTextData)
     if "val" in changed and "val" in own:
         raise InputError(
             f"ckpt_path '{path}' was validated on other images or captions than those of the split "
-            f"{data.val_split!r}, so its best score is none of this data: {INSTEAD}"
+            f"{data.val_split!r}, so its best score is none of this data: {WEIGHTS_ALONE}"
         )
     if "train" in changed:
         rank_zero_warn(

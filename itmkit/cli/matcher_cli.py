@@ -31,7 +31,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from itmkit.checks import InputError
 from itmkit.cli.arguments import with_config_paths
-from itmkit.cli.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from itmkit.cli.cpu_precision import precision_on_cpu
 from itmkit.cli.evaluated import evaluated_on
 from itmkit.cli.given_checkpoint import (
@@ -43,14 +42,19 @@ from itmkit.cli.given_checkpoint import (
     given_options,
     read_checkpoint,
 )
-from itmkit.cli.initial_weights import load_initial_weights
-from itmkit.cli.layer_sync import BatchNormSync
 from itmkit.cli.matcher_parser import MatcherParser
-from itmkit.cli.metrics_table import Curves, MetricsTable
-from itmkit.cli.progress import RunProgressBar
 from itmkit.cli.quiet import quieten_lightning
-from itmkit.cli.resume import ExactResume
-from itmkit.cli.run_folder import (
+from itmkit.files import atomic_write, user_path, write_text
+from itmkit.pretrained import weights_follow
+from itmkit.retrieval import Gallery, recall_table, write_metrics
+from itmkit.systems.vocabulary import complete_embeddings
+from itmkit.training.batch_norm import BatchNormSync
+from itmkit.training.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from itmkit.training.initial_weights import load_initial_weights
+from itmkit.training.loggers import Curves, MetricsTable
+from itmkit.training.progress import RunProgressBar
+from itmkit.training.resume import ExactResume
+from itmkit.training.run_folder import (
     check_name,
     claim,
     discard,
@@ -58,12 +62,8 @@ from itmkit.cli.run_folder import (
     point_latest_to,
     requeued_from,
 )
-from itmkit.cli.run_record import RunRecord
-from itmkit.cli.signals import EndTogether, reporting_signal
-from itmkit.files import atomic_write, user_path, write_text
-from itmkit.pretrained import weights_follow
-from itmkit.retrieval import Gallery, recall_table, write_metrics
-from itmkit.systems.vocabulary import complete_embeddings
+from itmkit.training.run_record import RunRecord
+from itmkit.training.signals import EndTogether, reporting_signal
 
 STAGES = {"validate": "val", "test": "test"}
 

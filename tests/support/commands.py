@@ -107,8 +107,8 @@ def _command(
 
 
 def _arm(kill: Kill, with_signal: int) -> None:
-    from itmkit.cli import checkpoints, metrics_table
     from itmkit.systems import Matcher, matcher
+    from itmkit.training import checkpoints, loggers
 
     left = kill.count
 
@@ -169,9 +169,9 @@ def _arm(kill: Kill, with_signal: int) -> None:
         "validate": lambda: before(Matcher, "validation_step"),
         "score": lambda: before(matcher, "evaluate"),
         "write": lambda: half(checkpoints),
-        "table": lambda: half(metrics_table),
+        "table": lambda: half(loggers),
         "rename": lambda: around_rename(after=False),
         "renamed": lambda: around_rename(after=True),
-        "log": lambda: before(metrics_table.MetricsTable, "save"),
+        "log": lambda: before(loggers.MetricsTable, "save"),
     }
     places[kill.place]()

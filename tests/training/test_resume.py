@@ -23,7 +23,7 @@ from lightning.pytorch import LightningModule, seed_everything
 from stopped_runs import Batches, Stop, assert_equal, snapshot, trainer_of
 from tiny_runs import differences, everything, load, rows, runs, write_config
 
-from itmkit.cli.resume import ExactResume
+from itmkit.training.resume import ExactResume
 
 LAST = "runs/tiny/latest/checkpoints/last.ckpt"
 EVERY_TWO = ("--last.every_n_train_steps", "2")

@@ -24,7 +24,9 @@ from itmkit._internals import (
     set_logged_step,
     validation_follows,
 )
-from itmkit.cli.resumed_options import (
+from itmkit.data.order import mixed_seed
+from itmkit.distributed import rank, world_size
+from itmkit.training.resumed_options import (
     Change,
     apply_options,
     changed_options,
@@ -32,8 +34,6 @@ from itmkit.cli.resumed_options import (
     describe,
     flat_options,
 )
-from itmkit.data.order import mixed_seed
-from itmkit.distributed import rank, world_size
 
 KEY = "resume"
 # Of DDP: whether the next forward pass takes the buffers of the first process. Not right after an
@@ -53,8 +53,8 @@ class ExactResume(Callback):
 
     Options that differ from those of the checkpoint are applied and printed, or refused, where
     Lightning would restore the old ones: of the optimizer and its schedule
-    (:func:`~itmkit.cli.resumed_options.apply_options`), of callbacks, and the seed. A resumed run
-    has all of its ``max_time``. On another number of processes each draws new random numbers.
+    (:func:`~itmkit.training.resumed_options.apply_options`), of callbacks, and the seed. A resumed
+    run has all of its ``max_time``. On another number of processes each draws new random numbers.
 
     Args:
         options: what the run was configured with, nested, in plain values.

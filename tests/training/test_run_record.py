@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_cli import run
 
 import itmkit
-from itmkit.cli.run_record import count_parameters, flatten, git_state
+from itmkit.training.run_record import count_parameters, flatten, git_state
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 

@@ -13,7 +13,7 @@ import yaml
 from torch.optim.lr_scheduler import OneCycleLR
 
 from itmkit.cli import main
-from itmkit.cli.resumed_options import changed_options, flat_options
+from itmkit.training.resumed_options import changed_options, flat_options
 
 # Two batches an epoch.
 CONFIG: dict[str, Any] = {

@@ -15,8 +15,8 @@ from tiny_cli import run
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from itmkit.cli import progress
-from itmkit.cli.progress import RunProgressBar
+from itmkit.training import progress
+from itmkit.training.progress import RunProgressBar
 
 BATCHES, STEP, VALIDATION = 4, 1.0, 10.0
 

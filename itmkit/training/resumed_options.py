@@ -21,9 +21,9 @@ from torch.optim import Optimizer, RMSprop
 from torch.optim.lr_scheduler import LRScheduler
 
 from itmkit.checks import InputError
-from itmkit.cli import given_checkpoint
 
-INSTEAD = f"resume with the same, or {given_checkpoint.INSTEAD}"
+WEIGHTS_ALONE = "start from its weights alone with --init_from"
+INSTEAD = f"resume with the same, or {WEIGHTS_ALONE}"
 # Options that say which run it is, and not how it is trained.
 _OF_THE_RUN = {"config", "ckpt_path", "init_from", "init_strict", "name", "untrained"}
 _NEEDS_OTHER_STATE = {"amsgrad", "centered"}  # of an optimizer: not in the checkpoint

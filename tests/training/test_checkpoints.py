@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from itmkit.cli import main
-from itmkit.cli.checkpoints import LastCheckpoint, WholeCheckpointIO
 from itmkit.files import atomic_write, copy_file
+from itmkit.training.checkpoints import LastCheckpoint, WholeCheckpointIO
 
 CONFIG = """\
 model: {class_path: tiny_matcher.TinyMatcher}
