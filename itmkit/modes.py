@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from itmkit.checks import InputError
+
 if TYPE_CHECKING:  # the help of the command line waits for no torch
     import torch
     from torch import nn
@@ -70,3 +72,22 @@ def on_device(module: nn.Module, device: str | torch.device) -> Iterator[None]:
         for part, name, tensor, data in kept:
             tensor.data = data
             setattr(part, name, tensor)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that this machine has.
+
+    Raises:
+        InputError: if it has not.
+
+    Example:
+        >>> usable_device("cpu")
+        device(type='cpu')
+    """
+    import torch
+
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without it
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device is '{device}'; expected one of this machine: {reason}") from error

@@ -1,4 +1,4 @@
-"""``itmkit extract``: features of a frozen backbone, once, to disk."""
+"""``itmkit extract``: features of a frozen backbone or text model, once, to disk."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from itmkit.cli.parser import OneLineParser
 _RGB = tuple[float, float, float]
 
 
-def extract_photos(
-    images: Path,
+def extract_to_disk(
     output: Path,
-    model: str,
+    model: str | None = None,
+    text_model: str | None = None,
     *,
+    images: Path | None = None,
     annotations: Path | None = None,
     split: str = "train",
     checkpoint: Path | None = None,
@@ -29,25 +30,34 @@ def extract_photos(
     crop: float = 1.0,
     mean: _RGB | None = None,
     std: _RGB | None = None,
+    views: int = 1,
+    crop_scale: tuple[float, float] = (0.5, 1.0),
+    flip: float = 0.0,
+    seed: int = 0,
     max_pixels: int = 100_000_000,
     follow_links: bool = False,
     out_index: int = -1,
-    batch_size: int = 64,
+    text_layers: list[int] | None = None,
+    max_length: int = 64,
+    batch_size: int | None = None,
     num_workers: int = 0,
     device: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
 ) -> None:
-    """Compute a timm backbone's grid features of photos, once, to disk.
+    """Compute grid features of photos, token features of captions, or both, once, to disk.
 
-    The folder is then the ``features`` of a KarpathyDataset, and the folder of a PrecompDataset.
-    Stopped at any point, the same command goes on where it was.
+    With ``model``, the folder is then the ``features`` of a KarpathyDataset, and the folder of a
+    PrecompDataset; with ``text_model``, the ``text_features`` of ImageTextData. Stopped at any
+    point, the same command goes on where it was.
 
     Args:
-        images: folder of the photos.
         output: folder to write to.
-        model: name of a timm model.
-        annotations: Karpathy's dataset_*.json, whose photos may lack captions; where null, every
-            photo in ``images`` and the folders inside it.
+        model: name of a timm model, for photos.
+        text_model: name of a transformers model on the hub, or a local folder, for captions.
+        images: folder of the photos.
+        annotations: Karpathy's dataset_*.json, whose photos may lack captions, or for captions
+            alone a folder in the layout of SCAN; where null, every photo in ``images`` and the
+            folders inside it.
         split: split of the annotations to extract, and the first part of the names of the files.
         checkpoint: local file with the weights of the model (.safetensors or of torch.save).
         checkpoint_by_order: match the checkpoint's tensors by order and shape, not by name.
@@ -57,65 +67,126 @@ def extract_photos(
         mean: of the three channels, subtracted from pixels in [0, 1]; where null, as the model
             knows it, and so for ``std``.
         std: of the three channels, divided by.
+        views: stored of a photo: the plain one, and others that are cropped at random, of which
+            training draws one by seed, epoch and caption.
+        crop_scale: smallest and largest share of the photo that a random crop covers.
+        flip: probability of a random crop to be mirrored; captions say left and right, so 0.
+        seed: of the random crops.
         max_pixels: most pixels of a photo, before and after scaling; larger ones are an error.
         follow_links: whether a link inside ``images`` may lead out of it.
         out_index: stage whose features are taken, -1 for the last.
-        batch_size: photos at a time.
+        text_layers: hidden states of the text model that are stored side by side: 0 the
+            embeddings, k the output of layer k, -1 the last, which is taken where null.
+        max_length: most tokens of a caption, special ones included; the rest is cut off.
+        batch_size: photos or captions at a time; where null, 64 photos and 128 captions.
         num_workers: processes that read the photos.
         device: where the model runs; where null, a GPU if there is one.
         dtype: of the numbers on disk.
     """
     import torch
 
-    from itmkit.data import KarpathyDataset, Preprocessing, extract_features
-    from itmkit.nn import TimmGrid
-
-    if image_size is not None:
-        check_count(image_size=image_size)
-    preprocessing = Preprocessing.for_timm(model, size=image_size, crop=crop)
-    preprocessing = replace(
-        preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std
-    )
-    if checkpoint is None and not pretrained:
-        raise InputError("checkpoint is null and pretrained false; the weights would be random")
     if not split or split != Path(split).name:
         raise InputError(f"split is {split!r}; expected a name for files, such as 'train'")
-    dataset = KarpathyDataset(
-        split,
-        annotations,
-        images,
-        preprocessing=preprocessing,
-        train_augment=False,
-        require_captions=False,
-        max_pixels=max_pixels,
-        follow_links=follow_links,
-    )
-    backbone = TimmGrid(
-        model,
-        pretrained=pretrained,
-        checkpoint=checkpoint,
-        checkpoint_by_order=checkpoint_by_order,
-        image_size=preprocessing.size,
-        out_index=out_index,
-        frozen=True,
-    )
-    path = extract_features(
-        dataset,
-        backbone,
-        output,
-        name=model,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        dtype=dtype,
-    )
-    print(f"{path}: {len(dataset)} images")
+    if model is None and text_model is None:
+        raise InputError("model and text_model are both null; expected one of them, or both")
+    if model is not None and checkpoint is None and not pretrained:
+        raise InputError("checkpoint is null and pretrained false; the weights would be random")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if model is not None:
+        from itmkit.data import KarpathyDataset, PhotoFolder, Preprocessing, extract_features
+        from itmkit.nn import TimmGrid
+
+        if images is None:
+            raise InputError("images is null; expected the folder of the photos")
+        check_count(views=views, image_size=1 if image_size is None else image_size)
+        own = Preprocessing.for_timm(model, size=image_size, crop=crop)
+        own = replace(own, mean=mean or own.mean, std=std or own.std)
+        dataset = KarpathyDataset(
+            split,
+            annotations,
+            images,
+            preprocessing=own,
+            train_augment=False,
+            require_captions=False,
+            max_pixels=max_pixels,
+            follow_links=follow_links,
+        )
+        augmented = PhotoFolder(
+            split,
+            dataset.names,
+            images,
+            preprocessing=own,
+            augment=True,
+            crop_scale=crop_scale,
+            flip=flip,
+            max_pixels=max_pixels,
+            follow_links=follow_links,
+            check_images=False,
+        )
+        backbone = TimmGrid(
+            model,
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            checkpoint_by_order=checkpoint_by_order,
+            image_size=own.size,
+            out_index=out_index,
+            frozen=True,
+        )
+        path = extract_features(
+            dataset,
+            backbone,
+            output,
+            name=model,
+            augmented=augmented if views > 1 else None,
+            views=views,
+            seed=seed,
+            batch_size=64 if batch_size is None else batch_size,
+            num_workers=num_workers,
+            device=device,
+            dtype=dtype,
+        )
+        print(f"{path}: {len(dataset)} images" + (f", {views} views" if views > 1 else ""))
+    if text_model is not None:
+        from itmkit.data import TransformersTokenizer, extract_text_features
+        from itmkit.nn.transformer_backbone import TransformerBackbone
+
+        captions = _captions(annotations, split)
+        layers = [-1] if text_layers is None else text_layers
+        text = TransformerBackbone(
+            text_model, None, layers=layers, layers_name="text_layers", frozen=True
+        )
+        tokenizer = TransformersTokenizer(
+            text_model, max_length=min(max_length, text.max_length or max_length)
+        )
+        path = extract_text_features(
+            captions,
+            text,
+            tokenizer,
+            output,
+            split=split,
+            name=text_model,
+            batch_size=128 if batch_size is None else batch_size,
+            device=device,
+            dtype=dtype,
+        )
+        print(f"{path}: {len(set(captions))} captions")
+
+
+def _captions(annotations: Path | None, split: str) -> list[str]:
+    from itmkit.data import PrecompDataset, karpathy_captions
+    from itmkit.files import user_path
+
+    if annotations is None:
+        raise InputError("annotations is null; expected where the captions are, for text_model")
+    if user_path(annotations).is_dir():
+        return PrecompDataset(split, annotations).captions
+    return karpathy_captions(split, annotations, max_captions=None).sentences
 
 
 def extract(arguments: Sequence[str]) -> None:
     """Run ``itmkit extract`` with its options."""
     auto_cli(
-        extract_photos,
+        extract_to_disk,
         args=list(arguments),
         as_positional=False,
         parser_class=OneLineParser,

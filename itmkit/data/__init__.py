@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from itmkit.data.captions import Captions
     from itmkit.data.dataset import CaptionedImages, ImageTextDataset
     from itmkit.data.extract import extract_features
+    from itmkit.data.extract_text import extract_text_features
     from itmkit.data.images import BadSampleError, ImageSource, Regions, collate_images
     from itmkit.data.karpathy import KarpathyDataset, karpathy_captions
     from itmkit.data.module import ImageTextData
@@ -57,6 +58,7 @@ _HOME = {
     "box_relations": "relations",
     "collate_images": "images",
     "extract_features": "extract",
+    "extract_text_features": "extract_text",
     "karpathy_captions": "karpathy",
     "pad_texts": "tokenizer",
     "scan_captions": "precomp",
@@ -90,6 +92,7 @@ __all__ = [
     "box_relations",
     "collate_images",
     "extract_features",
+    "extract_text_features",
     "karpathy_captions",
     "pad_texts",
     "scan_captions",

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import io
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from itmkit.checks import InputError, check_choice, check_count
+from itmkit.data.array_writer import ArrayWriter, digest, digest_of_weights
 from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.feature_file import view_path
+from itmkit.data.images import ImageSource
 from itmkit.data.loader import Loader
+from itmkit.data.order import mixed_seed
 from itmkit.files import user_path, write_text
-from itmkit.modes import evaluation_mode, on_device
+from itmkit.modes import evaluation_mode, on_device, usable_device
 
 
 def extract_features(
@@ -33,6 +30,9 @@ def extract_features(
     output: str | Path,
     *,
     name: str = "",
+    augmented: ImageSource | None = None,
+    views: int = 1,
+    seed: int = 0,
     batch_size: int = 64,
     num_workers: int = 0,
     device: str | torch.device = "cpu",
@@ -54,6 +54,10 @@ def extract_features(
             count of tokens alone is no grid. Its modes and devices are afterwards as before.
         output: folder to write to, made where missing.
         name: of the backbone, noted beside the features.
+        augmented: the same images, drawn at random; where ``views`` is more than 1.
+        views: stored of an image: the plain one, and ``views - 1`` that are drawn from
+            ``augmented``. Training takes one of them, evaluation the plain one.
+        seed: of what is drawn, at least 0.
         batch_size: images at a time.
         num_workers: processes that read the images.
         device: where the backbone runs.
@@ -70,107 +74,102 @@ def extract_features(
             settings, the images are not pixels of one size or change from reading to reading, or a
             feature is not finite in ``dtype``.
     """
-    check_count(batch_size=batch_size)
-    check_count(0, num_workers=num_workers)
+    check_count(batch_size=batch_size, views=views)
+    check_count(0, num_workers=num_workers, seed=seed)
     check_choice("dtype", dtype, ("float16", "float32"))
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without it
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device is '{device}'; expected one of this machine: {reason}") from error
-    folder = user_path(output)
-    target = folder / f"{dataset.split}_ims.npy"
-    part = folder / f"{dataset.split}_ims.npy.part"
-    notes = folder / f"{dataset.split}_features.json"
-    state = folder / f"{dataset.split}_progress.json"
+    device = usable_device(device)
+    if (augmented is None) != (views == 1):
+        raise InputError(
+            f"views is {views} and augmented {'None' if augmented is None else 'given'}; expected "
+            "images drawn at random for more than one view, and none for one"
+        )
+    folder, split = user_path(output), dataset.split
+    notes = folder / f"{split}_features.json"
+    plain = dataset.source
 
     with evaluation_mode(backbone), on_device(backbone, device):
-        first = _first_pixels(dataset)
-        tokens = _forward(backbone, first[None].to(device))
+        first = _first_pixels(plain)
+        tokens = _forward(backbone, plain.as_floats(first)[None].to(device))
         settings = {
             "backbone": name,
-            "weights": _digest(_bytes_of(backbone)),
-            "images": _digest(item.encode() for item in dataset.names),
-            "first_image": _digest([first.numpy().tobytes()]),
-            "preprocessing": _preprocessing(dataset),
+            "weights": digest_of_weights(backbone),
+            "images": digest(item.encode() for item in dataset.names),
+            "first_image": digest([first.numpy().tobytes()]),
+            "preprocessing": plain.preprocessing and plain.preprocessing.to_dict(),
             "image_size": list(first.shape[1:]),
             "shape": [len(dataset), *tokens.shape[1:]],
             "grid": _grid(backbone, tokens.shape[1], first.shape[1:]),
             "dtype": dtype,
         }
-        if target.exists():
-            found = _read(notes)
-            _check_settings(target, notes, found, settings)
-            if dataset.captions and found.get("captions") == 0:
+
+        def write(writer: ArrayWriter, source: ImageSource, view: int) -> None:
+            rows = range(writer.done, len(dataset))
+            loader = Loader(
+                Subset(_Pixels(source, seed, view), rows),
+                batch_size=batch_size,
+                num_workers=num_workers,
+                generator=torch.Generator().manual_seed(0),
+            )
+            what = f"extract {split}" + (f", view {view}" if view else "")
+            bar = tqdm(
+                total=len(dataset),
+                initial=writer.done,
+                unit=" images",
+                desc=what,
+                disable=not progress,
+            )
+            with bar:
+                for pixels in loader:
+                    block = _forward(backbone, source.as_floats(pixels).to(device)).cpu().numpy()
+                    names = dataset.names[writer.done : writer.done + len(block)]
+                    writer.write(block, [f"image {name!r}" for name in names])
+                    bar.update(len(block))
+
+        target = folder / f"{split}_ims.npy"
+        progress_file = folder / f"{split}_progress.json"
+        with ArrayWriter(target, settings, notes=notes, progress=progress_file) as writer:
+            if writer.complete is None:
+                write(writer, plain, 0)
                 _write_texts(dataset, folder, settings)
-            return target
-        folder.mkdir(parents=True, exist_ok=True)
-        header = _header((len(dataset), *tokens.shape[1:]), dtype)
-        row_size = tokens[0].numel() * np.dtype(dtype).itemsize
-        done = 0
-        if part.exists() and state.exists():
-            found = _read(state)
-            _check_settings(part, state, found.get("settings", {}), settings)
-            done = found.get("done", -1)
-            there = (part.stat().st_size - len(header)) // row_size
-            if not isinstance(done, int) or not 0 <= done <= there:
-                raise InputError(
-                    f"{part} has {there} images; expected {done}, as in {state.name}: delete both"
-                )
-        _check_room(folder, (len(dataset) - done) * row_size)
-        loader = Loader(
-            Subset(_Pixels(dataset), range(done, len(dataset))),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            generator=torch.Generator().manual_seed(0),
-        )
-        bar = tqdm(
-            total=len(dataset),
-            initial=done,
-            unit=" images",
-            desc=f"extract {dataset.split}",
-            disable=not progress,
-        )
-        # Written, not mapped: on a full disk a write is an error, and a map the end of the process.
-        with bar, part.open("r+b" if done else "wb", buffering=0) as file:
-            _write_all(file, header)
-            file.seek(len(header) + done * row_size)
-            for pixels in loader:
-                block = _forward(backbone, pixels.to(device)).cpu().numpy()
-                with np.errstate(over="ignore"):
-                    block = block.astype(dtype)
-                finite = np.isfinite(block).all(axis=(1, 2))
-                if not finite.all():
-                    row = done + int(np.argmin(finite))
-                    raise InputError(
-                        f"the features of image {dataset.names[row]!r} are not finite in {dtype}"
-                    )
-                _write_all(file, block.tobytes())
-                done += len(block)
-                _write(state, json.dumps({"done": done, "settings": settings}))
-                bar.update(len(block))
-    _write_texts(dataset, folder, settings)
-    os.replace(part, target)
-    state.unlink(missing_ok=True)
+                writer.finish()
+            elif dataset.captions and writer.complete.get("captions") == 0:
+                _write_texts(dataset, folder, settings)
+        for view in range(1, views):
+            assert augmented is not None
+            path = view_path(folder, split, view)
+            drawn = _Pixels(augmented, seed, view)[0].numpy().tobytes()
+            own = {**settings, "first_image": digest([drawn]), "view": view, "seed": seed}
+            view_notes, view_progress = (
+                path.with_suffix(end) for end in (".json", ".progress.json")
+            )
+            with ArrayWriter(path, own, notes=view_notes, progress=view_progress) as writer:
+                if writer.complete is None:
+                    write(writer, augmented, view)
+                    write_text(view_notes, json.dumps(own, indent=2) + "\n")
+                    writer.finish()
     return target
 
 
 class _Pixels(Dataset[Tensor]):
-    def __init__(self, dataset: ImageTextDataset) -> None:
-        self.dataset = dataset
+    """The pixels of images as a source has them, in bytes where it can; view 0 is the plain one."""
+
+    def __init__(self, source: ImageSource, seed: int, view: int) -> None:
+        self.source, self.seed, self.view = source, seed, view
 
     def __getitem__(self, row: int) -> Tensor:
-        pixels = self.dataset.image(row)
+        pixels = self.source.drawn(
+            row, mixed_seed(self.seed, self.view, row) if self.view else None
+        )
         if not isinstance(pixels, Tensor):
             raise InputError(f"dataset serves {type(pixels).__name__}; expected pixels")
         return pixels
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.source)
 
 
-def _first_pixels(dataset: ImageTextDataset) -> Tensor:
-    pixels = _Pixels(dataset)
+def _first_pixels(source: ImageSource) -> Tensor:
+    pixels = _Pixels(source, 0, 0)
     first = pixels[0]
     if not torch.equal(first, pixels[0]):
         raise InputError("dataset augments its images at random; expected train_augment=False")
@@ -200,94 +199,15 @@ def _grid(backbone: nn.Module, tokens: int, size: Sequence[int]) -> list[int] | 
     return [rows, columns]
 
 
-def _preprocessing(dataset: ImageTextDataset) -> dict[str, Any] | None:
-    return None if dataset.preprocessing is None else dataset.preprocessing.to_dict()
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part + b"\n")
-    return digest.hexdigest()[:16]
-
-
-def _bytes_of(backbone: nn.Module) -> Iterable[bytes]:
-    for name, tensor in backbone.state_dict().items():
-        yield name.encode()
-        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _check_settings(
-    path: Path, notes: Path, found: dict[str, Any], settings: dict[str, Any]
-) -> None:
-    other = [key for key in settings if found.get(key) != settings[key]]
-    if other:
-        key = other[0]
-        raise InputError(
-            f"{path} was made with other settings: {key} is {found.get(key)!r} in {notes.name}, "
-            f"but {settings[key]!r} now. Choose another output, or delete the file"
-        )
-
-
 def _write_texts(dataset: ImageTextDataset, folder: Path, settings: dict[str, Any]) -> None:
     """Write the names and captions, and last the notes, which say how many captions there are."""
-    _write(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
+    write_text(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
     if dataset.captions:
         groups = [dataset.captions_of(row) for row in range(len(dataset))]
         captions = [" ".join(dataset.captions[i].split()) for group in groups for i in group]
-        _write(folder / f"{dataset.split}_caps.txt", "".join(f"{line}\n" for line in captions))
+        write_text(folder / f"{dataset.split}_caps.txt", "".join(f"{line}\n" for line in captions))
         if Counter(map(len, groups)).keys() != {5}:
             rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(groups))
-            _write(folder / f"{dataset.split}_cap_images.txt", rows)
+            write_text(folder / f"{dataset.split}_cap_images.txt", rows)
     notes = {**settings, "captions": len(dataset.captions)}
-    _write(folder / f"{dataset.split}_features.json", json.dumps(notes, indent=2) + "\n")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write(path: Path, text: str) -> None:
-    write_text(path, text)
-
-
-def _header(shape: tuple[int, ...], dtype: str) -> bytes:
-    header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": descr, "fortran_order": False, "shape": shape}
-    )
-    return header.getvalue()
-
-
-def _check_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise OSError(
-            errno.ENOSPC,
-            f"the features need {size:,} bytes, but only {free:,} are free",
-            str(folder),
-        )
-
-
-def _write_all(file: io.FileIO, content: bytes) -> None:
-    rest = memoryview(content)
-    with _naming(Path(file.name)):
-        while rest:
-            rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in an error of writing, such as that of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    write_text(folder / f"{dataset.split}_features.json", json.dumps(notes, indent=2) + "\n")

@@ -23,33 +23,33 @@ from itmkit.files import read_json, read_text, user_path
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-class FeatureFile:
-    """A ``.npy`` file of features, read row by row.
+class MappedArray:
+    """A ``.npy`` file of floats of which only the rows asked for are read.
 
     Args:
-        path: of an array ``(n, N, D)``, float16, float32 or float64.
-        max_regions: how many regions of a row are read, the first ones; all where None.
+        path: of an array, float16, float32 or float64.
+        kind: what its dimensions are, such as ``("images", "regions", "dim")``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         InputError: if it is no whole ``.npy`` file, or of another rank or type.
     """
 
-    def __init__(self, path: str | Path, *, max_regions: int | None = None) -> None:
+    def __init__(self, path: str | Path, kind: tuple[str, ...]) -> None:
         self.path = user_path(path)
-        self.max_regions = max_regions
         self._array: np.memmap[Any, Any] | None = None
         self._stamp = _stamp(self.path)
         array = self.array
-        if array.ndim != 3:
+        if array.ndim != len(kind):
             raise InputError(
-                f"{self.path} has the shape {array.shape}; expected rank 3, (images, regions, dim)"
+                f"{self.path} has the shape {array.shape}; expected rank {len(kind)}, "
+                f"({', '.join(kind)})"
             )
         if array.dtype.kind != "f":
             raise InputError(f"{self.path} holds {array.dtype}; expected float16 or float32")
-        if array.shape[1] == 0 or array.shape[2] == 0:
+        if 0 in array.shape[1:]:
             raise InputError(f"{self.path} has the shape {array.shape}; expected no empty rows")
-        self.shape: tuple[int, int, int] = array.shape
+        self.shape: tuple[int, ...] = array.shape
         # of a file that memory cannot keep, every reading is as the first one
         self._stays = array.nbytes < _MEMORY / 2
 
@@ -61,40 +61,41 @@ class FeatureFile:
             self._unread = np.ones(len(self._array), dtype=bool)
         return self._array
 
-    def read(self, rows: Sequence[int]) -> Tensor:
-        """The features of some rows as float32 ``(len(rows), N, D)``.
+    def fill(
+        self, out: Sequence[np.ndarray[Any, Any]], rows: Sequence[slice], columns: slice
+    ) -> None:
+        """Copy rows of the file to float32 arrays.
 
         Args:
-            rows: from 0 to the length of the file less 1.
+            out: for every slice an array of the shape of what is copied.
+            rows: slices with a start and a stop.
+            columns: of the second dimension.
 
         Raises:
-            BadSampleError: if those of a row are not all finite.
+            NotFiniteError: if a value is not finite.
             InputError: if the file is not the one that was opened.
         """
         if _stamp(self.path) != self._stamp:
             raise InputError(self._changed)
         mapped, size = self.array.base, self._stamp[1]
         assert isinstance(mapped, mmap)
-        stored = np.asarray(self.array)[:, : self.max_regions]
-        unread = self._unread[rows].tolist()
-        for row in compress(rows, unread):
-            self._announce(mapped, row, stored[row].nbytes)
-        # numpy's memory and not torch's: numpy asks for huge pages, filled in a third of the time
-        block = np.empty((len(rows), *stored.shape[1:]), dtype=np.float32)
+        stored = np.asarray(self.array)[:, columns]
+        unread = [bool(self._unread[own].any()) for own in rows]
+        for own in compress(rows, unread):
+            self._announce(mapped, own.start, stored[own].nbytes)
         with np.errstate(over="ignore"):
-            for row, features, first in zip(rows, block, unread, strict=True):
+            for own, features, first in zip(rows, out, unread, strict=True):
                 if mapped.size() < size:  # to read what is no longer there would end the process
                     raise InputError(self._changed)
-                _copy(stored[row], features)
+                _copy(stored[own], features)
                 if first and not np.isfinite(features).all():
-                    region, place = np.argwhere(~np.isfinite(features))[0].tolist()
-                    raise BadSampleError(
-                        f"{self.path} has a value that is not finite in row {row}: "
-                        f"{stored[row, region, place]:g} in its region {region}"
+                    place = np.argwhere(~np.isfinite(features))[0].tolist()
+                    raise NotFiniteError(
+                        (own.start + place[0], *place[1:]), float(stored[own][tuple(place)])
                     )
         if self._stays:
-            self._unread[rows] = False
-        return torch.from_numpy(block)
+            for own in rows:
+                self._unread[own] = False
 
     def _announce(self, mapped: mmap, row: int, size: int) -> None:
         # The rows of a batch are then fetched from the disk together, and not page by page.
@@ -112,6 +113,55 @@ class FeatureFile:
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the file again instead of being sent all of it.
         return {**self.__dict__, "_array": None, "_unread": None}
+
+
+class NotFiniteError(InputError):
+    """A value of a file is not finite: its place, and the value."""
+
+    def __init__(self, place: tuple[int, ...], value: float) -> None:
+        super().__init__(f"the value {value:g} at {place} is not finite")
+        self.place, self.value = place, value
+
+
+class FeatureFile(MappedArray):
+    """A ``.npy`` file of image features, read row by row.
+
+    Args:
+        path: of an array ``(n, N, D)``, float16, float32 or float64.
+        max_regions: how many regions of a row are read, the first ones; all where None.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is no whole ``.npy`` file, or of another rank or type.
+    """
+
+    def __init__(self, path: str | Path, *, max_regions: int | None = None) -> None:
+        super().__init__(path, ("images", "regions", "dim"))
+        self.max_regions = max_regions
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """The features of some rows as float32 ``(len(rows), N, D)``.
+
+        Args:
+            rows: from 0 to the length of the file less 1.
+
+        Raises:
+            BadSampleError: if those of a row are not all finite.
+            InputError: if the file is not the one that was opened.
+        """
+        columns = slice(self.max_regions)
+        regions = len(range(self.shape[1])[columns])
+        # numpy's memory and not torch's: numpy asks for huge pages, filled in a third of the time
+        block = np.empty((len(rows), 1, regions, self.shape[2]), dtype=np.float32)
+        try:
+            self.fill(block, [slice(row, row + 1) for row in rows], columns)  # type: ignore[arg-type]
+        except NotFiniteError as error:
+            row, region, _ = error.place
+            raise BadSampleError(
+                f"{self.path} has a value that is not finite in row {row}: "
+                f"{error.value:g} in its region {region}"
+            ) from None
+        return torch.from_numpy(block[:, 0])
 
 
 def _copy(stored: np.ndarray[Any, Any], features: np.ndarray[Any, Any]) -> None:
@@ -203,6 +253,32 @@ def open_split(folder: Path, split: str, *, max_regions: int | None = None) -> F
         there = f"the splits {', '.join(found)}" if found else "no split"
         raise FileNotFoundError(f"{path} is missing; {folder} holds {there}")
     return FeatureFile(path, max_regions=max_regions)
+
+
+def view_path(folder: Path, split: str, view: int) -> Path:
+    """Where the features of an augmented view of the images are, from 1 on."""
+    return folder / f"{split}_ims.view{view}.npy"
+
+
+def open_views(folder: Path, split: str, features: FeatureFile) -> list[FeatureFile]:
+    """The augmented views that were stored beside the features of a split, maybe none.
+
+    Raises:
+        InputError: if one is not of the same images and the same backbone.
+    """
+    found: list[FeatureFile] = []
+    notes = folder / f"{split}_features.json"
+    while (path := view_path(folder, split, len(found) + 1)).exists():
+        view = FeatureFile(path, max_regions=features.max_regions)
+        own, plain = read_json(path.with_suffix(".json")), read_json(notes)
+        for key in ("backbone", "weights", "images", "preprocessing", "shape"):
+            if own.get(key) != plain.get(key) or view.shape != features.shape:
+                raise InputError(
+                    f"{path} is no view of the images of {features.path.name}: {key} is "
+                    f"{own.get(key)!r}, not {plain.get(key)!r} as in {notes.name}; extract anew"
+                )
+        found.append(view)
+    return found
 
 
 def read_grid(path: Path) -> tuple[int, int] | None:

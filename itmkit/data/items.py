@@ -142,12 +142,14 @@ class TrainingPairs(Items):
         for epoch, row in keys:
             generator = Generator().manual_seed(mixed_seed(self.seed, epoch, row))
             rows = self._views(row, generator) if self.distinct else [row] * self.views
-            views = [self.tokens[caption] for caption in rows]
-            if self.noise is not None:
-                views = [self.noise(view, self.tokenizer, generator) for view in views]
             captions += rows
-            texts += [view.ids for view in views]
-        return torch.tensor(captions), pad_texts(texts, self.tokenizer.pad_id)
+            if self.noise is not None:
+                views = (self.tokens[caption] for caption in rows)
+                texts += [self.noise(view, self.tokenizer, generator).ids for view in views]
+        text_ids, pad_id = torch.tensor(captions), self.tokenizer.pad_id
+        if self.noise is None:
+            return text_ids, self.tokens.padded(text_ids, pad_id)
+        return text_ids, pad_texts(texts, pad_id)
 
     def _views(self, row: int, generator: Generator) -> list[int]:
         captions = self.dataset.captions_of(int(self.dataset.caption_images[row]))

@@ -28,6 +28,14 @@ from itmkit.data.items import (
 from itmkit.data.loader import Loader
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
 from itmkit.data.preprocessing import Preprocessing
+from itmkit.data.token_file import (
+    MODEL_KEYS,
+    CaptionFeatures,
+    StoredTokenizer,
+    TokenFile,
+    check_same_model,
+    check_tokenizer,
+)
 from itmkit.data.tokenizer import CaptionTokens, Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
@@ -48,7 +56,11 @@ class ImageTextData(LightningDataModule):
         dataset: makes the dataset of a split from the name of the split.
         tokenizer: of the captions; where None, the words of the dataset's own vocabulary, or of
             one built from the training captions. Checkpoints carry these words. A split of which
-            more than a fifth of the tokens are unknown is warned of, once.
+            more than a fifth of the tokens are unknown is warned of, once. Not needed with
+            ``text_features``; where given, it must be the one that these were made with.
+        text_features: folder with the token features that ``itmkit extract --text_model`` wrote of
+            the captions; batches then hold them too (``Texts.features``), for
+            :class:`itmkit.nn.StoredTokens`.
         batch_size: captions of a training batch, on each process.
         eval_batch_size: images of an evaluation batch, on each process.
         caption_views: tokenisations of every training caption, adjacent in the batch.
@@ -57,7 +69,8 @@ class ImageTextData(LightningDataModule):
             caption then meets mostly captions as long as itself, and so do the hardest negatives.
         distinct_captions: the further views are other captions of the image, drawn anew every
             epoch, rather than the same caption again; where there are enough.
-        noise: what is done to training captions; nothing where None.
+        noise: what is done to training captions; nothing where None. Stored features have no
+            words to change.
         relation_threshold: in (0, 1]: regions of an image are related where the IoU of their boxes,
             or the relation that the dataset gives, is at least this; see :func:`box_relations`.
             Where None, batches have the relations that the dataset gives, as they are.
@@ -78,7 +91,9 @@ class ImageTextData(LightningDataModule):
         InputError: if a size is less than 1, or ``bucket_batches``, ``num_workers`` or ``seed``
             less than 0, or ``relation_threshold`` or ``on_error`` out of its range; with the first
             batch, if ``relation_threshold`` is given for images without boxes; with any batch, if
-            more than half of the images of a split were skipped.
+            more than half of the images of a split were skipped; when a split is opened, if
+            ``text_features`` lacks one of its captions, or is of another text model or tokenizer
+            than the other splits, the checkpoint or ``tokenizer``.
     """
 
     def __init__(
@@ -86,6 +101,7 @@ class ImageTextData(LightningDataModule):
         dataset: Callable[[str], ImageTextDataset],
         tokenizer: Tokenizer | None = None,
         *,
+        text_features: str | Path | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 128,
         caption_views: int = 1,
@@ -120,7 +136,13 @@ class ImageTextData(LightningDataModule):
                 f"relation_threshold is {relation_threshold}; expected a number in (0, 1], or None"
             )
         check_choice("on_error", on_error, OnError)
+        if noise is not None and text_features is not None:
+            raise InputError(
+                "noise and text_features are both given; expected one of them: stored features "
+                "have no words to change (StoredTokens has a token_drop)"
+            )
         self.dataset = dataset
+        self.text_features = text_features
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.caption_views = caption_views
@@ -141,6 +163,7 @@ class ImageTextData(LightningDataModule):
         self._tokenizer = tokenizer
         self._splits: dict[str, ImageTextDataset] = {}
         self._tokens: dict[str, CaptionTokens] = {}
+        self._token_files: dict[str, TokenFile] = {}
         self._fingerprints: dict[str, str] = {}
         self._most_tokens: int | None = None
         self._warned: set[str] = set()  # splits whose unknown words were told
@@ -148,6 +171,9 @@ class ImageTextData(LightningDataModule):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of all captions; built when first asked for."""
+        if self._tokenizer is None and self.text_features is not None:
+            opened = [*self._token_files.values()] or [self._token_file(self.train_split)]
+            self._tokenizer = StoredTokenizer(opened[0].notes)
         if self._tokenizer is None:
             train = self.split(self.train_split)
             vocabulary = train.vocabulary or Vocabulary.build(
@@ -238,8 +264,12 @@ class ImageTextData(LightningDataModule):
             None: [self.train_split, self.val_split, self.test_split],
         }
         for name in needed[stage]:
-            if name is not None and not self.split(name).captions and stage != "predict":
+            if name is None:
+                continue
+            if not self.split(name).captions and stage != "predict":
                 raise InputError(f"split {name!r} has no captions; expected at least one")
+            if self.text_features is not None:
+                self._tokens_of(name)
         if stage == "fit":
             captions = len(self.split(self.train_split).captions)
             check_batch_size(self.batch_size, captions, self._num_replicas)
@@ -299,6 +329,9 @@ class ImageTextData(LightningDataModule):
         state: dict[str, Any] = {"fingerprints": self.fingerprints()}
         if self.preprocessing is not None:
             state["preprocessing"] = self.preprocessing.to_dict()
+        if self._token_files:
+            notes = next(iter(self._token_files.values())).notes
+            state["text_features"] = {key: notes[key] for key in ("text_model", *MODEL_KEYS)}
         if isinstance(self.tokenizer, WordTokenizer):
             state["vocabulary"] = list(self.tokenizer.vocabulary.words)
         return state
@@ -312,6 +345,10 @@ class ImageTextData(LightningDataModule):
         saved, own = state_dict.get("preprocessing"), self.preprocessing
         if saved is not None and own is not None and own != Preprocessing.from_dict(saved):
             rank_zero_warn(f"the checkpoint was trained on pixels of {saved}, the data has {own}")
+        for file in self._token_files.values():
+            check_same_model(
+                file.notes, state_dict.get("text_features", file.notes), file.path, "the checkpoint"
+            )
         if "vocabulary" not in state_dict:
             return
         vocabulary = Vocabulary(state_dict["vocabulary"])
@@ -349,9 +386,24 @@ class ImageTextData(LightningDataModule):
         tokenizer = self.tokenizer
         if split not in self._tokens:
             captions = self.split(split).captions
-            self._tokens[split] = CaptionTokens(map(tokenizer.encode, captions))
-            self._warn_of_unknown(split)
+            if self.text_features is None or not captions:
+                self._tokens[split] = CaptionTokens(map(tokenizer.encode, captions))
+                self._warn_of_unknown(split)
+            else:
+                file = self._token_file(split)
+                self._tokens[split] = CaptionFeatures(file, captions, split)
         return self._tokens[split]
+
+    def _token_file(self, split: str) -> TokenFile:
+        if split not in self._token_files:
+            assert self.text_features is not None
+            file = TokenFile(self.text_features, split)
+            for other in self._token_files.values():
+                check_same_model(file.notes, other.notes, file.path, other.path)
+            if self._given_tokenizer is not None:
+                check_tokenizer(file, self._given_tokenizer)
+            self._token_files[split] = file
+        return self._token_files[split]
 
     def _warn_of_unknown(self, split: str) -> None:
         unk_id = self.tokenizer.unk_id

@@ -128,7 +128,8 @@ class PhotoDataset(CaptionedImages):
         std: of the three channels, divided by.
         preprocessing: all of this and more in one, instead of ``image_size``, ``mean`` and ``std``.
         train_augment: whether photos of the split ``"train"`` are cropped at random. Otherwise
-            the shorter side is scaled to ``image_size`` and the middle cut out.
+            the shorter side is scaled to ``image_size`` and the middle cut out. Of ``features``,
+            whether training draws one of the views that ``itmkit extract --views`` stored.
         crop_scale: smallest and largest share of the photo that a random crop covers.
         flip: probability of a random crop to be mirrored; captions say left and right, so 0.
         max_pixels: most pixels of a photo, before and after scaling; larger ones are not decoded.
@@ -167,7 +168,9 @@ class PhotoDataset(CaptionedImages):
         self.image_size = own.size
         images: ImageSource
         if features is not None:
-            images = extracted_features(captions.split, captions.names, features)
+            images = extracted_features(
+                captions.split, captions.names, features, views=train_augment
+            )
         elif photos is not None:
             images = PhotoFolder(
                 captions.split,

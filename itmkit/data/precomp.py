@@ -17,6 +17,7 @@ from itmkit.data.feature_file import (
     check_unique,
     open_array,
     open_split,
+    open_views,
     read_lines,
     read_names,
     read_preprocessing,
@@ -40,6 +41,8 @@ class PrecompDataset(CaptionedImages):
     ``{split}_cap_images.txt``   optional: for every caption the row of its image, where images
                                  have other than five captions
     ``{split}_features.json``    optional, of ``itmkit extract``: names the grid
+    ``{split}_ims.view1.npy`` …  optional, of ``itmkit extract --views``: augmented views of the
+                                 images, of which training draws one, by seed, epoch and caption
     ===========================  ==================================================================
 
     Images may be stored once (five captions a row) or five times (a caption a row, each row five
@@ -71,6 +74,7 @@ class PrecompDataset(CaptionedImages):
             boxes=_read_boxes(folder, split, features, every),
             relations=_open_relations(folder, split, features, every),
             preprocessing=read_preprocessing(folder / f"{split}_features.json"),
+            views=open_views(folder, split, features),
         )
         super().__init__(captions, images)
 

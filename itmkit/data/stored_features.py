@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
@@ -15,6 +16,7 @@ from itmkit.data.feature_file import (
     check_unique,
     grid_boxes,
     open_split,
+    open_views,
     read_grid,
     read_names,
     read_preprocessing,
@@ -34,6 +36,8 @@ class StoredFeatures(ImageSource):
         boxes: ``(n, N, 4)`` of every image, or ``(1, N, 4)`` of all, relative corners; or None.
         relations: a file ``(n, N, N)``, an image a row; or one like ``features``, row by row.
         preprocessing: of the pixels that the features were made of, where known.
+        views: further files like ``features``, of augmented views of the same images: training
+            reads one of all, drawn by the seed of the image; else ``features`` is read.
     """
 
     def __init__(
@@ -45,14 +49,20 @@ class StoredFeatures(ImageSource):
         boxes: Tensor | None = None,
         relations: FeatureFile | None = None,
         preprocessing: Preprocessing | None = None,
+        views: Sequence[FeatureFile] = (),
     ) -> None:
         self.names, self.features, self.rows = names, features, rows
         self.boxes = None if boxes is None else boxes.expand(len(names), -1, -1)
         self.relations, self.preprocessing = relations, preprocessing
+        self.views, self.augments = [features, *views], bool(views)
 
     def image(self, row: int) -> Regions:
         """The regions of an image, features as float32."""
-        images = self.read([row])
+        return self.drawn(row, None)
+
+    def drawn(self, row: int, seed: int | None) -> Regions:
+        """As :meth:`image`, of the view that a seed draws."""
+        images = self.read([row], None if seed is None else [seed])
         rest = (images.boxes, images.relations)
         return Regions(images.features[0], *(None if part is None else part[0] for part in rest))
 
@@ -66,9 +76,24 @@ class StoredFeatures(ImageSource):
         for row in rows:
             if not 0 <= row < len(self):
                 raise IndexError(f"row is {row}; expected 0 … {len(self) - 1}")
-        features = self.features.read([self.rows[row] for row in rows])
+        own = [self.rows[row] for row in rows]
+        if seeds is None or not self.augments:
+            features = self.features.read(own)
+        else:
+            features = self._read_views(own, [seed % len(self.views) for seed in seeds])
         boxes = None if self.boxes is None else self.boxes[list(rows), : features.shape[1]]
         return Images(features, boxes=boxes, relations=self._read_relations(rows))
+
+    def _read_views(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
+        wanted = torch.tensor(views)
+        out: Tensor | None = None
+        for view in wanted.unique().tolist():
+            places = (wanted == view).nonzero().flatten()
+            part = self.views[view].read([rows[place] for place in places.tolist()])
+            out = part.new_empty(len(rows), *part.shape[1:]) if out is None else out
+            out[places] = part
+        assert out is not None
+        return out
 
     def _read_relations(self, rows: Sequence[int]) -> Tensor | None:
         file = self.relations
@@ -86,13 +111,16 @@ class StoredFeatures(ImageSource):
         return relations.clamp(0, 1)
 
 
-def extracted_features(split: str, names: Sequence[str], folder: str | Path) -> StoredFeatures:
+def extracted_features(
+    split: str, names: Sequence[str], folder: str | Path, *, views: bool = True
+) -> StoredFeatures:
     """What ``itmkit extract`` wrote of some images, found by their names.
 
     Args:
         split: of which the features are.
         names: of the images, in the order wanted; the file may have others too.
         folder: where they are.
+        views: whether training draws from the augmented views, where there are such.
 
     Raises:
         FileNotFoundError: if the folder or a file is missing.
@@ -121,6 +149,7 @@ def extracted_features(split: str, names: Sequence[str], folder: str | Path) -> 
         features,
         [stored[_plain(name)] for name in names],
         boxes=noted_boxes(folder, split, features),
+        views=open_views(folder, split, features) if views else (),
         preprocessing=read_preprocessing(folder / f"{split}_features.json"),
     )
 

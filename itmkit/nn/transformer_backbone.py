@@ -43,6 +43,7 @@ class TransformerBackbone(nn.Module):
         vocab_size: number of token ids.
         max_length: most tokens of a caption, or None.
         width: width of a hidden state.
+        layers: hidden states that are read.
 
     Raises:
         InputError: not exactly one of ``name_or_path`` and ``config``, a config without
@@ -72,7 +73,7 @@ class TransformerBackbone(nn.Module):
         self.vocab_size, self.max_length = text_sizes(self.backbone, self._kind)
         if frozen or not isinstance(name_or_path, nn.Module):
             self.backbone.requires_grad_(not frozen)
-        self._layers = list(layers)
+        self.layers = list(layers)
         self._after_layers: _AfterLayers | None = None
         if block_discriminability is not None:
             self._after_layers = _AfterLayers(block_discriminability)
@@ -99,13 +100,13 @@ class TransformerBackbone(nn.Module):
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             last, states = self._run(ids, mask)
-        return [last if layer == -1 else states[layer] for layer in self._layers]
+        return [last if layer == -1 else states[layer] for layer in self.layers]
 
     def _run(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The last hidden state, and all of them if one before it is read."""
         first = torch.arange(ids.shape[1], device=ids.device) == 0
         mask = mask | (first & ~mask.any(1, keepdim=True))  # a row without a token attends its pad
-        every = self._layers != [-1]
+        every = self.layers != [-1]
         if self._after_layers is not None:
             self._after_layers.mask = mask
         try:
@@ -126,13 +127,13 @@ class TransformerBackbone(nn.Module):
             except (TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise InputError(f"{self._kind} is no model of text: {error}") from error
             count = len(states)
-            for layer in self._layers:
+            for layer in self.layers:
                 if layer != -1 and not -count <= layer < count:
                     raise InputError(
                         f"{layers_name} must lie in [{-count}, {count}) for this model, got {layer}"
                     )
             if not self.frozen:
-                read = [last if layer == -1 else states[layer] for layer in self._layers]
+                read = [last if layer == -1 else states[layer] for layer in self.layers]
                 freeze_unused(self.backbone, torch.stack([hidden.sum() for hidden in read]))
         return last.shape[-1]
 
@@ -236,7 +237,7 @@ def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None)
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
     if name_or_path is not None and not following_weights():
-        with fetching("name_or_path", name_or_path, weights_of=name_or_path):
+        with fetching("name_or_path", name_or_path):
             return AutoModel.from_pretrained(
                 name_or_path, dtype=torch.float32, trust_remote_code=False
             )

@@ -26,9 +26,15 @@ def check_vocabulary(model: nn.Module, trainer: Trainer) -> None:
     """Compare the ids of the tokenizer with those that the text encoders take.
 
     Raises:
-        InputError: if the tokenizer has more.
+        InputError: if the tokenizer has more, or the data has no ids but features for them.
     """
     encoders = list(_text_encoders(model))
+    if encoders and getattr(_data(trainer), "text_features", None) is not None:
+        name, encoder = encoders[0]
+        raise InputError(
+            f"{name} is a {type(encoder).__name__}, which takes token ids, but text_features of "
+            "the data is given; expected one that takes features, such as itmkit.nn.StoredTokens"
+        )
     size = getattr(_data(trainer), "vocabulary_size", None) if encoders else None
     if size is None:
         return

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
+from text_models import save_text_model
 
 from itmkit import pretrained
 from itmkit.cli import main
-from itmkit.data import ShapesDataset
 from itmkit.systems import Matcher, load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")
@@ -23,27 +23,9 @@ def part(path: str, **arguments: Any) -> dict[str, Any]:
     return {"class_path": path, "init_args": arguments}
 
 
-def save_text_model(folder: Path) -> None:
-    """A BERT of the words of the shapes, of random weights."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    words |= dict.fromkeys(ShapesDataset.vocabulary.words[5:])
-    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-    )
-    BertModel(config).save_pretrained(folder)
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    save_text_model(tmp_path / "text")
-    name = str(tmp_path / "text")
+    name = save_text_model(tmp_path / "text")
     image = part("itmkit.nn.TimmGrid", model_name="test_byobnet", dim=8, image_size=32)
     text = part("itmkit.nn.TransformerText", name_or_path=name, dim=8, frozen=True)
     shapes = part("itmkit.data.ShapesDataset", image_size=32, length=12)

@@ -347,7 +347,7 @@ def test_error_of_a_part_that_is_shorter_than_noted(photos: Photos, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         extract(data, Patches(stop_at=4), output)
     os.truncate(output / "train_ims.npy.part", 128 + 3 * 4 * 6 * 2)
-    with pytest.raises(ValueError, match=r"train_ims.npy.part has 3 images; expected 4, as in"):
+    with pytest.raises(ValueError, match=r"train_ims.npy.part has 3 rows; expected 4, as in"):
         extract(data, Patches(), output)
 
 
