@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from itmkit.checks import InputError, check_choice, check_count
@@ -19,15 +20,12 @@ from itmkit.data.tokenizer import CaptionTokens, Tokenizer
 from itmkit.files import user_path, write_text
 from itmkit.modes import evaluation_mode, on_device, usable_device
 
-if TYPE_CHECKING:
-    from itmkit.nn.transformer_backbone import TransformerBackbone
-
 _BATCHES = 16  # that are ordered by length together, and written together
 
 
 def extract_text_features(
     captions: Sequence[str],
-    backbone: TransformerBackbone,
+    backbone: nn.Module,
     tokenizer: Tokenizer,
     output: str | Path,
     *,
@@ -47,7 +45,8 @@ def extract_text_features(
     Args:
         captions: of a split; one that comes twice is stored once.
         backbone: the text model and the layers that are read, whose hidden states are stored side
-            by side. It runs in evaluation mode, and is afterwards as before.
+            by side: an encoder of :mod:`itmkit.nn` by the transformers library. It runs in
+            evaluation mode, and is afterwards as before.
         tokenizer: of the model; its ``max_length`` is that of training.
         output: folder to write to, made where missing; that of image features will do.
         split: name of the split, and first part of the names of the files.
@@ -65,37 +64,38 @@ def extract_text_features(
         InputError: if an argument is out of its range, tokenizer and model do not fit each other,
             the folder holds features of other settings, or one is not finite in ``dtype``.
     """
+    text: Any = backbone
     check_count(batch_size=batch_size)
     check_choice("dtype", dtype, ("float16", "float32"))
     device = usable_device(device)
     if not captions:
         raise InputError(f"captions of the split {split!r} are none; expected one or more")
-    if len(tokenizer) > backbone.vocab_size:
+    if len(tokenizer) > text.vocab_size:
         raise InputError(
-            f"tokenizer has {len(tokenizer)} ids; expected at most {backbone.vocab_size}, those of "
+            f"tokenizer has {len(tokenizer)} ids; expected at most {text.vocab_size}, those of "
             "the text model"
         )
     captions = list(dict.fromkeys(captions))
     tokens = CaptionTokens(map(tokenizer.encode, captions))
     lengths = tokens.lengths.numpy()
-    if backbone.max_length is not None and lengths.max() > backbone.max_length:
+    if text.max_length is not None and lengths.max() > text.max_length:
         raise InputError(
             f"tokenizer gives up to {lengths.max()} tokens; expected at most "
-            f"{backbone.max_length}, the positions of the text model"
+            f"{text.max_length}, the positions of the text model"
         )
     ids = [tokens[row].ids for row in range(len(captions))]
     folder = user_path(output)
     notes = folder / f"{split}_tokens.json"
-    layers = backbone.layers
+    layers = text.layers
     settings: dict[str, Any] = {
         "text_model": name,
-        "config": _digest_of_config(backbone),
-        "weights": digest_of_weights(backbone.backbone),
+        "config": _digest_of_config(text),
+        "weights": digest_of_weights(text.backbone),
         "tokenizer": digest_of_tokenizer(tokenizer),
         "max_length": tokenizer.max_length,
         "layers": layers,
         "captions": digest_of_captions(captions, ids),
-        "shape": [int(lengths.sum()), len(layers) * backbone.width],
+        "shape": [int(lengths.sum()), len(layers) * text.width],
         "dtype": dtype,
         "pad_id": tokenizer.pad_id,
         "ids": len(tokenizer),
@@ -125,7 +125,7 @@ def extract_text_features(
             for own in np.split(by_length, range(batch_size, len(rows), batch_size)):
                 texts = tokens.padded(own.tolist(), tokenizer.pad_id)
                 with torch.inference_mode():
-                    states = backbone.hidden_states(texts.ids.to(device), texts.mask.to(device))
+                    states = text.hidden_states(texts.ids.to(device), texts.mask.to(device))
                     hidden = torch.cat(states, dim=-1).float().cpu().numpy()
                 for row, features in zip(own, hidden, strict=True):
                     start = starts[row] - starts[done]
@@ -145,7 +145,7 @@ def extract_text_features(
     return writer.target
 
 
-def _digest_of_config(backbone: TransformerBackbone) -> str:
+def _digest_of_config(backbone: Any) -> str:
     config = backbone.backbone.config.to_json_string(use_diff=False)
     ignored = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
     content = {key: value for key, value in json.loads(config).items() if key not in ignored}
