@@ -1,4 +1,4 @@
-"""Ranks as the field's evaluation code counts them: sort every query, then look for its matches."""
+"""Ranks and intervals as plain NumPy code gets them, one query or one resample at a time."""
 
 from __future__ import annotations
 
@@ -41,3 +41,25 @@ def ranks_by_definition(
     i2t = [rank(scores[i], slice(captions * i, captions * (i + 1))) for i in range(n)]
     t2i = [rank(scores[:, j], slice(j // captions, j // captions + 1)) for j in range(m)]
     return np.array(i2t), np.array(t2i)
+
+
+def resampled_recalls(
+    i2t: NDArray[np.int64], t2i: NDArray[np.int64], samples: int, seed: int
+) -> NDArray[np.float64]:
+    """Recalls, median and mean rank of resamples of images with their captions.
+
+    Args:
+        i2t: ``(n,)`` rank of each image.
+        t2i: ``(n · captions,)`` rank of each caption, those of an image next to each other.
+        samples: how many resamples.
+        seed: of the draws.
+    """
+    generator, per_image, found = np.random.default_rng(seed), t2i.reshape(len(i2t), -1), []
+    for _ in range(samples):
+        drawn = generator.integers(len(i2t), size=len(i2t))
+        values = []
+        for ranks in (i2t[drawn], per_image[drawn].ravel()):
+            values += [100 * (ranks < level).mean() for level in (1, 5, 10)]
+            values += [np.median(ranks) // 1 + 1, ranks.mean() + 1]
+        found.append(values)
+    return np.array(found)
