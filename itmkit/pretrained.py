@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import string
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def sources(*parts: Any) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def fetching(option: str, name: str) -> Iterator[None]:
+def fetching(option: str, name: str, *, weights_of: str | None = None) -> Iterator[None]:
     """Within it, a name may be fetched from the hub; where that cannot be reached, from its cache.
 
     Without a network the libraries would try for minutes.
@@ -82,6 +83,8 @@ def fetching(option: str, name: str) -> Iterator[None]:
     Args:
         option: argument that the name is of.
         name: of a model on the hub, or a local folder.
+        weights_of: the model on the hub whose weights are fetched: their size and licence are
+            printed to stderr before, unless they are in the cache.
 
     Raises:
         InputError: with ``option`` and ``name``, if the libraries do not find it.
@@ -93,6 +96,8 @@ def fetching(option: str, name: str) -> Iterator[None]:
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not online
     try:
+        if weights_of is not None and online and not local:
+            _announce(weights_of)
         yield
     except InputError:
         raise
@@ -149,6 +154,36 @@ def fetch_tokenizer(key: str, name_or_path: str) -> Any:
         pieces = tokenizer.backend_tokenizer
         pieces.normalizer = normalizers.Sequence([*steps, *filter(None, [pieces.normalizer])])
     return tokenizer
+
+
+_WEIGHTS = re.compile(r"(model|pytorch_model|open_clip_model)[-\w]*\.(safetensors|bin)")
+
+
+def _announce(name: str) -> None:
+    """Print how large the weights of a model are and their licence, unless they are in the cache.
+
+    Raises:
+        OSError: there is no such model on the hub.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    info = HfApi(endpoint=constants.ENDPOINT).model_info(name, files_metadata=True)
+    sizes = {
+        file.rfilename: file.size or 0
+        for file in info.siblings or []
+        if _WEIGHTS.fullmatch(file.rfilename)
+    }
+    of_tensors = {file: size for file, size in sizes.items() if file.endswith(".safetensors")}
+    wanted = of_tensors or sizes  # transformers and timm prefer these
+    if all(isinstance(try_to_load_from_cache(name, file), str) for file in wanted):
+        return
+    licence = info.card_data.license if info.card_data is not None else None
+    print(
+        f"downloading {name} from {constants.ENDPOINT}: {sum(wanted.values()) / 1e6:,.1f} MB, "
+        f"licence {licence or 'not stated'}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _hub_is_reached() -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,9 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from clip_models import save_clip
 from huggingface_hub import constants
+from local_hub import local_hub
 from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -152,3 +157,42 @@ def test_a_checkpoint_brings_the_config_of_a_timm_model_of_the_hub(
         again = TimmGrid("hf-hub:me/mine", 4, image_size=64, pretrained=True)
     again.load_state_dict(grid.state_dict())
     assert again.pretrained_source == grid.pretrained_source
+
+
+LOAD = """
+import sys
+from itmkit.checks import InputError
+from itmkit.nn import ClipModel
+for name in sys.argv[1:]:
+    try:
+        print(ClipModel(name, frozen=True).pad_id)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_download_is_announced_with_size_and_licence(tmp_path: Path) -> None:
+    """A model is downloaded once by its name, and then is there without the hub."""
+    save_clip(tmp_path / "hub/someone/tiny")
+    size = (tmp_path / "hub/someone/tiny/model.safetensors").stat().st_size
+
+    def load(endpoint: str, *names: str) -> tuple[list[str], str]:
+        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
+        environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, *names],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.splitlines(), done.stderr
+
+    with local_hub(tmp_path / "hub", "mit") as endpoint:
+        (first, again, wrong), errors = load(endpoint, "someone/tiny", "someone/tiny", "some/one")
+    (offline,), quiet = load(endpoint, "someone/tiny")
+    line = f"downloading someone/tiny from {endpoint}: {size / 1e6:,.1f} MB, licence mit\n"
+    assert line in errors
+    assert (errors + quiet).count("downloading") == 1
+    assert first == again == offline == "0"  # the tokenizer's pad token, not the config's
+    assert wrong.startswith("name_or_path is 'some/one'; expected a model on the hub or a local")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from itmkit.checks import InputError, check_choice, check_count, check_share, did_you_mean, type_of
+from itmkit.files import user_path
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -112,6 +114,29 @@ class Preprocessing:
         )
 
     @classmethod
+    def for_transformers(cls, name_or_path: str | Path, *, size: int | None = None) -> Self:
+        """What an image model of transformers was trained for, by its image processor.
+
+        Differs from that where its images would not be square: the model gets a square.
+
+        Args:
+            name_or_path: name of a model on the hub, or a local folder.
+            size: side of the image instead of the processor's.
+
+        Raises:
+            InputError: if there is no image processor, or one that does more than scale, cut and
+                normalise.
+        """
+        from transformers import AutoImageProcessor
+
+        from itmkit.pretrained import fetching
+
+        name = str(user_path(name_or_path))
+        with fetching("name_or_path", name):
+            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        return cls(**_of_processor(processor, size, f"the image processor of {name!r}"))
+
+    @classmethod
     def from_dict(cls, content: Mapping[str, Any], *, source: str = "preprocessing") -> Self:
         """The value that :meth:`to_dict` gave.
 
@@ -195,6 +220,47 @@ def check_augmentation(crop_scale: tuple[float, float], flip: float) -> None:
     check_share(flip=flip)
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise InputError(f"crop_scale is {crop_scale}; expected two shares in (0, 1], ascending")
+
+
+def _of_processor(processor: Any, size: int | None, source: str) -> dict[str, Any]:
+    """The fields of an image processor of transformers."""
+
+    def read(name: str, default: Any = None) -> Any:
+        value = getattr(processor, name, None)
+        return default if value is None else value
+
+    scaled = dict(read("size", {}))
+    if hasattr(processor, "max_num_patches"):  # SigLIP 2 for any size, of which this is the square
+        whole = math.isqrt(processor.max_num_patches) * processor.patch_size
+        scaled = {"height": whole, "width": whole}
+    shorter = scaled.get("shortest_edge") or scaled.get("height")
+    cut = dict(read("crop_size", {})) if read("do_center_crop") else {"height": shorter}
+    side = cut.get("height")
+    sides = {scaled.get("height"), scaled.get("width")}, {side, cut.get("width", side)}
+    if (
+        not read("do_resize")
+        or not shorter
+        or not side
+        or side > shorter
+        or max(map(len, sides)) > 1
+    ):
+        raise InputError(f"{source} scales to {scaled} and cuts {cut}; expected a square")
+    # Its steps as one, factor · pixel + offset, of pixels in [0, 1]
+    factor = np.full(3, 255 * read("rescale_factor", 1 / 255) if read("do_rescale") else 255.0)
+    offset = np.full(3, -1.0 if read("rescale_offset") else 0.0)
+    if read("do_normalize"):
+        factor = factor / read("image_std")
+        offset = (offset - read("image_mean")) / read("image_std")
+    if read("include_top"):
+        factor, offset = factor / read("image_std"), offset / read("image_std")
+    return {
+        "size": side if size is None else size,
+        "crop": side / shorter,
+        "mean": tuple(-offset / factor + 0.0),  # and no -0
+        "std": tuple(1 / factor),
+        "interpolation": Image.Resampling(read("resample", 3)).name.lower(),
+        "crop_mode": "center" if scaled.get("shortest_edge") else "squash",
+    }
 
 
 def _as_image(photo: Image.Image | np.ndarray[Any, Any]) -> Image.Image:

@@ -219,7 +219,12 @@ def _build(
     if not colon:
         if not timm.is_model(model_name.split(".")[0]):
             raise InputError(f"model_name must be one that timm knows, got {model_name!r}")
-        needed = fetching("pretrained is true and model_name", model_name)
+        known = timm.get_pretrained_cfg(model_name) if pretrained else None
+        needed = fetching(
+            "pretrained is true and model_name",
+            model_name,
+            weights_of=None if known is None else known.hf_hub_id,
+        )
         with needed if pretrained else nullcontext():
             return create(model_name), None
     content = stored_content("timm", model_name)

@@ -237,7 +237,7 @@ def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None)
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
     if name_or_path is not None and not following_weights():
-        with fetching("name_or_path", name_or_path):
+        with fetching("name_or_path", name_or_path, weights_of=name_or_path):
             return AutoModel.from_pretrained(
                 name_or_path, dtype=torch.float32, trust_remote_code=False
             )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,49 @@ def test_error_of(make: Any, told: str) -> None:
     with pytest.raises(InputError) as caught:
         make()
     assert told in str(caught.value)
+
+
+def processors() -> dict[str, Any]:
+    """Image processors as the models on the hub have them."""
+    import transformers as t
+
+    align = {"rescale_factor": 1 / 127.5, "rescale_offset": True, "resample": 2}
+    align |= {"do_center_crop": True, "do_normalize": False, "include_top": False}
+    small = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
+    return {
+        "clip": t.CLIPImageProcessorPil(),
+        "clip_cut": t.CLIPImageProcessorPil(**small),
+        "siglip": t.SiglipImageProcessorPil(size={"height": 48, "width": 48}),
+        "align": t.EfficientNetImageProcessorPil(**align),
+        "efficientnet": t.EfficientNetImageProcessorPil(),
+    }
+
+
+@pytest.mark.parametrize("name", ["clip", "clip_cut", "siglip", "align", "efficientnet"])
+def test_pixels_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    photo = Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC)
+    processor = processors()[name]
+    processor.save_pretrained(tmp_path)
+    own = Preprocessing.for_transformers(tmp_path)
+    wanted = processor(photo, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(own.normalise(own(photo)), wanted, atol=1e-5, rtol=0)
+    assert Preprocessing.for_transformers(tmp_path, size=32).size == 32
+
+
+def test_siglip_2_for_any_size_gets_its_square(tmp_path: Path) -> None:
+    from transformers import Siglip2ImageProcessorPil
+
+    Siglip2ImageProcessorPil(max_num_patches=9, patch_size=16).save_pretrained(tmp_path)
+    own = Preprocessing.for_transformers(tmp_path)
+    assert (own.size, own.crop_mode, own.mean[0]) == (48, "squash", 0.5)
+
+
+def test_error_of_an_image_processor_that_is_no_square_or_not_there(tmp_path: Path) -> None:
+    from transformers import SiglipImageProcessorPil
+
+    with pytest.raises(InputError, match=r"^name_or_path is .*; expected a model on the hub or"):
+        Preprocessing.for_transformers(tmp_path)
+    SiglipImageProcessorPil(size={"height": 48, "width": 32}).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"scales to .*48.* and cuts .*; expected a square"):
+        Preprocessing.for_transformers(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 VOCAB = 64
@@ -91,3 +92,32 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def clip_config(family: str) -> dict[str, Any]:
     """The configuration of a tiny model, as ``DualEncoder(config=…)`` takes it."""
     return {"model_type": family, **FAMILIES[family]}
+
+
+def save_clip(folder: Path, family: str = "siglip") -> None:
+    """Save a tiny model with its tokenizer and image processor, as models on the hub are."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        CLIPImageProcessorPil,
+        PreTrainedTokenizerFast,
+        SiglipImageProcessorPil,
+    )
+
+    words = "<pad> <unk> <end> a red blue green circle square the of and in dog cat small large"
+    vocabulary = {word: i for i, word in enumerate(words.split())}
+    pieces = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Whitespace()
+    pieces.post_processor = processors.TemplateProcessing("$A <end>", special_tokens=[("<end>", 2)])
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
+    PreTrainedTokenizerFast(tokenizer_object=pieces, **special).save_pretrained(folder)
+    config = clip_config(family)
+    if family in ("siglip", "siglip2"):  # as SigLIP 2's has it: not the tokenizer's
+        config["text_config"] = config["text_config"] | {"pad_token_id": 1}
+        processor: Any = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    else:
+        cut = {"height": 32, "width": 32}
+        processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=cut)
+    AutoModel.from_config(AutoConfig.for_model(**config)).save_pretrained(folder)
+    processor.save_pretrained(folder)
