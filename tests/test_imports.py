@@ -17,6 +17,7 @@ LAYERS = {
     "cli": 4,
     "training": 3,
     "testing": 3,
+    "index": 2,
     "systems": 2,
     "callbacks": 1,
     "data": 1,

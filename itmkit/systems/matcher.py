@@ -117,6 +117,10 @@ class Matcher(LightningModule, ABC):
         self._evaluated: dict[int, list[Gallery]] = {}  # by dataloader
         self._finite_loss = FiniteLoss()
 
+    #: fields of an image's encoding that :meth:`score` reads; None: all. An index reads the others
+    #: of the best pictures alone
+    score_fields: tuple[str, ...] | None = None
+
     def forward(self, images: Images, texts: Texts) -> Tensor:
         """Scores ``(n, m)`` of images and captions.
 

@@ -76,6 +76,7 @@ class MATE(Matcher):
     queue_text: Tensor
     queue_ids: Tensor
 
+    score_fields = ("vector",)
     #: buffers of a run, not of its weights
     training_state = ("queue_image", "queue_text", "queue_ids")
 

@@ -1,0 +1,6 @@
+"""An index of pictures on disk: made once, kept up to date, searched by words or a picture."""
+
+from itmkit.index.build import Skipped, Update, build_index, merge_indexes
+from itmkit.index.search import Hit, Index
+
+__all__ = ["Hit", "Index", "Skipped", "Update", "build_index", "merge_indexes"]

@@ -1,0 +1,135 @@
+"""The pictures of a folder, and what is known of them: path, size, time, hash, own columns."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from itmkit.checks import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: columns of every index; those of the user stand beside them
+OWN_COLUMNS = ("path", "size", "mtime", "hash")
+
+_NUMBERS = ("int", "uint", "float", "double", "halffloat", "bool")
+_READING = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
+
+
+class FileState(NamedTuple):
+    """Size in bytes and time of change in nanoseconds: while both stay, a file is unchanged."""
+
+    size: int
+    mtime: int
+
+
+def file_states(root: Path, names: Iterable[str]) -> dict[str, FileState]:
+    """The state of every file by its name; files that have gone meanwhile are left out."""
+    states = {}
+    for name in names:
+        try:
+            found = os.stat(root / name)
+        except FileNotFoundError:
+            continue
+        states[name] = FileState(found.st_size, found.st_mtime_ns)
+    return states
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's content, 32 hexadecimal digits."""
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def items_table(
+    names: Sequence[str],
+    states: Mapping[str, FileState],
+    hashes: Mapping[str, str],
+    columns: Mapping[str, Mapping[str, Any]],
+) -> pa.Table:
+    """One row a picture.
+
+    Args:
+        names: paths relative to the folder, in the order of the vectors.
+        states: of every name.
+        hashes: of every name.
+        columns: the user's own, each from name to value; null where a name has none.
+
+    Raises:
+        InputError: if a column of the user has the name of one of ours, or mixed types.
+    """
+    import pyarrow as pa
+
+    taken = sorted(set(columns) & set(OWN_COLUMNS))
+    if taken:
+        raise InputError(f"column {taken[0]!r} is one of {', '.join(OWN_COLUMNS)}; rename it")
+    content: dict[str, Any] = {
+        "path": pa.array(names, pa.string()),
+        "size": pa.array([states[name].size for name in names], pa.int64()),
+        "mtime": pa.array([states[name].mtime for name in names], pa.int64()),
+        "hash": pa.array([hashes[name] for name in names], pa.string()),
+    }
+    for column, values in columns.items():
+        try:
+            content[column] = pa.array([values.get(name) for name in names])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(f"column {column!r} has values of several types: {error}") from error
+    return pa.table(content)
+
+
+def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
+    """Rows of the items for which an SQL expression over their columns is true.
+
+    Args:
+        items: the table.
+        where: such as ``year > 2019 AND place LIKE '%beach%'``, in the SQL of SQLite. It reads the
+            columns and can do nothing else.
+
+    Returns:
+        ``(n,)`` int64, ascending.
+
+    Raises:
+        InputError: if it is no such expression, or names a column that is not there.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> matching_rows(pa.table({"year": [2018, 2020, 2021]}), "year > 2019").tolist()
+        [1, 2]
+    """
+    words = {word.casefold() for word in re.findall(r"\w+", where)}
+    named = [c for c in items.column_names if words & set(re.findall(r"\w+", c.casefold()))]
+    plain = {c: str(items.schema.field(c).type) for c in named}
+    wide = [c for c, kind in plain.items() if kind != "string" and not kind.startswith(_NUMBERS)]
+    columns = [items[c].cast("string") if c in wide else items[c] for c in named]
+    quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in ("itmkit row", *named))
+    with sqlite3.connect(":memory:") as database:
+        database.execute(f"CREATE TABLE items ({quoted})")
+        database.executemany(
+            f"INSERT INTO items VALUES ({', '.join('?' * (len(named) + 1))})",
+            zip(range(len(items)), *(column.to_pylist() for column in columns), strict=True),
+        )
+        database.set_authorizer(
+            lambda action, *_: sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY
+        )
+        try:
+            found = database.execute(f'SELECT "itmkit row" FROM items WHERE ({where})').fetchall()
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            missing = re.fullmatch(r"no such column: (.*)", str(error))
+            hint = did_you_mean(missing[1], items.column_names) if missing else ""
+            raise InputError(
+                f"where is {where!r}: {error}; expected a condition on the columns "
+                f"{', '.join(items.column_names)}{hint}"
+            ) from error
+    database.close()
+    return np.array([row for (row,) in found], dtype=np.int64)

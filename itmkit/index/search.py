@@ -1,0 +1,266 @@
+"""Search an index, exactly: by words, by a picture, or by both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from itmkit.checks import InputError, check_count
+from itmkit.files import user_path
+from itmkit.index import store
+from itmkit.index.items import OWN_COLUMNS, matching_rows
+from itmkit.retrieval import Encoding, best_images, evaluating
+from itmkit.retrieval.score import score_block
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from itmkit.systems import Matcher
+
+_TILE_BYTES = 1 << 25  # of fp32 that is scored at a time
+
+
+class QueryEncoder(Protocol):
+    """What a search is made with: :class:`itmkit.Retriever` is one."""
+
+    model: Matcher
+    fingerprint: str
+
+    def encode_texts(self, texts: list[str]) -> Encoding:
+        """Encode sentences."""
+        ...
+
+    def encode_images(self, images: list[Any]) -> Encoding:
+        """Encode pictures: paths, PIL images or arrays."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found.
+
+    Args:
+        path: of the file.
+        score: of the model, higher is better; of a search by words and a picture, the mean of the
+            two scores, each in standard deviations from the mean of the gallery.
+        probability: an estimate in [0, 1] that the hit is right; None without calibration.
+        columns: the user's own columns.
+    """
+
+    path: Path
+    score: float
+    probability: float | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+class Index:
+    """An index that is open for searching.
+
+    Args:
+        folder: of the index, which :func:`itmkit.index.build_index` made.
+        encoder: makes the encodings of queries, such as an :class:`itmkit.Retriever`: with the
+            model that the index was made with.
+
+    Attributes:
+        items: a ``pyarrow.Table`` with a row a picture: ``path``, ``size``, ``mtime``, ``hash`` and
+            the user's own columns.
+
+    Raises:
+        FileNotFoundError: if there is no index, or one of its files is missing.
+        InputError: if it is cut short, of a newer version, or of another model.
+    """
+
+    def __init__(self, folder: str | Path, encoder: QueryEncoder) -> None:
+        self.folder = user_path(folder)
+        self.encoder = encoder
+        self._stored = store.read(self.folder)
+        found = self._stored.manifest["fingerprint"]
+        if found != encoder.fingerprint:
+            raise InputError(
+                f"{self.folder} was made with another model ({found}); expected that of this "
+                f"search ({encoder.fingerprint}): index the pictures again, into a new folder"
+            )
+        self.items: pa.Table = self._stored.items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def root(self) -> Path:
+        """Folder of the pictures."""
+        return Path(self._stored.manifest["root"])
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Pictures that could not be read, and why."""
+        return {one["path"]: one["reason"] for one in self._stored.manifest["skipped"]}
+
+    def search(
+        self,
+        query: str | None = None,
+        k: int = 10,
+        *,
+        image: Any = None,
+        where: str | None = None,
+        top_k: int | None = None,
+        weight: float | None = None,
+    ) -> list[Hit]:
+        """The best pictures for words, a picture, or both; of equal scores the first by path.
+
+        Args:
+            query: a sentence.
+            k: hits wanted; all pictures at most.
+            image: a path, PIL image or array: pictures like this one.
+            where: SQL condition on the columns, such as ``"year > 2019"``; the others are left out.
+            top_k: best pictures that the model's second stage puts in order, if it has one and the
+                query is words alone; None: ``model.rerank_top_k``.
+            weight: share of the second stage; None: ``model.rerank_weight``.
+
+        Raises:
+            InputError: if the query is empty, a picture cannot be read or compared, ``where`` is no
+                condition, or a number is out of its range.
+        """
+        check_count(k=k)
+        if query is None and image is None:
+            raise InputError("query and image are both None; expected one of them")
+        if query is not None and not query.strip():
+            raise InputError(f"query is {query!r}; expected a sentence")
+        rows = None if where is None else matching_rows(self.items, where)
+        count = len(self) if rows is None else len(rows)
+        if not count:
+            return []
+        model = self.encoder.model
+        texts = None if query is None else self.encoder.encode_texts([query])
+        with evaluating(model):
+            parts = [] if texts is None else [self._text_scores(texts, rows)]
+            if image is not None:
+                parts.append(self._image_scores(self.encoder.encode_images([image]), rows))
+        scores = parts[0] if len(parts) == 1 else sum(map(_standardised, parts)) / len(parts)
+        first, second_stage = k, texts is not None and image is None and model.has_second_stage
+        if second_stage:
+            first = max(k, model.rerank_top_k if top_k is None else top_k)
+        values, places = best_places(scores, first)
+        found = places if rows is None else torch.from_numpy(rows)[places]
+        if second_stage and texts is not None:
+            candidates = self._encoding(found.numpy())
+            reranked, order = best_images(model, texts, candidates, k, top_k=top_k, weight=weight)
+            values, found = reranked[0], found[order[0]]
+        return self._hits(values[:k].tolist(), found[:k].tolist())
+
+    def near_duplicates(self, threshold: float = 0.98) -> list[tuple[str, str, float]]:
+        """Pairs of pictures whose vectors are nearly the same, the closest first.
+
+        Every picture is compared with every other: n × n products.
+
+        Args:
+            threshold: smallest cosine, in (0, 1].
+
+        Returns:
+            Two paths and their cosine.
+
+        Raises:
+            InputError: if the threshold is out of its range, or the model has no vectors.
+        """
+        if not 0 < threshold <= 1:
+            raise InputError(f"threshold is {threshold}; expected a cosine in (0, 1]")
+        self._check_vectors()
+        paths, pairs = self.items["path"].to_pylist(), []
+        for start, vectors in self._tiles(["vector"], None):
+            own = F.normalize(vectors["vector"], dim=1)
+            for other_start, others in self._tiles(["vector"], None):
+                if other_start < start:
+                    continue
+                cosines = own @ F.normalize(others["vector"], dim=1).T
+                for row, column in (cosines >= threshold).nonzero().tolist():
+                    a, b = start + row, other_start + column
+                    if a < b:
+                        pairs.append((paths[a], paths[b], float(cosines[row, column])))
+        return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
+
+    def _text_scores(self, texts: Encoding, rows: np.ndarray[Any, Any] | None) -> Tensor:
+        model = self.encoder.model
+        texts = texts.to(model.device)
+        names = list(model.score_fields or self._stored.fields)
+        scores = [
+            score_block(model, Encoding(**tile).to(model.device), texts)[:, 0].float().cpu()
+            for _, tile in self._tiles(names, rows)
+        ]
+        return _finite(torch.cat(scores))
+
+    def _image_scores(self, query: Encoding, rows: np.ndarray[Any, Any] | None) -> Tensor:
+        self._check_vectors()
+        own = F.normalize(query.vector.float().cpu(), dim=1)[0]
+        scores = [
+            F.normalize(tile["vector"], dim=1) @ own for _, tile in self._tiles(["vector"], rows)
+        ]
+        return _finite(torch.cat(scores))
+
+    def _check_vectors(self) -> None:
+        if "vector" not in self._stored.fields:
+            raise InputError(
+                f"{type(self.encoder.model).__name__} makes no vector of a picture that could be "
+                "compared with another picture's; expected a search by words"
+            )
+
+    def _tiles(
+        self, names: list[str], rows: np.ndarray[Any, Any] | None
+    ) -> list[tuple[int, dict[str, Tensor]]] | Any:
+        """Fields in fp32, as many rows at a time as fit, with the place of the first one."""
+        fields = self._stored.fields
+        width = sum(4 * int(np.prod(fields[name].shape[1:])) for name in names)
+        step = max(1, _TILE_BYTES // max(width, 1))
+        count = len(self) if rows is None else len(rows)
+        for start in range(0, count, step):
+            part = slice(start, start + step) if rows is None else rows[start : start + step]
+            yield start, {name: _tensor(fields[name][part]) for name in names}
+
+    def _encoding(self, rows: np.ndarray[Any, Any]) -> Encoding:
+        return Encoding(
+            **{name: _tensor(array[rows]) for name, array in self._stored.fields.items()}
+        )
+
+    def _hits(self, scores: list[float], rows: list[int]) -> list[Hit]:
+        own = self.items.take(rows)
+        paths = own["path"].to_pylist()
+        others = own.drop_columns(list(OWN_COLUMNS)).to_pylist()
+        others = others or [{}] * len(paths)
+        return [
+            Hit(self.root / path, score, None, columns)
+            for path, score, columns in zip(paths, scores, others, strict=True)
+        ]
+
+
+def best_places(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of some scores ``(n,)`` and their places; of equal ones the first.
+
+    Example:
+        >>> best_places(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0]), 3)[1].tolist()
+        [1, 3, 2]
+    """
+    k = min(k, len(scores))
+    worst = scores.topk(k, sorted=False).values.min()
+    places = (scores >= worst).nonzero()[:, 0]  # more than k where some are equal
+    values, order = scores[places].sort(descending=True, stable=True)
+    return values[:k], places[order[:k]]
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _standardised(scores: Tensor) -> Tensor:
+    return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-12)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    if not scores.isfinite().all():
+        wrong = int((~scores.isfinite()).nonzero()[0])
+        raise InputError(f"the score of picture {wrong} is {scores[wrong]}; expected a number")
+    return scores

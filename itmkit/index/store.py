@@ -1,0 +1,181 @@
+"""How an index lies on disk, so that it is valid at any time, and one process writes at a time.
+
+::
+
+    photos.index/
+      items.parquet       a row a picture; its metadata name the other files, so that replacing
+                          this one file is what changes the index
+      vector-0003.npy     a row a picture, memory-mapped; so for every field of the encodings
+      manifest.json       the metadata again, for people
+      partial/            what an update has encoded and not yet written into the index
+      .lock
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from itmkit.checks import InputError
+from itmkit.files import atomic_write, write_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+
+_KEY = b"itmkit"
+_BLOCK = 4096  # rows copied at a time
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Stored:
+    """What an index folder holds.
+
+    Args:
+        folder: the index.
+        manifest: format version, model, preprocessing, counts, files.
+        items: a row a picture.
+        fields: arrays by name, memory-mapped, a row a picture.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    items: pa.Table
+    fields: dict[str, Array]
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is an index in a folder."""
+    return (folder / "items.parquet").is_file()
+
+
+def read(folder: Path) -> Stored:
+    """Open an index.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        InputError: if it is of a newer version, cut short, or not an index.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / "items.parquet"
+    if not path.is_file():
+        unfinished = (folder / "partial").is_dir()
+        why = "its making was stopped before the end; run it again" if unfinished else "no index"
+        raise FileNotFoundError(f"{folder} has no items.parquet: {why}")
+    try:
+        items = pq.read_table(path)
+        manifest = json.loads(items.schema.metadata[_KEY])
+        version = int(manifest["format_version"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not the table of an index: {error}") from error
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has the format version {version}; expected at most {FORMAT_VERSION}: this "
+            "index was made by a newer itmkit"
+        )
+    fields = {name: _open(folder / file, len(items)) for name, file in manifest["fields"].items()}
+    return Stored(folder, manifest, items, fields)
+
+
+def _open(path: Path, rows: int) -> Array:
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": pages are never written
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: a part of the index") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not readable, perhaps cut short: {error}") from error
+    if len(array) != rows:
+        raise InputError(f"{path} has {len(array)} rows; expected {rows}, as items.parquet")
+    return array
+
+
+def write(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    items: pa.Table,
+    sources: Mapping[str, list[Array]],
+    places: Array,
+    *,
+    generation: int,
+) -> None:
+    """Write an index, or put it in the place of the one that is there.
+
+    A kill leaves the old index or the new one. Readers of the old one go on with its files.
+
+    Args:
+        folder: of the index.
+        manifest: what is written into the metadata; ``fields`` and the version are filled in.
+        items: a row a picture.
+        sources: for every field, arrays to take rows from, such as those of the old index.
+        places: ``(n, 2)`` int64, for every picture the source and the row in it.
+        generation: number of this state, which no other has had.
+    """
+    import pyarrow.parquet as pq
+
+    files = {name: f"{name}-{generation:04d}.npy" for name in sources}
+    for name, arrays in sources.items():
+        _gather(folder / files[name], arrays, places)
+    content = {
+        **manifest,
+        "format_version": FORMAT_VERSION,
+        "generation": generation,
+        "count": len(items),
+        "fields": files,
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    with atomic_write(folder / "items.parquet") as file:
+        pq.write_table(items.replace_schema_metadata({_KEY: text.encode()}), file)
+    write_text(folder / "manifest.json", text + "\n")
+    for path in folder.glob("*-*.npy"):
+        if path.name not in files.values():
+            path.unlink(missing_ok=True)
+
+
+def _gather(target: Path, arrays: list[Array], places: Array) -> None:
+    """Write rows of several arrays as one, a block at a time."""
+    shape = (len(places), *arrays[0].shape[1:])
+    head = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), arrays[0].dtype))
+    head["shape"] = shape
+    with atomic_write(target) as file:
+        np.lib.format.write_array_header_1_0(file, head)  # type: ignore[arg-type]
+        for start in range(0, len(places), _BLOCK):
+            block = places[start : start + _BLOCK]
+            rows = np.empty((len(block), *shape[1:]), arrays[0].dtype)
+            for source in np.unique(block[:, 0]):
+                own = block[:, 0] == source
+                rows[own] = arrays[source][block[own, 1]]
+            file.write(rows.tobytes())
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the lock of an index, which the system releases when the process ends.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{folder} is being written by another process; expected to be the only one"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,277 @@
+"""Making an index, bringing it up to date, joining shards; and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from itmkit.checks import InputError
+from itmkit.index import Index, build_index, merge_indexes, store
+from itmkit.retrieval import Encoding
+from tests.support.pictures import ColourEncoder, save_picture
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for row, colour in enumerate(("red", "green", "blue", "red")):
+        save_picture(folder / f"{row}-{colour}.jpg", colour, shade=row)
+    save_picture(folder / "trip" / "white.jpg", "white")
+    return folder
+
+
+def content(folder: Path) -> dict[str, object]:
+    found = store.read(folder)
+    arrays = {name: array.tobytes() for name, array in found.fields.items()}
+    return {"items": found.items.to_pylist(), **arrays}
+
+
+def test_smoke(photos: Path, tmp_path: Path) -> None:
+    encoder = ColourEncoder()
+    update = build_index(encoder, photos, tmp_path / "index", progress=False)
+    assert (update.count, update.added, encoder.encoded) == (5, 5, 5)
+    index = Index(tmp_path / "index", encoder)
+    assert index.items["path"].to_pylist()[-1] == "trip/white.jpg"
+    assert len(index) == 5
+    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    assert manifest["count"] == 5
+    assert manifest["format_version"] == 1
+    assert not (tmp_path / "index" / "partial").exists()
+
+
+def test_vectors_are_those_of_the_encoder(photos: Path, tmp_path: Path) -> None:
+    encoder = ColourEncoder()
+    build_index(encoder, photos, tmp_path / "index", batch_size=2, chunk_size=2, progress=False)
+    found = store.read(tmp_path / "index")
+    own = encoder.encode_images([photos / path for path in found.items["path"].to_pylist()])
+    np.testing.assert_allclose(found.fields["vector"], own.vector, rtol=1e-6)
+    np.testing.assert_allclose(found.fields["tokens"], own.tokens, rtol=1e-3)  # fp16
+
+
+def test_nothing_is_encoded_again(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "index"
+    build_index(ColourEncoder(), photos, output, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    again = ColourEncoder()
+    update = build_index(again, photos, output, progress=False)
+    assert again.encoded == 0
+    assert str(update) == "5 pictures"
+    assert before == {path: path.stat().st_mtime_ns for path in output.iterdir()}
+
+
+def test_add_change_move_remove_touch(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "index"
+    build_index(ColourEncoder(), photos, output, progress=False)
+    save_picture(photos / "new.jpg", "blue", shade=9)
+    save_picture(photos / "0-red.jpg", "green", shade=8)
+    (photos / "1-green.jpg").rename(photos / "trip" / "renamed.jpg")
+    (photos / "2-blue.jpg").unlink()
+    os.utime(photos / "3-red.jpg", (1, 1))
+    encoder = ColourEncoder()
+    update = build_index(encoder, photos, output, progress=False)
+    assert (update.added, update.changed, update.moved, update.removed) == (1, 1, 1, 1)
+    assert encoder.encoded == 2
+    build_index(ColourEncoder(), photos, tmp_path / "fresh", progress=False)
+    assert content(output) == content(tmp_path / "fresh")
+
+
+def test_equal_files_are_encoded_once_and_reported(photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "0-red.jpg", photos / "copy.jpg")
+    encoder = ColourEncoder()
+    update = build_index(encoder, photos, tmp_path / "index", progress=False)
+    assert update.duplicates == [["0-red.jpg", "copy.jpg"]]
+    assert "1 copies of others (such as 0-red.jpg = copy.jpg)" in str(update)
+    assert (update.count, encoder.encoded) == (6, 5)
+
+
+def test_unreadable_pictures_are_listed_and_not_tried_again(photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    shutil.copy(photos / "broken.jpg", photos / "broken-copy.jpg")
+    for _ in range(2):
+        update = build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        assert [one.path for one in update.skipped] == ["broken-copy.jpg", "broken.jpg"]
+    index = Index(tmp_path / "index", ColourEncoder())
+    assert "not a readable image" in index.skipped["broken-copy.jpg"]
+    save_picture(photos / "broken.jpg", "white", shade=3)
+    update = build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+    assert update.added == 1
+    assert len(update.skipped) == 1
+
+
+def test_shards_make_what_one_process_makes(photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    build_index(ColourEncoder(), photos, tmp_path / "whole", progress=False)
+    parts = [tmp_path / f"part{i}" for i in (1, 2, 3)]
+    for i, part in enumerate(parts, 1):
+        build_index(ColourEncoder(), photos, part, shard=(i, 3), progress=False)
+    update = merge_indexes(parts, tmp_path / "merged")
+    assert update.count == 5
+    assert content(tmp_path / "merged") == content(tmp_path / "whole")
+    assert store.read(tmp_path / "merged").manifest == store.read(tmp_path / "whole").manifest
+    with pytest.raises(InputError, match=r"'0-red.jpg' is in several of the indexes"):
+        merge_indexes([parts[0], parts[0]], tmp_path / "twice")
+
+
+def test_own_columns(photos: Path, tmp_path: Path) -> None:
+    columns = {"year": {"0-red.jpg": 2018, "2-blue.jpg": 2021}}
+    build_index(ColourEncoder(), photos, tmp_path / "index", columns=columns, progress=False)
+    years = store.read(tmp_path / "index").items["year"].to_pylist()
+    assert years == [2018, None, 2021, None, None]
+    with pytest.raises(InputError, match="column 'hash' is one of path, size, mtime, hash"):
+        build_index(ColourEncoder(), photos, tmp_path / "i", columns={"hash": {}}, progress=False)
+
+
+KILLED = """
+import os, signal, sys
+from itmkit.index import build_index
+from itmkit.index import store
+from tests.support.pictures import ColourEncoder
+photos, output, place = sys.argv[1:]
+if place == "encode":
+    class Encoder(ColourEncoder):
+        def encode_pixels(self, pixels):
+            if self.encoded >= 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().encode_pixels(pixels)
+    encoder = Encoder()
+else:
+    encoder = ColourEncoder()
+    whole = store.atomic_write
+    def atomic_write(target):
+        if "partial" not in str(target) and place in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(target)
+    store.atomic_write = atomic_write
+build_index(encoder, photos, output, batch_size=1, chunk_size=2, progress=False)
+"""
+
+
+@pytest.mark.parametrize("place", ["encode", "vector-", "items.parquet"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_kill_loses_nothing(photos: Path, tmp_path: Path, place: str, before: bool) -> None:
+    output = tmp_path / "index"
+    if before:
+        build_index(ColourEncoder(), photos, output, progress=False)
+        for row in range(5):
+            save_picture(photos / f"later-{row}.jpg", "green", shade=20 + row)
+        old = content(output)
+    command = [sys.executable, "-c", KILLED, str(photos), str(output), place]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    if before:
+        assert content(output) == old
+    else:
+        with pytest.raises(FileNotFoundError, match="stopped before the end; run it again"):
+            Index(output, ColourEncoder())
+    encoder = ColourEncoder()
+    build_index(encoder, photos, output, progress=False)
+    assert encoder.encoded == (3 if place == "encode" else 0)
+    build_index(ColourEncoder(), photos, tmp_path / "fresh", progress=False)
+    assert content(output) == content(tmp_path / "fresh")
+
+
+class TestErrors:
+    def test_no_folder_or_no_picture(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="nowhere' is not a folder"):
+            build_index(ColourEncoder(), tmp_path / "nowhere", tmp_path / "index")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InputError, match="has no photo"):
+            build_index(ColourEncoder(), tmp_path / "empty", tmp_path / "index")
+        assert not (tmp_path / "index").exists()
+
+    def test_no_readable_picture(self, tmp_path: Path) -> None:
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "a.jpg").write_bytes(b"")
+        with pytest.raises(InputError, match=r"no picture that can be read; the first: .*a\.jpg"):
+            build_index(ColourEncoder(), tmp_path / "photos", tmp_path / "index", progress=False)
+        assert not (tmp_path / "index").exists()
+
+    def test_link_out(self, photos: Path, tmp_path: Path) -> None:
+        outside = save_picture(tmp_path / "outside.jpg")
+        (photos / "link.jpg").symlink_to(outside)
+        with pytest.raises(InputError, match=r"link\.jpg is a link to .*outside\.jpg"):
+            build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        update = build_index(
+            ColourEncoder(), photos, tmp_path / "index", follow_links=True, progress=False
+        )
+        assert update.count == 6
+
+    def test_second_writer(self, photos: Path, tmp_path: Path) -> None:
+        (tmp_path / "index").mkdir()
+        with (
+            FileLock(tmp_path / "index" / ".lock"),
+            pytest.raises(InputError, match="is being written by another process"),
+        ):
+            build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+
+    def test_other_model(self, photos: Path, tmp_path: Path) -> None:
+        build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        with pytest.raises(InputError, match=r"made with another model \('colours'\)"):
+            build_index(ColourEncoder("other"), photos, tmp_path / "index", progress=False)
+        with pytest.raises(InputError, match="index the pictures again"):
+            Index(tmp_path / "index", ColourEncoder("other"))
+        with pytest.raises(InputError, match=r"made with another dtype \('float32'\)"):
+            build_index(
+                ColourEncoder(), photos, tmp_path / "index", dtype="float16", progress=False
+            )
+
+    def test_damaged(self, photos: Path, tmp_path: Path) -> None:
+        output = tmp_path / "index"
+        build_index(ColourEncoder(), photos, output, progress=False)
+        vectors = output / "vector-0001.npy"
+        whole = vectors.read_bytes()
+        vectors.write_bytes(whole[:-5])
+        with pytest.raises(InputError, match=r"vector-0001\.npy is not readable, perhaps cut"):
+            Index(output, ColourEncoder())
+        vectors.unlink()
+        with pytest.raises(FileNotFoundError, match=r"vector-0001\.npy is missing"):
+            Index(output, ColourEncoder())
+        (output / "items.parquet").write_bytes(b"PAR1")
+        with pytest.raises(InputError, match=r"items\.parquet is not the table of an index"):
+            Index(output, ColourEncoder())
+
+    def test_newer_version(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "FORMAT_VERSION", 2)
+        build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        monkeypatch.undo()
+        with pytest.raises(InputError, match="format version 2; expected at most 1"):
+            Index(tmp_path / "index", ColourEncoder())
+
+    def test_full_disk(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        old = content(tmp_path / "index")
+        save_picture(photos / "new.jpg", "blue", shade=9)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device", "items.parquet")
+
+        monkeypatch.setattr("pyarrow.parquet.write_table", full)
+        with pytest.raises(OSError, match="No space left"):
+            build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        assert content(tmp_path / "index") == old
+
+    @pytest.mark.parametrize("shard", [(0, 2), (3, 2)])
+    def test_shard(self, photos: Path, tmp_path: Path, shard: tuple[int, int]) -> None:
+        with pytest.raises(InputError, match=r"shard is \d/2; expected i/k"):
+            build_index(ColourEncoder(), photos, tmp_path / "index", shard=shard)
+
+    def test_encoder_fault_keeps_its_traceback(self, photos: Path, tmp_path: Path) -> None:
+        class Broken(ColourEncoder):
+            def encode_pixels(self, pixels: Tensor) -> Encoding:
+                return Encoding(vector=torch.ones(1)[pixels.long().max() + 7])
+
+        with pytest.raises(IndexError):
+            build_index(Broken(), photos, tmp_path / "index", progress=False)
