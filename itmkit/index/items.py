@@ -6,6 +6,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,7 +114,7 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
     wide = [c for c, kind in plain.items() if kind != "string" and not kind.startswith(_NUMBERS)]
     columns = [items[c].cast("string") if c in wide else items[c] for c in named]
     quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in ("itmkit row", *named))
-    with sqlite3.connect(":memory:") as database:
+    with closing(sqlite3.connect(":memory:")) as database:
         database.execute(f"CREATE TABLE items ({quoted})")
         database.executemany(
             f"INSERT INTO items VALUES ({', '.join('?' * (len(named) + 1))})",
@@ -131,5 +132,5 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
                 f"where is {where!r}: {error}; expected a condition on the columns "
                 f"{', '.join(items.column_names)}{hint}"
             ) from error
-    database.close()
-    return np.array([row for (row,) in found], dtype=np.int64)
+    rows = {row for (row,) in found} & set(range(len(items)))
+    return np.array(sorted(rows), dtype=np.int64)

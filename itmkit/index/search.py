@@ -16,20 +16,25 @@ from itmkit.files import user_path
 from itmkit.index import store
 from itmkit.index.items import OWN_COLUMNS, matching_rows
 from itmkit.retrieval import Encoding, best_images, evaluating
+from itmkit.retrieval.model import RetrievalModel
 from itmkit.retrieval.score import score_block
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from itmkit.systems import Matcher
-
 _TILE_BYTES = 1 << 25  # of fp32 that is scored at a time
+
+
+class SearchModel(RetrievalModel, Protocol):
+    """A model that says which fields of a picture its first stage reads: every ``Matcher``."""
+
+    score_fields: tuple[str, ...] | None
 
 
 class QueryEncoder(Protocol):
     """What a search is made with: :class:`itmkit.Retriever` is one."""
 
-    model: Matcher
+    model: SearchModel
     fingerprint: str
 
     def encode_texts(self, texts: list[str]) -> Encoding:
@@ -141,16 +146,15 @@ class Index:
             parts = [] if texts is None else [self._text_scores(texts, rows)]
             if image is not None:
                 parts.append(self._image_scores(self.encoder.encode_images([image]), rows))
-        scores = parts[0] if len(parts) == 1 else sum(map(_standardised, parts)) / len(parts)
-        first, second_stage = k, texts is not None and image is None and model.has_second_stage
-        if second_stage:
-            first = max(k, model.rerank_top_k if top_k is None else top_k)
-        values, places = best_places(scores, first)
+        scores = parts[0] if len(parts) == 1 else torch.stack([*map(_standardised, parts)]).mean(0)
+        top_k = model.rerank_top_k if top_k is None else top_k
+        reranked = texts if image is None and top_k else None
+        values, places = best_places(scores, max(k, top_k) if reranked is not None else k)
         found = places if rows is None else torch.from_numpy(rows)[places]
-        if second_stage and texts is not None:
+        if reranked is not None:
             candidates = self._encoding(found.numpy())
-            reranked, order = best_images(model, texts, candidates, k, top_k=top_k, weight=weight)
-            values, found = reranked[0], found[order[0]]
+            scored, order = best_images(model, reranked, candidates, k, top_k=top_k, weight=weight)
+            values, found = scored[0], found[order[0]]
         return self._hits(values[:k].tolist(), found[:k].tolist())
 
     def near_duplicates(self, threshold: float = 0.98) -> list[tuple[str, str, float]]:

@@ -148,7 +148,7 @@ def _gather(target: Path, arrays: list[Array], places: Array) -> None:
     head = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), arrays[0].dtype))
     head["shape"] = shape
     with atomic_write(target) as file:
-        np.lib.format.write_array_header_1_0(file, head)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(file, head)
         for start in range(0, len(places), _BLOCK):
             block = places[start : start + _BLOCK]
             rows = np.empty((len(block), *shape[1:]), arrays[0].dtype)

@@ -157,8 +157,10 @@ build_index(encoder, photos, output, batch_size=1, chunk_size=2, progress=False)
 """
 
 
-@pytest.mark.parametrize("place", ["encode", "vector-", "items.parquet"])
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(
+    ("place", "before"),
+    [("encode", False), ("encode", True), ("vector-", True), ("items.parquet", True)],
+)
 def test_a_kill_loses_nothing(photos: Path, tmp_path: Path, place: str, before: bool) -> None:
     output = tmp_path / "index"
     if before:

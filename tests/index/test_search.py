@@ -1,0 +1,187 @@
+"""Searching an index: against a naive search, with conditions, by a picture, in two stages."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from itmkit.checks import InputError
+from itmkit.index import Index, build_index
+from itmkit.index import search as search_module
+from itmkit.index.items import matching_rows
+from itmkit.index.search import best_places
+from tests.support.pictures import COLOURS, ColourEncoder, save_picture
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("search")
+    names, colours = [], list(COLOURS)
+    for row in range(COUNT):
+        name = f"{row:02d}.jpg"
+        save_picture(root / "photos" / name, colours[row % 4], shade=row)
+        names.append(name)
+    columns = {
+        "year": {name: 2000 + row for row, name in enumerate(names)},
+        "place": {name: "beach" if row % 2 else "town" for row, name in enumerate(names)},
+        "taken by": dict.fromkeys(names, "O'Hara"),
+    }
+    build_index(ColourEncoder(), root / "photos", root / "i", columns=columns, progress=False)
+    return root / "i"
+
+
+@pytest.fixture
+def index(folder: Path) -> Index:
+    return Index(folder, ColourEncoder())
+
+
+def test_by_words(index: Index) -> None:
+    hits = index.search("a red thing", k=6)
+    assert [int(hit.path.stem) % 4 for hit in hits] == [0] * 6
+    assert all(a.score >= b.score for a, b in pairwise(hits))
+    assert hits[0].path.is_file()
+    assert hits[0].columns["place"] == "town"
+    assert hits[0].probability is None
+
+
+@pytest.mark.parametrize("tile", [1, 100, 1 << 25])
+def test_naive_loop_reference(index: Index, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "_TILE_BYTES", tile)
+    encoder = index.encoder
+    paths = [index.root / path for path in index.items["path"].to_pylist()]
+    query = encoder.encode_texts(["blue white"])
+    scores = encoder.model.score(encoder.encode_images(paths), query)[:, 0].tolist()
+    expected = sorted(range(COUNT), key=lambda row: (-scores[row], row))
+    hits = index.search("blue white", k=COUNT + 5)
+    assert [hit.path for hit in hits] == [paths[row] for row in expected]
+    np.testing.assert_allclose([h.score for h in hits], [scores[r] for r in expected], rtol=1e-5)
+
+
+def test_where(index: Index) -> None:
+    hits = index.search("red", k=99, where="year > 2010 and place = 'beach'")
+    assert sorted(int(hit.path.stem) for hit in hits) == list(range(11, COUNT, 2))
+    assert index.search("red", where="year > 3000") == []
+    assert len(index.search("red", k=99, where="\"taken by\" LIKE 'O''%'")) == COUNT
+    assert len(index.search("red", k=99, where="path IN ('00.jpg', '01.jpg')")) == 2
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "yaer > 3",
+        "year >",
+        "1); DROP TABLE items; --",
+        "(SELECT load_extension('x'))",
+        "1) UNION SELECT 999 FROM sqlite_master WHERE (1",
+    ],
+)
+def test_where_that_is_no_condition(index: Index, where: str) -> None:
+    if "UNION" in where:  # reads nothing but the items
+        rows = {hit.path.name for hit in index.search("red", k=99, where=where)}
+        assert len(rows) == COUNT
+        return
+    with pytest.raises(InputError, match=r"where is .*; expected a condition on the columns path"):
+        index.search("red", where=where)
+
+
+def test_where_suggests_a_column(index: Index) -> None:
+    with pytest.raises(InputError, match="Did you mean 'year'"):
+        index.search("red", where="yaer > 3")
+
+
+def test_where_on_other_types() -> None:
+    table = pa.table({"day": pa.array([1, 2], pa.date32()), "ok": [True, None], "x": [0.5, 1.5]})
+    assert matching_rows(table, "day > '1970-01-02'").tolist() == [1]
+    assert matching_rows(table, "ok").tolist() == [0]
+    assert matching_rows(table, "x < 1 OR ok IS NULL").tolist() == [0, 1]
+
+
+def test_by_a_picture(index: Index, tmp_path: Path) -> None:
+    query = save_picture(tmp_path / "query.jpg", "green", shade=99)
+    for image in (query, Image.open(query)):
+        hits = index.search(image=image, k=6)
+        assert [int(hit.path.stem) % 4 for hit in hits] == [1] * 6
+
+
+def test_by_words_and_a_picture(index: Index, tmp_path: Path) -> None:
+    query = save_picture(tmp_path / "query.jpg", "green", shade=99)
+    encoder = index.encoder
+    scores = []
+    vectors = torch.from_numpy(index._stored.fields["vector"])
+    for own in (encoder.encode_images([query]), encoder.encode_texts(["blue"])):
+        cosines = (vectors @ own.vector[0]).numpy()
+        scores.append((cosines - cosines.mean()) / cosines.std())
+    mean = (scores[0] + scores[1]) / 2
+    hits = index.search("blue", image=query, k=COUNT)
+    assert [int(hit.path.stem) for hit in hits[:5]] == np.argsort(-mean)[:5].tolist()
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(mean)[::-1], atol=1e-4)
+
+
+def test_second_stage(folder: Path) -> None:
+    index = Index(folder, ColourEncoder(second_stage=True, rerank_top_k=6, rerank_weight=1.0))
+    plain = index.search("red", k=6, top_k=0)
+    hits = index.search("red", k=4)
+    assert {hit.path for hit in hits} < {hit.path for hit in plain}
+
+    def brightness(path: Path) -> float:
+        return -float(index.encoder.encode_images([path]).tokens.mean())
+
+    expected = sorted((brightness(hit.path) for hit in plain), reverse=True)[:4]
+    np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-3)  # fp16 tokens
+
+
+def test_near_duplicates(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "_TILE_BYTES", 100)
+    pairs = index.near_duplicates(0.999)
+    vectors = torch.from_numpy(index._stored.fields["vector"])
+    naive = {
+        (f"{a:02d}.jpg", f"{b:02d}.jpg")
+        for a in range(COUNT)
+        for b in range(a + 1, COUNT)
+        if vectors[a] @ vectors[b] >= 0.999
+    }
+    assert naive
+    assert {pair[:2] for pair in pairs} == naive
+
+
+def test_ties_come_in_the_order_of_rows() -> None:
+    scores = torch.tensor([0.0, 1.0] * 50)
+    values, places = best_places(scores, 7)
+    assert places.tolist() == [1, 3, 5, 7, 9, 11, 13]
+    assert values.tolist() == [1.0] * 7
+    assert best_places(scores, 52)[1].tolist()[50:] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "query and image are both None"),
+        ({"query": "  "}, "query is '  '; expected a sentence"),
+        ({"query": "red", "k": 0}, "k is 0"),
+    ],
+)
+def test_errors(index: Index, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        index.search(**arguments)
+
+
+def test_score_that_is_not_finite(index: Index) -> None:
+    with torch.no_grad():
+        index.encoder.model.weight.fill_(1)
+    index._stored.fields["vector"][3] = np.nan
+    with pytest.raises(InputError, match="score of picture 3 is nan"):
+        index.search("red")
+
+
+def test_a_picture_needs_vectors(index: Index, tmp_path: Path) -> None:
+    del index._stored.fields["vector"]
+    with pytest.raises(InputError, match="ColourMatcher makes no vector of a picture"):
+        index.search(image=save_picture(tmp_path / "query.jpg"))
