@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import auto_cli
 
 from itmkit.checks import InputError, check_count
 from itmkit.cli.parser import OneLineParser
+from itmkit.files import user_path
 
 _RGB = tuple[float, float, float]
 
@@ -55,9 +56,9 @@ def extract_to_disk(
         model: name of a timm model, for photos.
         text_model: name of a transformers model on the hub, or a local folder, for captions.
         images: folder of the photos.
-        annotations: Karpathy's dataset_*.json, whose photos may lack captions, or for captions
-            alone a folder in the layout of SCAN; where null, every photo in ``images`` and the
-            folders inside it.
+        annotations: Karpathy's dataset_*.json, whose photos may lack captions; or a table as of
+            CaptionedFolder (CSV, TSV, JSONL, Parquet); or, for captions alone, a folder in the
+            layout of SCAN. Where null, every photo in ``images`` and the folders inside it.
         split: split of the annotations to extract, and the first part of the names of the files.
         checkpoint: local file with the weights of the model (.safetensors or of torch.save).
         checkpoint_by_order: match the checkpoint's tensors by order and shape, not by name.
@@ -91,9 +92,16 @@ def extract_to_disk(
         raise InputError("model and text_model are both null; expected one of them, or both")
     if model is not None and checkpoint is None and not pretrained:
         raise InputError("checkpoint is null and pretrained false; the weights would be random")
+    annotations = None if annotations is None else user_path(annotations)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if model is not None:
-        from itmkit.data import KarpathyDataset, PhotoFolder, Preprocessing, extract_features
+        from itmkit.data import (
+            CaptionedFolder,
+            KarpathyDataset,
+            PhotoFolder,
+            Preprocessing,
+            extract_features,
+        )
         from itmkit.nn import TimmGrid
 
         if images is None:
@@ -101,27 +109,27 @@ def extract_to_disk(
         check_count(views=views, image_size=1 if image_size is None else image_size)
         own = Preprocessing.for_timm(model, size=image_size, crop=crop)
         own = replace(own, mean=mean or own.mean, std=std or own.std)
-        dataset = KarpathyDataset(
-            split,
-            annotations,
-            images,
-            preprocessing=own,
-            train_augment=False,
-            require_captions=False,
-            max_pixels=max_pixels,
-            follow_links=follow_links,
+        photos: dict[str, Any] = {
+            "preprocessing": own,
+            "max_pixels": max_pixels,
+            "follow_links": follow_links,
+        }
+        dataset = (
+            CaptionedFolder(split, images, annotations, train_augment=False, **photos)
+            if _is_table(annotations)
+            else KarpathyDataset(
+                split, annotations, images, train_augment=False, require_captions=False, **photos
+            )
         )
         augmented = PhotoFolder(
             split,
             dataset.names,
             images,
-            preprocessing=own,
             augment=True,
             crop_scale=crop_scale,
             flip=flip,
-            max_pixels=max_pixels,
-            follow_links=follow_links,
             check_images=False,
+            **photos,
         )
         backbone = TimmGrid(
             model,
@@ -174,13 +182,22 @@ def extract_to_disk(
 
 def _captions(annotations: Path | None, split: str) -> list[str]:
     from itmkit.data import PrecompDataset, karpathy_captions
-    from itmkit.files import user_path
+    from itmkit.data.captioned_folder import table_captions
 
     if annotations is None:
         raise InputError("annotations is null; expected where the captions are, for text_model")
-    if user_path(annotations).is_dir():
+    if _is_table(annotations):
+        return table_captions(split, annotations).sentences
+    if annotations.is_dir():
         return PrecompDataset(split, annotations).captions
     return karpathy_captions(split, annotations, max_captions=None).sentences
+
+
+def _is_table(annotations: Path | None) -> bool:
+    """Whether captions are in a table, or in a folder of tables."""
+    if annotations is None or not annotations.is_dir():
+        return annotations is not None and annotations.suffix != ".json"
+    return not any(annotations.glob("*_caps.txt"))
 
 
 def extract(arguments: Sequence[str]) -> None:
