@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +15,7 @@ from torch import Tensor
 from itmkit.checks import InputError, check_count
 from itmkit.files import user_path
 from itmkit.index import store
+from itmkit.index.calibration import HITS, Calibration
 from itmkit.index.items import OWN_COLUMNS, matching_rows
 from itmkit.retrieval import Encoding, best_images, evaluating
 from itmkit.retrieval.model import RetrievalModel
@@ -92,6 +94,8 @@ class Index:
                 f"search ({encoder.fingerprint}): index the pictures again, into a new folder"
             )
         self.items: pa.Table = self._stored.items
+        stored = store.read_calibration(self.folder)
+        self.calibration = None if stored is None else Calibration.from_dict(stored)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -105,6 +109,11 @@ class Index:
     def skipped(self) -> dict[str, str]:
         """Pictures that could not be read, and why."""
         return {one["path"]: one["reason"] for one in self._stored.manifest["skipped"]}
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Let hits of words have probabilities from now on, also after the index has changed."""
+        store.write_calibration(self.folder, calibration.to_dict())
+        self.calibration = calibration
 
     def search(
         self,
@@ -149,13 +158,19 @@ class Index:
         scores = parts[0] if len(parts) == 1 else torch.stack([*map(_standardised, parts)]).mean(0)
         top_k = model.rerank_top_k if top_k is None else top_k
         reranked = texts if image is None and top_k else None
-        values, places = best_places(scores, max(k, top_k) if reranked is not None else k)
+        values, places = best_places(scores, max(k, HITS, top_k if reranked is not None else 0))
         found = places if rows is None else torch.from_numpy(rows)[places]
         if reranked is not None:
             candidates = self._encoding(found.numpy())
-            scored, order = best_images(model, reranked, candidates, k, top_k=top_k, weight=weight)
+            scored, order = best_images(
+                model, reranked, candidates, len(candidates), top_k=top_k, weight=weight
+            )
             values, found = scored[0], found[order[0]]
-        return self._hits(values[:k].tolist(), found[:k].tolist())
+        probabilities = None
+        if self.calibration is not None and image is None:
+            self._check_gallery_size(self.calibration.gallery_size)
+            probabilities = self.calibration.probabilities(values)
+        return self._hits(values[:k], found[:k], probabilities)
 
     def near_duplicates(self, threshold: float = 0.98) -> list[tuple[str, str, float]]:
         """Pairs of pictures whose vectors are nearly the same, the closest first.
@@ -229,15 +244,20 @@ class Index:
             **{name: _tensor(array[rows]) for name, array in self._stored.fields.items()}
         )
 
-    def _hits(self, scores: list[float], rows: list[int]) -> list[Hit]:
-        own = self.items.take(rows)
-        paths = own["path"].to_pylist()
-        others = own.drop_columns(list(OWN_COLUMNS)).to_pylist()
-        others = others or [{}] * len(paths)
-        return [
-            Hit(self.root / path, score, None, columns)
-            for path, score, columns in zip(paths, scores, others, strict=True)
-        ]
+    def _check_gallery_size(self, size: int) -> None:
+        if len(self) > 3 * size:
+            warnings.warn(
+                f"the index has {len(self)} pictures, and its probabilities were learnt with "
+                f"{size} images: they may be too high",
+                stacklevel=3,
+            )
+
+    def _hits(self, scores: Tensor, rows: Tensor, probabilities: Tensor | None) -> list[Hit]:
+        own = self.items.take(rows.tolist())
+        columns = own.drop_columns(list(OWN_COLUMNS)).to_pylist() or [{}] * len(own)
+        chances = [None] * len(own) if probabilities is None else probabilities.tolist()[: len(own)]
+        parts = zip(own["path"].to_pylist(), scores.tolist(), chances, columns, strict=True)
+        return [Hit(self.root / path, *rest) for path, *rest in parts]
 
 
 def best_places(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

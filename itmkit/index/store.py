@@ -6,6 +6,7 @@
       items.parquet       a row a picture; its metadata name the other files, so that replacing
                           this one file is what changes the index
       vector-0003.npy     a row a picture, memory-mapped; so for every field of the encodings
+      calibration.json    from scores to probabilities, where there is one
       manifest.json       the metadata again, for people
       partial/            what an update has encoded and not yet written into the index
       .lock
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from itmkit.checks import InputError
-from itmkit.files import atomic_write, write_text
+from itmkit.files import atomic_write, read_json, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,6 +157,17 @@ def _gather(target: Path, arrays: list[Array], places: Array) -> None:
                 own = block[:, 0] == source
                 rows[own] = arrays[source][block[own, 1]]
             file.write(rows.tobytes())
+
+
+def read_calibration(folder: Path) -> Any:
+    """The calibration of an index as a dictionary; None where there is none."""
+    path = folder / "calibration.json"
+    return read_json(path) if path.is_file() else None
+
+
+def write_calibration(folder: Path, content: Mapping[str, Any]) -> None:
+    """Store the calibration of an index."""
+    write_text(folder / "calibration.json", json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
