@@ -22,9 +22,9 @@ class Calibration:
     """A logistic regression from the scores of a query's best hits to "this hit is right".
 
     It reads the score of the hit, how far it stands above the best of the others, or below it, and
-    how far above the mean of the :data:`HITS` best. It is learnt on queries whose right images are known: each
-    once with them in the gallery and once without, as in a search nobody knows whether there is
-    anything to find.
+    how far above the mean of the :data:`HITS` best. It is learnt on queries whose right images are
+    known: each once with them in the gallery and once without, as in a search nobody knows whether
+    there is anything to find.
 
     Args:
         weights: of the three, and the constant.
