@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itmkit.nn import RefinedSimilarity, l2_normalize
-from itmkit.nn.visual_refinement import RefinedImage
+from itmkit.nn.refinement.visual_refinement import RefinedImage
 
 
 def pair_loop(

@@ -16,7 +16,7 @@ from benchmarks.baselines_cross_attention import lean_loop, published_loop
 from benchmarks.machine import copy_rate, gemm_rate, too_slow
 from benchmarks.memory import peak_megabytes
 from benchmarks.timing import Comparison, Skipped, interleave
-from itmkit.nn.cross_attention import cross_attention_scores
+from itmkit.nn.attention.cross_attention import cross_attention_scores
 
 IMAGES, REGIONS, CAPTIONS, DIM, SMOOTH = 128, 36, 128, 1024, 9.0
 Direction = Literal["t2i", "i2t"]

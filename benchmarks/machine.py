@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from itmkit.nn.linear import linear
+from itmkit.nn.layers.linear import linear
 from itmkit.precision import SLOW, cpu_slowdown, least_seconds
 
 THREADS = 2
@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "lightning", "numpy", "pillow", "pytorch-metric-learning")
 def gemm_rate(dtype: torch.dtype = torch.float32) -> float:
     """Operations a second, multiplications and additions, of a product of 2048 × 2048 matrices.
 
-    By torch or by :func:`itmkit.nn.linear.linear`, whichever is faster.
+    By torch or by :func:`itmkit.nn.layers.linear.linear`, whichever is faster.
     """
     a, b = (torch.ones(_GEMM_SIZE, _GEMM_SIZE, dtype=dtype) for _ in range(2))
     ways = (lambda: a @ b.T, lambda: linear(a, b))

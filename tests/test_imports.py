@@ -71,7 +71,9 @@ def broken_laws(module: str, source: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_imports_run_downwards(path: Path) -> None:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if parts != ("__init__",):
@@ -98,9 +100,9 @@ def modules_after(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("name", ["nn", "losses"])
 def test_light_packages_import_nothing_heavy(name: str) -> None:
-    files = (PACKAGE / name).glob("*.py")
-    modules = [f"itmkit.{name}.{path.stem}" for path in files if path.stem != "__init__"]
-    loaded = modules_after(f"import {', '.join([f'itmkit.{name}', *modules])}")
+    files = (PACKAGE / name).rglob("*.py")
+    modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files]
+    loaded = modules_after(f"import {', '.join(m.removesuffix('.__init__') for m in modules)}")
     assert "torch" in loaded
     assert not loaded & {"lightning", "pytorch_lightning", "transformers", "timm", "wandb"}
 

@@ -156,7 +156,7 @@ def extract_to_disk(
         print(f"{path}: {len(dataset)} images" + (f", {views} views" if views > 1 else ""))
     if text_model is not None:
         from itmkit.data import TransformersTokenizer, extract_text_features
-        from itmkit.nn.transformer_backbone import TransformerBackbone
+        from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 
         captions = _captions(annotations, split)
         layers = [-1] if text_layers is None else text_layers

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.nn.linear import Linear
+from itmkit.nn.layers.linear import Linear
 
 
 def fill_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from itmkit.checks import InputError, TimeUnit, check_choice, check_count
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
 from itmkit.losses.triplet import Negatives
-from itmkit.nn.linear import linear
+from itmkit.nn.layers.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.pretrained import sources, weights_follow
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate

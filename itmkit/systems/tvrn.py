@@ -11,10 +11,10 @@ from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.losses import HingeCrossEntropyLoss
 from itmkit.nn import RefinedSimilarity, l2_normalize
+from itmkit.nn.attention.focal import Focal
 from itmkit.nn.contract import common_width
-from itmkit.nn.focal import Focal
-from itmkit.nn.refined_similarity import Reasoning
-from itmkit.nn.visual_refinement import RefinedImage
+from itmkit.nn.refinement.refined_similarity import Reasoning
+from itmkit.nn.refinement.visual_refinement import RefinedImage
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.matcher import Matcher

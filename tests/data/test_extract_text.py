@@ -15,7 +15,7 @@ from torch import Tensor
 from itmkit.data import ShapesDataset, TransformersTokenizer, extract_text_features
 from itmkit.data.extract_text import _BATCHES
 from itmkit.data.token_file import TokenFile
-from itmkit.nn.transformer_backbone import TransformerBackbone
+from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 
 CAPTIONS = ShapesDataset("train", length=20).captions
 CAPTIONS += CAPTIONS[:3]

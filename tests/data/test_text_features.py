@@ -22,7 +22,7 @@ from itmkit.data import (
     extract_text_features,
 )
 from itmkit.nn import BiGRU, RegionProjection, StoredTokens, TransformerText
-from itmkit.nn.transformer_backbone import TransformerBackbone
+from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.systems import MATE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")

@@ -1,0 +1,1 @@
+"""Attention between the tokens of an image and those of a caption."""

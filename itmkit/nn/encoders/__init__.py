@@ -1,0 +1,1 @@
+"""Encoders: from pixels, region features, word ids or stored features to tokens."""

@@ -1,0 +1,98 @@
+"""Token features that a frozen text model gave once, to tokens of the joint width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from itmkit.checks import InputError, check_count, type_of
+from itmkit.nn.contract import Tokens
+from itmkit.nn.functional import check_tokens, fill_padding
+from itmkit.nn.layers.linear import Linear
+
+
+class StoredTokens(nn.Module):
+    """Project stored token features of captions: a Linear, or one a level.
+
+    What :class:`TransformerText` (or with ``levels`` :class:`TransformerLevels`) does behind a
+    frozen text model, whose hidden states ``itmkit extract --text_model`` wrote to disk and
+    ``text_features`` of the data reads: the same function, without the model in every step.
+
+    Args:
+        in_dim: width of a hidden state, such as 384 of MiniLM and 768 of BERT-base.
+        dim: width D of the tokens; None for ``in_dim``, unprojected.
+        levels: number of hidden states that were stored side by side; gives tokens on as many
+            levels. None for one, and its tokens as they are.
+        dropout: probability in [0, 1) that a channel of a token is zeroed in training.
+        token_drop: probability in [0, 1) that a token is left out in training; one always stays.
+
+    Shape:
+        - features: ``(B, L, in_dim)``, or ``(B, L, levels * in_dim)``
+        - mask: ``(B, L)`` bool, True on real tokens, or None
+        - output: tokens ``(B, L, D)``, zero on padding, and the mask, less the tokens left out;
+          with ``levels`` a list of such
+
+    Attributes:
+        dim: width D of the tokens.
+        levels: number of levels, where it is given.
+
+    Raises:
+        InputError: a number out of its range, or a wrong shape or dtype of ``features`` or
+            ``mask``.
+
+    Example:
+        >>> tokens, mask = StoredTokens(16, 8)(torch.randn(2, 5, 16))
+        >>> tokens.shape, mask is None
+        (torch.Size([2, 5, 8]), True)
+        >>> [level.tokens.shape for level in StoredTokens(16, 8, levels=2)(torch.randn(2, 5, 32))]
+        [torch.Size([2, 5, 8]), torch.Size([2, 5, 8])]
+    """
+
+    def __init__(
+        self,
+        in_dim: int = 384,
+        dim: int | None = None,
+        *,
+        levels: int | None = None,
+        dropout: float = 0.0,
+        token_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        count = 1 if levels is None else levels
+        check_count(in_dim=in_dim, dim=in_dim if dim is None else dim, levels=count)
+        for name, value in (("dropout", dropout), ("token_drop", token_drop)):
+            if not 0 <= value < 1:
+                raise InputError(f"{name} is {value}; expected a probability in [0, 1)")
+        self.in_dim = in_dim
+        self.dim: int = in_dim if dim is None else dim
+        if levels is not None:
+            self.levels = levels
+        self.token_drop = token_drop
+        self.dropout = nn.Dropout(dropout)
+        self.projections = nn.ModuleList(
+            nn.Identity() if dim is None else Linear(in_dim, dim) for _ in range(count)
+        )
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tokens | list[Tokens]:
+        if not features.is_floating_point():
+            raise InputError(
+                f"features is {type_of(features)}; expected floats (batch, tokens, channels): "
+                "text_features of the data gives them"
+            )
+        check_tokens("features", features, self.in_dim * len(self.projections), mask, "mask")
+        if self.training and self.token_drop:
+            mask = self._kept(features, mask)
+        out = [
+            Tokens(fill_padding(projection(self.dropout(level)), mask), mask)
+            for level, projection in zip(
+                features.chunk(len(self.projections), dim=-1), self.projections, strict=True
+            )
+        ]
+        return out if hasattr(self, "levels") else out[0]
+
+    def _kept(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        drawn = torch.rand(features.shape[:2], device=features.device)
+        if mask is not None:
+            drawn = drawn.masked_fill(~mask, -1.0)
+        last = torch.arange(drawn.shape[1], device=drawn.device) == drawn.argmax(1, keepdim=True)
+        return ((drawn >= self.token_drop) | last) & (drawn >= 0)

@@ -1,0 +1,184 @@
+"""The multi-modal fusion encoder of MATE and its pair score."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from itmkit.checks import InputError
+from itmkit.nn.functional import check_tokens
+from itmkit.nn.layers.linear import Linear
+from itmkit.vectors import l2_normalize
+
+
+class FusionEncoder(nn.Module):
+    """A transformer encoder over both sides of a pair, read out at two global positions.
+
+    It takes the sequence [global image, image tokens, global text, word tokens], each with an
+    embedding of its type. It adds no position embedding: positions are the encoders' work.
+
+    From "Momentum-Augmented Transformer Encoder" (MATE). Differs from the released code: that one
+    fuses a single token of width 2D, where attention does nothing, and fuses every image with its
+    own caption even in evaluation. Here the pair (i, j) is computed from image i and caption j.
+
+    Args:
+        dim: width D of the tokens, a multiple of ``num_heads``.
+        num_layers: pre-norm transformer layers.
+        num_heads: attention heads.
+        dropout: dropout in [0, 1) on the input and on both branches of a layer.
+        attention_dropout: dropout in [0, 1) on the attention weights; slow on a CPU.
+        mlp_ratio: width of the MLP of a layer, in multiples of ``dim``.
+
+    Shape:
+        - image_vector, text_vector: ``(P, D)``
+        - image_tokens: ``(P, N, D)``, image_mask: ``(P, N)`` bool, True on real tokens, or None
+        - text_tokens: ``(P, L, D)``, text_mask: ``(P, L)`` likewise
+        - output: ``(P, D)`` and ``(P, D)``
+
+    Returns:
+        The read-outs of image and text.
+
+    Raises:
+        InputError: a wrong size or probability, or inputs whose shapes do not fit each other.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> fusion = FusionEncoder(16, num_layers=2, num_heads=2).eval()
+        >>> pair = torch.randn(3, 16), torch.randn(3, 5, 16), None
+        >>> pair += torch.randn(3, 16), torch.randn(3, 7, 16), None
+        >>> fusion(*pair)[0].shape, fusion.pair_score(*pair).shape
+        (torch.Size([3, 16]), torch.Size([3]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int = 6,
+        num_heads: int = 16,
+        *,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise InputError(f"num_layers must be at least 1, got {num_layers}")
+        if num_heads < 1 or dim < 1 or dim % num_heads:
+            raise InputError(f"dim must be a multiple of num_heads={num_heads}, got {dim}")
+        for name, p in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+            if not 0 <= p < 1:
+                raise InputError(f"{name} must lie in [0, 1), got {p}")
+        if mlp_ratio <= 0:
+            raise InputError(f"mlp_ratio must be positive, got {mlp_ratio}")
+        self.dim = dim
+        self.norm_in = nn.LayerNorm(dim)
+        self.type_embedding = nn.Parameter(0.02 * torch.randn(4, dim))
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            _Layer(dim, num_heads, dropout, attention_dropout, round(mlp_ratio * dim))
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        image_vector: Tensor,
+        image_tokens: Tensor,
+        image_mask: Tensor | None,
+        text_vector: Tensor,
+        text_tokens: Tensor,
+        text_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        check_tokens("image_tokens", image_tokens, self.dim, image_mask, "image_mask")
+        check_tokens("text_tokens", text_tokens, self.dim, text_mask, "text_mask")
+        pairs = len(image_tokens)
+        for name, x in (("image_vector", image_vector), ("text_vector", text_vector)):
+            if x.shape != (pairs, self.dim):
+                raise InputError(f"{name} must be ({pairs}, {self.dim}), got {tuple(x.shape)}")
+        if len(text_tokens) != pairs:
+            raise InputError(f"text_tokens must hold {pairs} pairs, got {len(text_tokens)}")
+        # Attention does not see the order, so both global positions come first: the last layer
+        # then computes these two alone.
+        parts = [image_vector.unsqueeze(1), text_vector.unsqueeze(1), image_tokens, text_tokens]
+        masks = [None, None, image_mask, text_mask]
+        kinds = self.type_embedding.unbind()
+        x = torch.cat(
+            [
+                self.norm_in(part if mask is None else part.masked_fill(~mask.unsqueeze(-1), 0))
+                + kind
+                for part, mask, kind in zip(parts, masks, kinds, strict=True)
+            ],
+            dim=1,
+        )
+        real = None
+        if image_mask is not None or text_mask is not None:
+            real = torch.cat(
+                [
+                    part.new_ones(part.shape[:2], dtype=torch.bool) if mask is None else mask
+                    for part, mask in zip(parts, masks, strict=True)
+                ],
+                dim=1,
+            )
+        x = self.dropout(x)
+        for layer in self.layers[:-1]:
+            x = layer(x, real, x.shape[1])
+        image_out, text_out = self.norm(self.layers[-1](x, real, 2)).unbind(dim=1)
+        return image_out, text_out
+
+    def pair_score(
+        self,
+        image_vector: Tensor,
+        image_tokens: Tensor,
+        image_mask: Tensor | None,
+        text_vector: Tensor,
+        text_tokens: Tensor,
+        text_mask: Tensor | None,
+    ) -> Tensor:
+        """Cosine ``(P,)`` of the two read-outs, at least fp32; arguments as those of forward."""
+        image_out, text_out = self(
+            image_vector, image_tokens, image_mask, text_vector, text_tokens, text_mask
+        )
+        dtype = torch.promote_types(image_out.dtype, torch.float32)
+        return (l2_normalize(image_out.to(dtype)) * l2_normalize(text_out.to(dtype))).sum(-1)
+
+
+class _Layer(nn.Module):
+    """Pre-norm transformer layer that computes the first ``num_queries`` positions."""
+
+    def __init__(
+        self, dim: int, num_heads: int, dropout: float, attention_dropout: float, hidden_dim: int
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_dropout = attention_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.norm_attention = nn.LayerNorm(dim)
+        self.query = Linear(dim, dim)
+        self.key_value = Linear(dim, 2 * dim)
+        self.out = Linear(dim, dim)
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.hidden = Linear(dim, hidden_dim)
+        self.mlp_out = Linear(hidden_dim, dim)
+        for linear in (self.query, self.key_value, self.out, self.hidden, self.mlp_out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, real: Tensor | None, num_queries: int) -> Tensor:
+        y = self.norm_attention(x)
+        x = x[:, :num_queries]
+        query = rearrange(self.query(y[:, :num_queries]), "p n (h d) -> p h n d", h=self.num_heads)
+        key, value = rearrange(
+            self.key_value(y), "p n (two h d) -> two p h n d", two=2, h=self.num_heads
+        )
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if real is None else real[:, None, None, :],
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        x = x + self.dropout(self.out(rearrange(attended, "p h n d -> p n (h d)")))
+        hidden = F.gelu(self.hidden(self.norm_mlp(x)))
+        return x + self.dropout(self.mlp_out(self.dropout(hidden)))

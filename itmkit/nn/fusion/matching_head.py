@@ -1,0 +1,48 @@
+"""A binary matching head on the read-outs of the fusion encoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from itmkit.checks import InputError
+from itmkit.nn.layers.linear import Linear
+
+
+class MatchingHead(nn.Module):
+    """Binary logit of a pair: do this image and this text belong together?
+
+    An MLP over the two read-outs of a :class:`FusionEncoder` and their product; an alternative to
+    the cosine of the read-outs.
+
+    Args:
+        dim: width D of the read-outs.
+
+    Shape:
+        - image_out, text_out: ``(P, D)``
+        - output: ``(P,)``
+
+    Returns:
+        Logits, above zero for "yes".
+
+    Example:
+        >>> MatchingHead(16)(torch.randn(3, 16), torch.randn(3, 16)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 1:
+            raise InputError(f"dim must be at least 1, got {dim}")
+        self.dim = dim
+        self.hidden = Linear(3 * dim, dim)
+        self.logit = Linear(dim, 1)
+
+    def forward(self, image_out: Tensor, text_out: Tensor) -> Tensor:
+        for name, x in (("image_out", image_out), ("text_out", text_out)):
+            if x.shape != (len(image_out), self.dim):
+                expected = f"({len(image_out)}, {self.dim}), that of image_out"
+                raise InputError(f"{name} must be {expected}, got {tuple(x.shape)}")
+        both = torch.cat([image_out, text_out, image_out * text_out], dim=-1)
+        return self.logit(F.gelu(self.hidden(both))).squeeze(-1)

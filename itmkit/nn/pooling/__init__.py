@@ -1,0 +1,1 @@
+"""Pooling: which tokens and channels of one side count, and how much."""

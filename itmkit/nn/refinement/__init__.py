@@ -1,0 +1,1 @@
+"""Refinement: image and caption changed by each other before they are compared."""
