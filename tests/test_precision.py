@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from measured_precision import set_slowdown
 
 from itmkit import precision
-from itmkit.configs import config_names, config_path
+from itmkit.configs import config_names, load_config
 from itmkit.nn import CrossAttentionSimilarity
 from itmkit.precision import SLOW, cpu_slowdown, warn_if_slow_on_cpu
 
@@ -79,7 +78,7 @@ def test_without_bf16_instructions_it_is_measured_to_be_slow() -> None:
 
 @pytest.mark.parametrize("name", config_names())
 def test_no_shipped_configuration_asks_for_bf16(name: str) -> None:
-    trainer = yaml.safe_load(config_path(name).read_text())["trainer"]
+    trainer = load_config(name)["trainer"]
     assert "bf16" not in str(trainer.get("precision"))
 
 

@@ -1,8 +1,9 @@
-"""The command line: ``itmkit fit | validate | test | predict | extract``."""
+"""The command line: ``itmkit fit | validate | test | predict | extract | configs``."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ commands:
   test       measure recall on the test split
   predict    encode the images and captions of the test split with a checkpoint, to disk
   extract    compute a backbone's features of a folder of images, once, to disk
+  configs    list the shipped configurations, or print one: configs show NAME
 
 options:
   -h, --help     show this, or with a command all of its options
@@ -33,6 +35,7 @@ examples:
   itmkit test --ckpt_path runs/mate-shapes/latest
 """
 MATCHER_COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = (*MATCHER_COMMANDS, "extract", "configs")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,11 +66,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         with report_user_errors():
             extract(arguments[1:])
+    elif command == "configs":
+        from itmkit.cli.configs import configs
+
+        with report_user_errors():
+            configs(arguments[1:])
     elif command in MATCHER_COMMANDS:
         from itmkit.cli.arguments import check_words
 
         with report_user_errors():
             check_words(arguments[1:])
+            from itmkit.cli.help import asked_help
+
+            purpose = re.search(rf"  {command} +(.+)", HELP)
+            if purpose and (text := asked_help(command, arguments[1:], purpose[1])):
+                print(text)
+                return
             from itmkit.cli.matcher_cli import MatcherCLI
             from itmkit.data import ImageTextData
             from itmkit.distributed import leave
@@ -76,6 +90,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             MatcherCLI(Matcher, ImageTextData, arguments)
             leave()
     else:
-        commands = ", ".join((*MATCHER_COMMANDS, "extract"))
-        hint = did_you_mean(command, (*MATCHER_COMMANDS, "extract"))
-        fail(f"unknown command '{command}'; expected one of {commands}{hint}")
+        hint = did_you_mean(command, COMMANDS)
+        fail(f"unknown command '{command}'; expected one of {', '.join(COMMANDS)}{hint}")

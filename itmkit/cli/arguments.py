@@ -1,22 +1,20 @@
-"""The words behind a command, checked before anything is imported that takes seconds."""
+"""The words behind a command: checked before slow imports, and put together with configurations."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from itmkit.checks import InputError, did_you_mean
-from itmkit.configs import config_names, config_path
-
-#: options of fit, validate, test and predict that stand alone
-SINGLE = (
-    "ckpt_path config h help init_from init_strict name print_config seed_everything untrained"
-).split()
-#: and those that have options of their own, such as ``--trainer.max_epochs``
-SECTIONS = ("model", "data", "trainer", "checkpoint", "last")
+from itmkit.cli.options import OPTIONS, SECTIONS
+from itmkit.configs import config_names, config_path, load_config, merge
+from itmkit.configs.agreement import missing_values, with_option
+from itmkit.configs.short_options import SHORT_OPTIONS, expanded
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -31,73 +29,116 @@ def check_words(words: Sequence[str]) -> None:
     """
     option, waits = "", False  # the last option, and whether its value is still to come
     for word in words:
-        if word.startswith("--") or word in ("-c", "-h"):
+        if _is_option(word):
             option, equals, value = word.partition("=")
             _check_option(option)
             waits = not equals
             if equals and option == "--config":
-                _check_config(value)
+                _read(value)
         elif waits:
             waits = False
             if option in ("-c", "--config"):
-                _check_config(word)
+                _read(word)
         else:
             known = word.removesuffix(".yaml") in config_names() or Path(word).is_file()
             hint = f". Did you mean '--config {word}'?" if known else "; expected an option"
             raise InputError(f"unexpected '{word}'{hint}")
 
 
-def with_config_paths(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Resolve the configurations and put them first: an option wins wherever it stands.
+def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words that jsonargparse understands: one whole configuration, then full options alone.
+
+    Configurations are merged and come first, so an option wins wherever it stands. Short options
+    are expanded, and values that follow from others are filled in.
 
     Args:
         words: a command and what is behind it.
 
     Returns:
         The words, and the names of the configurations without folder and ending.
+
+    Raises:
+        InputError: values contradict each other, see :mod:`itmkit.configs.agreement`.
     """
-    command, rest = words[0], iter(words[1:])
-    paths, others = [], []
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option in ("-c", "--config"):
-            paths.append(config_path(value if equals else next(rest, "")))
-        else:
-            others.append(word)
-    front = [f"--config={path}" for path in paths]
-    return [command, *front, *others], [path.stem for path in paths]
+    options = split_options(words[1:])
+    paths = [config_path(value or "") for name, value in options if name in ("config", "c")]
+    short = {name: _parsed(value) for name, value in options if name in SHORT_OPTIONS}
+    full = [one for one in options if one[0] not in (*SHORT_OPTIONS, "config", "c")]
+    config: dict[str, Any] = {}
+    for path in paths:
+        config = merge(config, _read(path))
+    front = [("config", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))] * bool(config)
+    given = {}
+    for name, value in full:
+        if name.startswith(("model", "data")) and value is not None and not name.endswith("+"):
+            given[name.replace(".init_args", "")] = parsed = _parsed(value)
+            config = with_option(config, name, parsed)
+    added = expanded(short, config)
+    for name, value in added.items():
+        if given.get(name, value) != value:
+            raise InputError(
+                f"{name} is {given[name]!r}, and {value!r} by --{', --'.join(short)}; expected one "
+                "value"
+            )
+        config = with_option(config, name, value)
+    added |= missing_values(config)
+    texts = {name: one if isinstance(one, str) else json.dumps(one) for name, one in added.items()}
+    ordered = [*front, *full, *texts.items()]
+    return [
+        words[0],
+        *(f"--{name}" if value is None else f"--{name}={value}" for name, value in ordered),
+    ], [path.stem for path in paths]
+
+
+def split_options(words: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Names of options without their dashes, with what follows each, as one word or two.
+
+    Example:
+        >>> split_options(["--name=a", "--print_config", "--data.seed", "3"])
+        [('name', 'a'), ('print_config', None), ('data.seed', '3')]
+    """
+    found: list[tuple[str, str | None]] = []
+    for word in words:
+        if _is_option(word):
+            name, equals, value = word.partition("=")
+            found.append((name.lstrip("-"), value if equals else None))
+        elif found:
+            found[-1] = (found[-1][0], word)
+    return found
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") or word in ("-c", "-h")
+
+
+def _parsed(value: str | None) -> Any:
+    try:
+        return yaml.safe_load(value or "")
+    except yaml.YAMLError:
+        return value
 
 
 def _check_option(option: str) -> None:
     name = option.lstrip("-")
     root = re.split(r"[.+]", name)[0]
     rest = name.removeprefix(root)
-    if root in SECTIONS or root in SINGLE or name == "c":
+    alone = (*OPTIONS, *SHORT_OPTIONS)
+    if root in SECTIONS or (root in alone and not rest) or name == "c":
         return
-    known = [f"--{one}" for one in SINGLE] + [f"--{one}{rest}" for one in SECTIONS]
+    known = [f"--{one}" for one in alone] + [f"--{one}{rest}" for one in SECTIONS]
     hint = did_you_mean(f"--{name}", known)
     starts = ", ".join(f"--{one}" for one in SECTIONS)
     raise InputError(f"unknown option '{option}'; those of sections start with {starts}{hint}")
 
 
-def _check_config(name: str) -> None:
-    path = config_path(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"config '{path}' is not text in UTF-8: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise InputError(f"config '{path}'{where}: {problem}") from error
-    if not isinstance(content, Mapping):
-        held = "is empty" if content is None else f"holds a {type(content).__name__}"
-        raise InputError(f"config '{path}' {held}; expected {', '.join(SECTIONS[:3])}: …")
-    known = (*SECTIONS, *SINGLE)
+def _read(name: str | Path) -> dict[str, Any]:
+    """A configuration with known keys alone."""
+    content = load_config(name)
+    known = (*SECTIONS, *OPTIONS)
     for key in content:
-        if str(key).partition(".")[0] not in known:
+        if key.partition(".")[0] not in known:
             raise InputError(
-                f"config '{path}' has an unknown key '{key}'"
-                + (did_you_mean(str(key), known) or f"; expected one of {', '.join(sorted(known))}")
+                f"config '{config_path(str(name))}' has an unknown key '{key}'"
+                + (did_you_mean(key, known) or f"; expected one of {', '.join(sorted(known))}")
             )
+    return content

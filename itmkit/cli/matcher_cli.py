@@ -30,7 +30,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from itmkit.checks import InputError
-from itmkit.cli.arguments import with_config_paths
+from itmkit.cli.arguments import composed
 from itmkit.cli.cpu_precision import precision_on_cpu
 from itmkit.cli.evaluated import evaluated_on
 from itmkit.cli.given_checkpoint import (
@@ -91,7 +91,7 @@ class MatcherCLI(LightningCLI):
         self.arguments = arguments
         self._given = given_options(arguments)
         arguments = [arguments[0], *config_from_run_folder(arguments[0], arguments[1:])]
-        arguments, self.config_stems = with_config_paths(arguments)
+        arguments, self.config_stems = composed(arguments)
         self.run_folder: Path | None = None
         super().__init__(
             model_class,
@@ -119,36 +119,11 @@ class MatcherCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options of ours; all commands take them, so that they share one configuration."""
-        parser.add_argument(
-            "--name",
-            type=str | None,
-            default=None,
-            help="Folder, inside of trainer.default_root_dir, in which the run gets its own. "
-            "Where null, <system>-<name of the configuration>.",
-        )
-        parser.add_argument(
-            "--untrained",
-            type=bool | None,
-            default=None,
-            help="Whether the untrained model is measured too (fit, validate, test), or encodes "
-            "where there is no checkpoint (predict). Where null, fit alone measures it, unless it "
-            "resumes.",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="Checkpoint, or folder of a run, that fit starts a new run from: its weights, and "
-            "neither its optimizer, counters, best score nor vocabulary.",
-        )
-        parser.add_argument(
-            "--init_strict",
-            type=bool,
-            default=True,
-            help="Whether all weights of init_from must fit the model. Where false, those that do "
-            "not are listed and left out.",
-        )
+        """Options of ours, see :data:`itmkit.cli.options.OPTIONS`; all commands take them."""
+        parser.add_argument("--name", type=str | None, default=None)
+        parser.add_argument("--untrained", type=bool | None, default=None)
+        parser.add_argument("--init_from", type=str | None, default=None)
+        parser.add_argument("--init_strict", type=bool, default=True)
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
         parser.add_class_arguments(LastCheckpoint, "last")
         parser.set_defaults(

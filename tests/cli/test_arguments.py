@@ -8,23 +8,42 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_cli import refused
 
 from itmkit.cli import MATCHER_COMMANDS
-from itmkit.cli.arguments import SECTIONS, SINGLE, with_config_paths
+from itmkit.cli.arguments import composed
 from itmkit.cli.matcher_cli import MatcherCLI
+from itmkit.cli.options import OPTIONS, SECTIONS
 from itmkit.data import ImageTextData
 from itmkit.systems import Matcher
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 
 
-def test_configs_go_first() -> None:
-    words = ["fit", "--name=a", "--config", "tiny.yaml", "-c", "mate/shapes"]
-    put, stems = with_config_paths(words)
-    assert (put[0], put[1], put[3:]) == ("fit", "--config=tiny.yaml", ["--name=a"])
+def test_one_configuration_goes_first() -> None:
+    words = ["fit", "--name=a", "--config", "tiny.yaml", "-c", "mate/shapes", "--print_config"]
+    put, stems = composed(words)
+    assert (put[0], put[2:4]) == ("fit", ["--name=a", "--print_config"])
+    config = yaml.safe_load(put[1].removeprefix("--config="))
+    assert config["model"]["class_path"] == "itmkit.systems.MATE"
+    assert config["trainer"]["max_epochs"] == 2  # of tiny.yaml alone
     assert stems == ["tiny", "shapes"]
-    assert with_config_paths(["fit"]) == (["fit"], [])
+    assert composed(["fit"]) == (["fit"], [])
+
+
+def test_values_that_follow_are_full_options() -> None:
+    words = "fit --config mate/karpathy --text_model words --model.views=3 --captions=a.json"
+    put, _ = composed(words.split())
+    assert set(put[2:]) == {
+        "--model.views=3",
+        "--model.text_encoder.name_or_path=words",
+        "--data.dataset.annotations=a.json",
+        "--model.text_encoder.dim=512",
+        "--data.caption_views=3",
+        '--data.tokenizer={"class_path": "itmkit.data.TransformersTokenizer", '
+        '"init_args": {"name_or_path": "words"}}',
+    }
 
 
 def test_the_known_options_are_those_of_the_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,14 +62,16 @@ def test_the_known_options_are_those_of_the_parsers(monkeypatch: pytest.MonkeyPa
     assert parsers.keys() == set(MATCHER_COMMANDS)
     for parser in parsers.values():
         names = {name.lstrip("-") for name in parser._option_string_actions} - {"c"}
-        assert {name for name in names if "." not in name} - set(SECTIONS) == set(SINGLE)
+        assert {name for name in names if "." not in name} - set(SECTIONS) == {*OPTIONS, "h"} - {
+            "help_trainer"
+        }
         assert {name.partition(".")[0] for name in names if "." in name} == set(SECTIONS)
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("tset", "expected one of fit, validate, test, predict, extract. Did you mean 'test'?"),
+        ("tset", "predict, extract, configs. Did you mean 'test'?"),
         ("fit --confg tiny.yaml", ". Did you mean '--config'?"),
         (
             "fit --trainr.max_epochs=3 --config tiny.yaml",
@@ -96,7 +117,7 @@ def test_error_in_a_file(text: str, told: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--trainer.max_epoch 3", "unknown option --trainer.max_epoch 3. Did you mean '--trainer."),
+        ("--trainer.max_epoch 3", "unknown option --trainer.max_epoch=3. Did you mean '--trainer."),
         ("--model.rat 3", "Option 'rat' is not accepted. Did you mean 'rate'?"),
         (
             "--data.dataset itmkit.data.ShapesDataset --data.dataset.init_args.lenght 5",

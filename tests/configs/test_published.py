@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from itmkit.configs import config_path
+from itmkit.configs import load_config
+from itmkit.configs.agreement import completed
 from itmkit.systems import MATE, TVRN, Matcher
 from itmkit.systems.build import build
 
@@ -71,7 +71,7 @@ CASES = [
 
 
 def read(name: str) -> Any:
-    return yaml.safe_load(config_path(name).read_text())
+    return completed(load_config(name))
 
 
 def matcher(name: str, **init_args: Any) -> Any:

@@ -1,0 +1,30 @@
+"""The options of ``fit``, ``validate``, ``test`` and ``predict``, and what is said of them."""
+
+from __future__ import annotations
+
+#: those that stand alone
+OPTIONS = {
+    "config": "Name of a shipped configuration, or a file; of several, the later ones win.",
+    "print_config": "Print the whole configuration, all defaults included, and leave.",
+    "name": "Folder, inside of trainer.default_root_dir (runs), in which the run gets its own. "
+    "Where null, <system>-<name of the configuration>.",
+    "seed_everything": "Seed of the weights, dropout and all else that is drawn (data.seed: the "
+    "order).",
+    "ckpt_path": "Checkpoint, or folder of a run: fit goes on with it, all else measures it.",
+    "init_from": "Checkpoint, or folder of a run, that fit starts a new run from: its weights, and "
+    "neither its optimizer, counters, best score nor vocabulary.",
+    "init_strict": "Whether all weights of init_from must fit the model. Where false, those that "
+    "do not are listed and left out.",
+    "untrained": "Whether the untrained model is measured too (fit, validate, test), or encodes "
+    "where there is no checkpoint (predict). Where null, fit alone measures it, unless it resumes.",
+    "help_trainer": "Show the options of Lightning's Trainer and of the checkpoints.",
+    "help": "Show this.",
+}
+#: those that have options of their own, such as ``--trainer.max_epochs``
+SECTIONS = {
+    "model": "The system: --model CLASS, --model.ARGUMENT VALUE, and so on inside of arguments.",
+    "data": "The data module and its dataset.",
+    "trainer": "Lightning's Trainer, such as --trainer.max_epochs 5.",
+    "checkpoint": "What the best checkpoint is (checkpoint.monitor, by default val/rsum).",
+    "last": "How often the last checkpoint is written.",
+}

@@ -1,0 +1,130 @@
+"""Short options for what most runs name: each stands for full options, which depend on the classes.
+
+They are expanded before anything is parsed, so what is parsed, printed and stored are full options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from itmkit.checks import InputError
+from itmkit.configs.agreement import accepts, class_of, value_of
+
+
+class ShortOption(NamedTuple):
+    """A short option.
+
+    Args:
+        text: what it is, for the help.
+        places: full options that it may stand for; the first whose class has it is taken.
+    """
+
+    text: str
+    places: tuple[str, ...]
+
+
+_TEXT_MODELS = ("model.text_encoder.encoder.name_or_path", "model.text_encoder.name_or_path")
+_IMAGE = "model.image_encoder"
+SHORT_OPTIONS = {
+    "photos": ShortOption("Folder of the photos.", ("data.dataset.photos", "data.dataset.images")),
+    "captions": ShortOption(
+        "Captions of the photos: dataset_*.json, or a table where the dataset reads one.",
+        ("data.dataset.captions", "data.dataset.annotations"),
+    ),
+    "features": ShortOption(
+        "Folder of stored image features, as `itmkit extract` and SCAN write them.",
+        ("data.dataset.features", "data.dataset.root"),
+    ),
+    "text_model": ShortOption(
+        "Text model: a name or folder of transformers, also for the tokenizer; or 'bigru', words "
+        "from scratch.",
+        _TEXT_MODELS,
+    ),
+    "text_checkpoint": ShortOption("The same: folder of a local text model.", _TEXT_MODELS),
+    "image_model": ShortOption("Backbone: a name that timm knows.", (f"{_IMAGE}.model_name",)),
+    "image_checkpoint": ShortOption("File with its weights.", (f"{_IMAGE}.checkpoint",)),
+    "image_checkpoint_by_order": ShortOption(
+        "Whether they are matched by order and shape, not by name (true or false).",
+        (f"{_IMAGE}.checkpoint_by_order",),
+    ),
+}
+BIGRU = "itmkit.nn.BiGRU"
+
+
+def expanded(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Full options and their values.
+
+    Args:
+        given: short options with their values.
+        config: the configuration that they belong to.
+
+    Raises:
+        InputError: the configuration has nothing for one of them, or two exclude each other.
+
+    Example:
+        >>> from itmkit.configs import load_config
+        >>> expanded({"features": "DIR"}, load_config("mate/precomp"))
+        {'data.dataset.root': 'DIR'}
+    """
+    if {"text_model", "text_checkpoint"} <= given.keys():
+        raise InputError(
+            f"text_model is {given['text_model']!r} and text_checkpoint "
+            f"{given['text_checkpoint']!r}; expected one: a name and a folder stand for the same"
+        )
+    _check_source(given, config)
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in ("text_model", "text_checkpoint"):
+            found |= _text_model(name, value, config)
+        else:
+            found[_place(name, value, config)] = value
+    return found
+
+
+def _place(name: str, value: Any, config: Mapping[str, Any]) -> str:
+    for place in SHORT_OPTIONS[name].places:
+        owner = class_of(config, place.rpartition(".")[0])
+        if owner is not None and accepts(owner, place.rpartition(".")[2]):
+            return place
+    owner = SHORT_OPTIONS[name].places[-1].rpartition(".")[0]
+    kind = class_of(config, owner)
+    why = "no configuration gives a class to" if kind is None else f"{kind} takes none, as"
+    raise InputError(f"{name} is {value!r}, but {why} {owner}; expected another --config")
+
+
+def _check_source(given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise where photos are given to what reads features, or the other way round."""
+    features = value_of(config, "data.dataset.features")
+    if "photos" in given and (features is not None or "features" in given):
+        raise InputError(
+            f"photos is {given['photos']!r}, but features are read instead "
+            f"({given.get('features', features)!r}); expected a configuration of photos"
+        )
+    encoder = class_of(config, _IMAGE)
+    if "features" in given and encoder is not None and accepts(encoder, "model_name"):
+        raise InputError(
+            f"features is {given['features']!r}, but {_IMAGE} is {encoder}, which reads pixels; "
+            "expected a configuration of features, such as mate/karpathy or mate/precomp"
+        )
+
+
+def _text_model(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    owner = "model.text_encoder"
+    if class_of(config, f"{owner}.encoder") is not None:
+        owner = f"{owner}.encoder"
+    current = class_of(config, owner)
+    tokenizer = class_of(config, "data.tokenizer")
+    if current is None:
+        raise InputError(f"{name} is {value!r}, but there is no {owner}; expected a --config")
+    if value == "bigru":
+        if accepts(current, "layers"):
+            raise InputError(f"{name} is 'bigru', which has one level; {current} has several")
+        words = {} if tokenizer is None else {"data.tokenizer": None}
+        return words if current == BIGRU else {owner: BIGRU, **words}
+    found = {f"{owner}.name_or_path": value}
+    if not accepts(current, "name_or_path"):
+        found = {owner: "itmkit.nn.TransformerText", **found}
+    if tokenizer is not None and accepts(tokenizer, "name_or_path"):
+        found["data.tokenizer.name_or_path"] = value
+    return found
