@@ -27,10 +27,10 @@ class ShortOption(NamedTuple):
 _TEXT_MODELS = ("model.text_encoder.encoder.name_or_path", "model.text_encoder.name_or_path")
 _IMAGE = "model.image_encoder"
 SHORT_OPTIONS = {
-    "photos": ShortOption("Folder of the photos.", ("data.dataset.photos", "data.dataset.images")),
+    "photos": ShortOption("Folder of the photos.", ("data.dataset.images", "data.dataset.photos")),
     "captions": ShortOption(
         "Captions of the photos: dataset_*.json, or a table where the dataset reads one.",
-        ("data.dataset.captions", "data.dataset.annotations"),
+        ("data.dataset.annotations", "data.dataset.captions"),
     ),
     "features": ShortOption(
         "Folder of stored image features, as `itmkit extract` and SCAN write them.",
