@@ -279,7 +279,7 @@ def test_text_ids() -> None:
 
 
 def test_encoding_fields() -> None:
-    told = "expected a tensor with one row an item"
+    told = "expected a tensor with one row per item"
     refused(
         lambda: Encoding(vector=np.ones((2, 3))), f"vector is a numpy.ndarray of float64; {told}"
     )

@@ -22,13 +22,13 @@ def bootstrap_recall(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Confidence intervals of recall: the queries are drawn again, the gallery stays.
+    """Confidence intervals of recall: queries are resampled, the gallery is fixed.
 
-    Each resample draws as many queries as there are, with replacement, and keeps their ranks. An
-    image is drawn together with its captions where their ids are known: captions of one image are
-    found or missed together, and drawn one by one they would make the intervals too narrow. The
-    intervals are percentiles of the resampled values. They tell how recall would vary with other
-    queries, not with another training or another gallery.
+    Each resample draws as many queries as there are, with replacement, and keeps their ranks. Where
+    the ids are known, images are drawn, each with all of its captions: captions of one image tend
+    to be found or missed together, so drawing them one by one would make the intervals too narrow.
+    The intervals are percentiles of the resampled values. They show how recall would vary with
+    other queries, not with another training run or another gallery.
 
     Args:
         ranks: of a gallery, as :func:`itmkit.retrieval.rank_queries` gives them, or of each fold;

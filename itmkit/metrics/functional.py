@@ -25,7 +25,7 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
 
     with ε of the dtype of the scores (1.2e-7 for float32). Ties, equal but for rounding, count
     against the query: where all scores are equal, every non-matching item comes first. A warning
-    tells where ties that are not exact decide more than 1 % of the ranks.
+    is given if ties that are not exact decide more than 1 % of the ranks.
 
     Args:
         scores: ``(n, m)`` floating point, higher is a better match.
@@ -70,16 +70,16 @@ def cross_modal_recall(
     *,
     relevance: Tensor | None = None,
 ) -> dict[str, float]:
-    """Recall at 1, 5 and 10 in both directions, with any number of captions an image.
+    """Recall at 1, 5 and 10 in both directions, with any number of captions per image.
 
     A query is found at ``k`` when fewer than ``k`` non-matching items are as good as its best
     match. Ties count against it, as in :func:`retrieval_ranks`. An image without captions is
-    searched but no query: it can stand before the image of a caption, and does not count in
+    searched but is not a query: it can rank before the image of a caption, and does not count in
     ``i2t``.
 
     Args:
         scores: ``(n, m)`` floating point, images × captions, higher is a better match.
-        image_ids: ``(n,)`` integers, one an image; a tensor, a list or an array.
+        image_ids: ``(n,)`` integers, one per image; a tensor, a list or an array.
         text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
         relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
 

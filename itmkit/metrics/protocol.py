@@ -59,7 +59,7 @@ class Protocol:
             text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
 
         Returns:
-            A pair of int64 tensors a fold, on the device of ``image_ids``.
+            One pair of int64 tensors per fold, on the device of ``image_ids``.
 
         Raises:
             InputError: what is given does not fit the protocol.
@@ -89,7 +89,7 @@ class Protocol:
         return [(rows[part], columns[torch.isin(owners, image_ids[part])]) for part in parts]
 
 
-#: The protocols of the field, by name. F30K and COCO have five captions an image in all of them.
+#: The protocols of the field, by name. F30K and COCO have five captions per image in all of them.
 PROTOCOLS = {
     "f30k-1k": Protocol(images=1000, captions_per_image=5),
     "coco-5k": Protocol(images=5000, captions_per_image=5),

@@ -55,7 +55,7 @@ class QueryRanks:
     """Rank of the best match of every query of a gallery, 0 being the first place.
 
     Args:
-        i2t: ``(q,)`` int64, of the images that have a match; the others are no queries.
+        i2t: ``(q,)`` int64, of the images that have a match; the others are not queries.
         t2i: ``(m,)`` int64, of the captions.
         image_ids: ``(q,)`` int64, the id of each image of ``i2t``; None where unknown.
         text_image_ids: ``(m,)`` int64, the id of the image that each caption belongs to; None

@@ -1,4 +1,4 @@
-"""Ranks in both directions from scores that come tile by tile."""
+"""Ranks in both directions from scores that are computed tile by tile."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def ranks_by_tile(
     Args:
         score: given some columns and a list of parts of the rows, computes the tile of each part
             in turn, finite and floating point, all of one dtype. It is called at most twice for
-            the same columns, so that what it prepares for them serves many tiles.
+            the same columns, so it can prepare them once for many tiles.
         shape: ``(n, m)``, of all scores.
         pairs: ``(p, 2)`` int64, a row and a column that match, each pair once.
         tile: height and width of a tile, the last ones being smaller; below 2²⁴.
         shared: each process computes its share of the tiles, which are at least as many as the
-            processes; all call this alike, and get the same ranks.
+            processes; all make the same call and get the same ranks.
 
     Returns:
         :class:`Ranks` of the ``n`` rows and of the ``m`` columns, on the device of the scores;
@@ -232,7 +232,7 @@ def matching_pairs(row_ids: Tensor, column_ids: Tensor) -> Tensor:
 
 
 def has_match(rows: Tensor, count: int) -> Tensor:
-    """Which of ``count`` rows are among those of the pairs that match; the others are no queries.
+    """Which of ``count`` rows are among those of the pairs that match; the others are not queries.
 
     Returns:
         ``(count,)`` bool.

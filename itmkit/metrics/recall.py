@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TILE = 512
-_SAME = 0.05  # of its length: more than a vector differs by when it is encoded in another batch
+_SAME = 0.05  # of the length: more than a vector changes when it is encoded in another batch
 _STATES = {
     "image": torch.float32,
     "text": torch.float32,
@@ -40,19 +40,19 @@ class CrossModalRecall(Metric):
     tolerance of :func:`itmkit.metrics.functional.retrieval_ranks`. For another score than the
     cosine use :func:`itmkit.metrics.functional.cross_modal_recall`.
 
-    Nothing is counted twice. Samplers repeat samples, to fill a batch or the share of a process
-    (``DistributedSampler`` does so), so give ``text_ids``: an image is then known by its image id,
-    a caption by its text id, and each counts once however often it came. Without ``text_ids`` every
-    caption is a caption of its own, and an image that comes again is an error, since its captions
-    may have come again too; only in one update of pairs, with caption i belonging to image i, an
-    image may stand once for each of its captions. An image without captions is searched but no
-    query.
+    Nothing is counted twice. Samplers such as ``DistributedSampler`` repeat samples to fill the
+    last batch or the share of a process, so pass ``text_ids``: an image is identified by its image
+    id, a caption by its text id, and each counts once however often it is seen. Without
+    ``text_ids`` all captions count as distinct, and an image id that repeats is an error, because
+    its captions may repeat too. The one exception is an update of pairs, in which caption i belongs
+    to image i: there an image may repeat, once per caption. An image without captions is searched
+    but is not a query.
 
-    The conventions of torchmetrics hold: ``forward``, ``reset``, ``clone``, ``merge_state``,
+    It follows the conventions of torchmetrics: ``forward``, ``reset``, ``clone``, ``merge_state``,
     ``sync``, ``plot``, pickling and ``MetricCollection``.
 
     Args:
-        **kwargs: those of every ``torchmetrics.Metric``, such as ``compute_on_cpu``.
+        **kwargs: arguments of every ``torchmetrics.Metric``, such as ``compute_on_cpu``.
 
     Shape:
         ``update``: image ``(n, D)``, text ``(m, D)``, image_ids ``(n,)``, text_image_ids ``(m,)``,
@@ -61,8 +61,8 @@ class CrossModalRecall(Metric):
 
     Raises:
         InputError: shapes or dtypes that do not fit, an embedding that is not finite, negative
-            ``text_ids``, one id with two vectors, an image that comes again without ``text_ids``;
-            in ``compute`` also a caption without its image, or no data.
+            ``text_ids``, one id with two different vectors, an image id that repeats without
+            ``text_ids``; in ``compute`` also a caption whose image is missing, or no data.
 
     Example:
         >>> metric = CrossModalRecall()
@@ -90,7 +90,7 @@ class CrossModalRecall(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Embeddings are kept flat, so that a process without data, which does not know their width,
-        # can take part in the gathering.
+        # can take part in gathering.
         for name in _STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -107,9 +107,9 @@ class CrossModalRecall(Metric):
         Args:
             image: ``(n, D)`` embeddings of any scale and floating dtype.
             text: ``(m, D)`` embeddings.
-            image_ids: ``(n,)`` integers, one an image of the data set; a tensor, list or array.
+            image_ids: ``(n,)`` integers, one per image of the data set; a tensor, list or array.
             text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
-            text_ids: ``(m,)`` integers from 0, one a caption of the data set.
+            text_ids: ``(m,)`` integers from 0, one per caption of the data set.
         """
         _check_embeddings(image, text)
         image_ids = integer_vector("image_ids", image_ids, len(image), image.device).long()
@@ -184,10 +184,13 @@ class CrossModalRecall(Metric):
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the data of another metric of this kind, or of its ``metric_state``."""
         super().merge_state(incoming_state)
+        # An update of nothing: compute would return the result that it had before.
         nothing, no_ids = torch.empty(0, 1, device=self.device), torch.empty(0, dtype=torch.int64)
-        self.update(
-            nothing, nothing, no_ids, no_ids
-        )  # so that no result from before is given again
+        self.update(nothing, nothing, no_ids, no_ids)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> Self:
+        """Change nothing: ids stay integers, and embeddings are ranked in fp64."""
+        return self
 
     def plot(
         self,
@@ -233,22 +236,21 @@ def _check_embeddings(image: Tensor, text: Tensor) -> None:
 
 
 def _check_no_repeats(image_ids: Tensor) -> None:
-    """Raise if an image came again, where captions have no ids."""
+    """Raise if an image id repeats, where captions have no ids."""
     values, counts = image_ids.unique(return_counts=True)
     if len(values) < len(image_ids):
         place = int((counts > 1).nonzero()[0])
         raise InputError(
-            f"image id {int(values[place])} came {int(counts[place])} times without text_ids; "
-            "expected once, or text_ids in every update, which tell a repeated caption from a new "
-            "one"
+            f"image id {int(values[place])} occurs {int(counts[place])} times without text_ids; "
+            "expected once, or text_ids in every update to tell repeated captions from new ones"
         )
 
 
 def _check_owners(image_ids: Tensor, owners: Tensor, text_ids: Tensor) -> None:
-    """Raise if a caption's image did not come, or a caption belongs to two images."""
+    """Raise if the image of a caption is missing, or a caption belongs to two images."""
     alone = owners[~torch.isin(owners, image_ids)]
     if len(alone):
-        raise InputError(f"a caption belongs to image id {int(alone[0])}, which did not come")
+        raise InputError(f"text_image_ids holds {int(alone[0])}; expected an id of image_ids")
     wrong = (owners[_first_rows(text_ids)] != owners).nonzero()
     if len(wrong):
         raise InputError(f"text id {int(text_ids[wrong[0, 0]])} belongs to more than one image id")
@@ -263,11 +265,11 @@ def _first_rows(ids: Tensor) -> Tensor:
 
 
 def _distinct_rows(kind: str, ids: Tensor, vectors: Tensor) -> Tensor:
-    """Rows at which an id comes for the first time, in order.
+    """Rows at which an id occurs for the first time, in order.
 
     Raises:
-        InputError: where an id comes again with another vector. Vectors of one image differ a
-            little with the batch in which it was encoded.
+        InputError: where an id repeats with another vector. Small differences are accepted: the
+            vector of an image depends a little on the batch in which it was encoded.
     """
     first = _first_rows(ids)
     rows = torch.arange(len(ids), device=ids.device)
@@ -276,8 +278,8 @@ def _distinct_rows(kind: str, ids: Tensor, vectors: Tensor) -> Tensor:
     other = ((now - before).norm(dim=1) > _SAME * before.norm(dim=1)).nonzero()
     if len(other):
         raise InputError(
-            f"{kind} {int(ids[again[other[0, 0]]])} came with two different vectors; expected ids "
-            "of the data set, not of the batch"
+            f"{kind} {int(ids[again[other[0, 0]]])} has two different vectors; expected ids that "
+            "are unique in the data set, not in the batch only"
         )
     return rows[first == rows]
 

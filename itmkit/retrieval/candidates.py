@@ -64,7 +64,7 @@ class Best:
     Args:
         queries: number of queries.
         items: number of items, below 2³¹.
-        k: items wanted a query.
+        k: items wanted per query.
         device: where the scores are.
 
     Example:

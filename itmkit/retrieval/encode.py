@@ -35,7 +35,7 @@ class Gallery:
         text_ids: ``(m,)`` int64, each caption once.
 
     Raises:
-        InputError: for what is no :class:`Encoding`, or ids that are not integers, one a row.
+        InputError: for what is no :class:`Encoding`, or ids that are not integers, one per row.
     """
 
     images: Encoding
@@ -130,8 +130,8 @@ def encode(
 ) -> Gallery:
     """Encode every image and caption of some batches, each once.
 
-    The batches are encoded where the matcher is. An image id or text id that came before is
-    skipped, so an image stored once a caption, or a padded last batch, does no harm.
+    The batches are encoded where the matcher is. An image id or text id that was seen before is
+    skipped, so an image stored once per caption, or a padded last batch, does no harm.
 
     Args:
         matcher: the model that encodes.
@@ -139,7 +139,7 @@ def encode(
         device: where the encodings are kept.
 
     Returns:
-        The gallery, in the order in which images and captions first came, ids on the CPU.
+        The gallery, in the order in which images and captions first occurred, ids on the CPU.
 
     Raises:
         InputError: no batches, or batches that hold no image.

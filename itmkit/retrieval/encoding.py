@@ -17,7 +17,7 @@ _COMMON = frozenset({"vector", "tokens", "mask", "boxes"})
 
 
 class Encoding:
-    """What a matcher keeps of ``n`` images or captions: named tensors with one row an item.
+    """What a matcher keeps of ``n`` images or captions: named tensors with one row per item.
 
     Fields are read as attributes (``encoding.vector``). A field given as ``None`` is ``None``; of
     the usual names ``vector``, ``tokens``, ``mask`` and ``boxes`` those not given are ``None`` too.
@@ -60,7 +60,7 @@ class Encoding:
                 continue
             if not isinstance(value, Tensor) or value.ndim == 0:
                 given = "a tensor without rows" if isinstance(value, Tensor) else type_of(value)
-                raise InputError(f"{name} is {given}; expected a tensor with one row an item")
+                raise InputError(f"{name} is {given}; expected a tensor with one row per item")
             rows = rows or (name, len(value))
             if len(value) != rows[1]:
                 raise InputError(f"{name} has {len(value)} rows, but {rows[0]} has {rows[1]}")

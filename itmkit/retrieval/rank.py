@@ -84,8 +84,8 @@ def rank_queries(
 
     A rank is the number of non-matching items in front of, or tied with, the best match; ties are
     those of :func:`itmkit.metrics.functional.retrieval_ranks`. A match whose global score is tied
-    with that of an item left out of the candidates is among them by chance only, and keeps its
-    global rank. An image without captions is searched but no query.
+    with that of an item outside the candidates is a candidate by chance only, and keeps its global
+    rank. An image without captions is searched but is not a query.
 
     The scores are never stored whole: blocks are counted and dropped, but for those that hold a
     match. With ids, about ``(n + m) · chunk_size`` scores are kept at most. Scores are compared and
@@ -97,10 +97,10 @@ def rank_queries(
         protocol: which of them are searched together, or a name of
             :data:`itmkit.metrics.PROTOCOLS`; None for all.
         relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
-        top_k: candidates a query, 0 for global scores only; default ``matcher.rerank_top_k``.
+        top_k: candidates per query, 0 for global scores only; default ``matcher.rerank_top_k``.
         weight: share of the pair score, in [0, 1]; default ``matcher.rerank_weight``.
-        chunk_size: at most this many images, captions or pairs a call of the matcher.
-        shared: the processes share the work; all call this alike, and get the same ranks.
+        chunk_size: at most this many images, captions or pairs per call of the matcher.
+        shared: the processes share the work; all make the same call and get the same ranks.
 
     Returns:
         The ranks of each fold; of one, where the whole gallery is searched.

@@ -54,7 +54,7 @@ _SIDES = (("i2t", "image to text"), ("t2i", "text to image"))
 
 
 def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out recall as plain text, one row a model or stage.
+    """Lay out recall as plain text, one row per model or stage.
 
     Args:
         rows: name of the row → the dictionary of ``cross_modal_recall``; per cent and ranks. A key

@@ -28,7 +28,7 @@ def score_matrix(
         matcher: the model whose ``score`` is used, in evaluation mode.
         images: ``n`` encoded images.
         texts: ``m`` encoded captions.
-        chunk_size: at most this many images and captions a block.
+        chunk_size: at most this many images and captions per block.
 
     Returns:
         ``(n, m)`` fp32 on the device of ``images``.
@@ -63,7 +63,7 @@ def pair_scores(
         images: ``n`` encoded images.
         texts: ``m`` encoded captions.
         pairs: ``(p, 2)`` int64, image row and caption row.
-        chunk_size: at most this many pairs a call.
+        chunk_size: at most this many pairs per call.
 
     Returns:
         ``(p,)`` fp32 on the device of ``images``.

@@ -36,11 +36,11 @@ def best_captions(
         matcher: the model that ranks.
         images: ``n`` encoded images, the queries.
         texts: ``m`` encoded captions, the gallery.
-        k: captions wanted an image; at most ``m`` are given.
+        k: captions wanted per image; at most ``m`` are given.
         top_k: candidates put in the order of the blended score (see :func:`evaluate`), 0 for none;
             default ``matcher.rerank_top_k``.
         weight: share of the pair score, in [0, 1]; default ``matcher.rerank_weight``.
-        chunk_size: at most this many images, captions or pairs a call of the matcher.
+        chunk_size: at most this many images, captions or pairs per call of the matcher.
 
     Returns:
         Scores ``(n, k)`` fp32 and caption rows ``(n, k)`` int64. The first ``top_k`` scores of a
@@ -71,7 +71,7 @@ def best_images(
         matcher: the model that ranks.
         texts: ``m`` encoded captions, the queries.
         images: ``n`` encoded images, the gallery.
-        k: images wanted a caption; at most ``n`` are given.
+        k: images wanted per caption; at most ``n`` are given.
         top_k: as in :func:`best_captions`.
         weight: as in :func:`best_captions`.
         chunk_size: as in :func:`best_captions`.
@@ -97,7 +97,7 @@ def _search(
     *,
     images_are_queries: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The k best items of each query, a block at a time."""
+    """The k best items of each query, block by block."""
     check_count(k=k, chunk_size=chunk_size)
     top_k, weight = second_stage(matcher, top_k, weight)
     found: list[tuple[Tensor, Tensor]] = []
@@ -175,7 +175,7 @@ def _best(
         blocks: makes an iterator over all scores ``(queries, c)`` and the numbers of the items.
         queries: number of queries.
         items: number of items.
-        k: items wanted a query.
+        k: items wanted per query.
         device: where the scores are.
     """
     best = Best(queries, items, k + _SPARE, device)
@@ -186,7 +186,7 @@ def _best(
     values, rows, tied_with = values[:, :k], rows[:, :k], tied_with[:, :k]
     most = tied_with[:, -1]
     more = candidates.left_out >= tied_from(most)
-    if more.any():  # with more items than were kept: of those the first are looked for
+    if more.any():  # more items are tied than were kept: look for the first of them
         first = FirstTied(tied_from(most), most, tied_with.shape[1])
         for block, numbers in blocks():
             first.see(block, numbers)

@@ -101,7 +101,7 @@ def test_width_is_that_of_a_share():
 
 
 def test_captions_found_together_widen_the_interval():
-    """Five captions an image, all found or none: as many independent queries as images."""
+    """Five captions per image, all found or none: as many independent queries as images."""
     ids = torch.arange(1000)
     found = ids % 2
     single = bootstrap_recall(QueryRanks(found, found.repeat_interleave(5)))["t2i_r1"]

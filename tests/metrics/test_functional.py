@@ -73,7 +73,7 @@ def test_golden_retrieval_metrics(golden):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), n=st.integers(1, 6), extra=st.integers(0, 8), levels=st.integers(1, 5))
 def test_naive_loop_reference(data, n, extra, levels):
-    """Few distinct scores make many ties; captions an image differ and come in any order."""
+    """Few distinct scores make many ties; the captions per image differ and come in any order."""
     seed = data.draw(st.integers(0, 2**31))
     g = torch.Generator().manual_seed(seed)
     owners = torch.cat([torch.arange(n), torch.randint(n, (extra,), generator=g)])

@@ -128,7 +128,7 @@ def test_each_sample_counts_once(parts):
             metric.update(*batch(data, rows))
         metric.compute()
 
-    with pytest.raises(InputError, match=r"image id \d+ came \d times without text_ids; expected"):
+    with pytest.raises(InputError, match=r"image id \d+ occurs \d times without text_ids"):
         without_ids()
 
 
@@ -148,12 +148,12 @@ def test_error_one_id_with_two_vectors():
     for _ in range(2):
         metric.update(image, text, ids, ids, ids)
         image = image.flip(0)
-    with pytest.raises(InputError, match="image id 0 came with two different vectors; expected id"):
+    with pytest.raises(InputError, match="image id 0 has two different vectors; expected ids"):
         metric.compute()
     metric = CrossModalRecall()
-    with pytest.raises(InputError, match="image id 0 came with two different vectors"):
+    with pytest.raises(InputError, match="image id 0 has two different vectors"):
         metric.update(image, text, ids * 0, ids)
-    with pytest.raises(InputError, match="text id 0 came with two different vectors"):
+    with pytest.raises(InputError, match="text id 0 has two different vectors"):
         metric.update(image, text, ids, ids, ids * 0)
 
 
@@ -261,7 +261,7 @@ def test_error_update():
         metric.update(image, text, ids, owners, owners[:2])
     with pytest.raises(ValueError, match="text_ids holds -1; expected 0 or more"):
         metric.update(image, text, ids, owners, owners - 1)
-    with pytest.raises(ValueError, match="image id 0 came 2 times without text_ids"):
+    with pytest.raises(ValueError, match="image id 0 occurs 2 times without text_ids"):
         metric.update(image[[0, 0]], text[:3], ids[[0, 0]], owners[:3])
 
 
@@ -296,7 +296,7 @@ def test_error_compute():
         metric.compute()
     metric.reset()
     metric.update(image[:10], text, ids[:10], owners)
-    with pytest.raises(ValueError, match="image id 10, which did not come"):
+    with pytest.raises(ValueError, match="text_image_ids holds 10; expected an id of image_ids"):
         metric.compute()
     metric.reset()
     metric.update(image, text, ids, owners)
@@ -357,6 +357,15 @@ def test_compute_on_cpu_and_other_arguments_of_every_metric():
     assert all(value.device.type == "cpu" for value in metric.image)
     with pytest.raises(ValueError, match="Unexpected keyword arguments: `top_k`"):
         CrossModalRecall(top_k=3)
+
+
+def test_a_dtype_does_not_change_ids():
+    data = split()
+    ids = [part + 2**40 for part in data[2:]]
+    metric = MetricCollection([CrossModalRecall()])
+    metric.update(*data[:2], *ids)
+    metric.set_dtype(torch.float16).half()
+    assert metric.compute()["rsum"].item() == pytest.approx(expected(data)["rsum"])
 
 
 def test_metric_collection():
@@ -473,7 +482,7 @@ def test_ddp(tmp_path):
         assert list(results) == list(cases)
         for name in ("padded", "unequal", "no_ids", "one_idle"):
             assert results[name] == pytest.approx(exact), name
-        assert results["no_ids_padded"].startswith("image id 50 came 2 times without text_ids")
+        assert results["no_ids_padded"].startswith("image id 50 occurs 2 times without text_ids")
         image, text, ids, owners = data
         half = expected((image.half().double(), text.half().double(), ids, owners))
         assert results["half"] == pytest.approx(half)

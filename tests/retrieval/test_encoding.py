@@ -104,7 +104,7 @@ def test_error():
         Encoding(tokens=torch.zeros(2, 3, 4), mask=torch.ones(2, 3))
     with pytest.raises(ValueError, match="mask has shape"):
         Encoding(tokens=torch.zeros(2, 3, 4), mask=torch.ones(2, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="one row an item"):
+    with pytest.raises(ValueError, match="one row per item"):
         Encoding(vector=torch.tensor(1.0))
     with pytest.raises(ValueError, match="cannot be named 'items'"):
         Encoding(items=torch.zeros(2))
