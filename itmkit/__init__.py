@@ -2,20 +2,29 @@
 
 from importlib import import_module
 from pkgutil import iter_modules
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from itmkit.retriever import Retriever, load
+
+__all__ = ["Retriever", "load"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> ModuleType:
-    # itmkit.losses after a bare import of itmkit, which itself imports no torch
+_OF_RETRIEVER = ("Retriever", "load")
+
+
+def __getattr__(name: str) -> Any:
+    # itmkit.losses or itmkit.load after a bare import of itmkit, which itself imports no torch
+    if name in _OF_RETRIEVER:
+        return getattr(import_module(f"{__name__}.retriever"), name)
     if name in _submodules():
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_submodules()})
+    return sorted({*globals(), *_OF_RETRIEVER, *_submodules()})
 
 
 def _submodules() -> list[str]:

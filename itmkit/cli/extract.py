@@ -131,20 +131,22 @@ def extract_to_disk(
             check_images=False,
             **photos,
         )
-        backbone = TimmGrid(
-            model,
-            pretrained=pretrained,
-            checkpoint=checkpoint,
-            checkpoint_by_order=checkpoint_by_order,
-            image_size=own.size,
-            out_index=out_index,
-            frozen=True,
-        )
+        arguments: dict[str, Any] = {
+            "model_name": model,
+            "pretrained": pretrained,
+            "checkpoint": None if checkpoint is None else str(user_path(checkpoint).resolve()),
+            "checkpoint_by_order": checkpoint_by_order,
+            "image_size": own.size,
+            "out_index": out_index,
+            "frozen": True,
+        }
+        backbone = TimmGrid(**arguments)
         path = extract_features(
             dataset,
             backbone,
             output,
             name=model,
+            config={"class_path": "itmkit.nn.TimmGrid", "init_args": arguments},
             augmented=augmented if views > 1 else None,
             views=views,
             seed=seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ def extract_features(
     output: str | Path,
     *,
     name: str = "",
+    config: Mapping[str, Any] | None = None,
     augmented: ImageSource | None = None,
     views: int = 1,
     seed: int = 0,
@@ -54,6 +55,8 @@ def extract_features(
             count of tokens alone is no grid. Its modes and devices are afterwards as before.
         output: folder to write to, made where missing.
         name: of the backbone, noted beside the features.
+        config: what the backbone can be built from again, ``class_path`` and ``init_args``, noted
+            too: :func:`itmkit.load` then makes features of other pictures.
         augmented: the same images, drawn at random; where ``views`` is more than 1.
         views: stored of an image: the plain one, and ``views - 1`` that are drawn from
             ``augmented``. Training takes one of them, evaluation the plain one.
@@ -130,10 +133,10 @@ def extract_features(
         with ArrayWriter(target, settings, notes=notes, progress=progress_file) as writer:
             if writer.complete is None:
                 write(writer, plain, 0)
-                _write_texts(dataset, folder, settings)
+                _write_texts(dataset, folder, settings, config)
                 writer.finish()
             elif dataset.captions and writer.complete.get("captions") == 0:
-                _write_texts(dataset, folder, settings)
+                _write_texts(dataset, folder, settings, config)
         for view in range(1, views):
             assert augmented is not None
             path = view_path(folder, split, view)
@@ -199,7 +202,12 @@ def _grid(backbone: nn.Module, tokens: int, size: Sequence[int]) -> list[int] | 
     return [rows, columns]
 
 
-def _write_texts(dataset: ImageTextDataset, folder: Path, settings: dict[str, Any]) -> None:
+def _write_texts(
+    dataset: ImageTextDataset,
+    folder: Path,
+    settings: dict[str, Any],
+    config: Mapping[str, Any] | None,
+) -> None:
     """Write the names and captions, and last the notes, which say how many captions there are."""
     write_text(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
     if dataset.captions:
@@ -209,5 +217,5 @@ def _write_texts(dataset: ImageTextDataset, folder: Path, settings: dict[str, An
         if Counter(map(len, groups)).keys() != {5}:
             rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(groups))
             write_text(folder / f"{dataset.split}_cap_images.txt", rows)
-    notes = {**settings, "captions": len(dataset.captions)}
+    notes = {**settings, "captions": len(dataset.captions), "config": config}
     write_text(folder / f"{dataset.split}_features.json", json.dumps(notes, indent=2) + "\n")

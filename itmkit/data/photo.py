@@ -82,6 +82,18 @@ def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
         raise BadSampleError(f"{path} is not a readable image: {error}") from error
 
 
+def upright_rgb(photo: Image.Image) -> Image.Image:
+    """A picture turned upright as its EXIF says, transparent parts over white, as RGB.
+
+    Raises:
+        InputError: if it has more than 16 bits a channel.
+    """
+    photo.load()  # Pillow turns some formats itself, and then takes the orientation away
+    turn = _UPRIGHT.get(_orientation(photo))
+    rgb = _rgb(photo)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
 def photo_names(folder: Path, follow_links: bool) -> list[str]:
     """The photos in a folder and the folders inside it, by the endings of their names, sorted.
 
@@ -158,10 +170,7 @@ def _decoded(path: Path, file: IO[bytes], side: int, max_pixels: int) -> Image.I
         if photo.format in ("JPEG", "MPO"):
             # decoded at half, a quarter or an eighth, where that is large enough
             photo.draft("RGB", (2 * side, 2 * side))
-        photo.load()  # Pillow turns some formats itself, and then takes the orientation away
-        turn = _UPRIGHT.get(_orientation(photo))
-        rgb = _rgb(photo)
-        return rgb if turn is None else rgb.transpose(turn)
+        return upright_rgb(photo)
 
 
 def _formats(path: Path, start: bytes) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from inspect import signature
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from itmkit.checks import InputError, constructor_errors
+from itmkit.pretrained import weights_follow
 
 
 def build(config: Mapping[str, Any], bases: Mapping[str, type], *, source: str) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def build(config: Mapping[str, Any], bases: Mapping[str, type], *, source: str) 
     """
     parser = LightningArgumentParser(exit_on_error=False)
     for name, base in bases.items():
-        parser.add_lightning_class_args(base, name, subclass_mode=True)
+        parser.add_subclass_arguments(base, name, fail_untyped=False)
     for name in bases:
         if not isinstance(config.get(name), Mapping):
             raise InputError(f"{source}: {name} is {config.get(name)!r}; expected a section")
@@ -49,7 +50,12 @@ def build(config: Mapping[str, Any], bases: Mapping[str, type], *, source: str) 
 
 
 def build_system(
-    config: Mapping[str, Any], kind: type, arguments: Mapping[str, Any], *, source: str
+    config: Mapping[str, Any],
+    kind: type,
+    arguments: Mapping[str, Any],
+    *,
+    source: str,
+    trust: Sequence[str] | None = None,
 ) -> Any:
     """Build the system that the section of a checkpoint describes.
 
@@ -58,11 +64,12 @@ def build_system(
         kind: class that it must be of; where this derives from the described one, it is built.
         arguments: take the place of those of the section.
         source: of the section, for errors.
+        trust: see :func:`check_class_paths`.
 
     Raises:
         InputError: another system, or a class path that is not allowed.
     """
-    system = check_class_paths(config, source=source)
+    system = check_class_paths(config, source=source, trust=trust)
     config = {**config, "init_args": config.get("init_args", {}) | dict(arguments)}
     if kind is not system and issubclass(kind, system):
         config["class_path"] = f"{kind.__module__}.{kind.__qualname__}"
@@ -71,40 +78,78 @@ def build_system(
     return build({"model": config}, {"model": kind}, source=source)["model"]
 
 
-def check_class_paths(section: Mapping[str, Any], *, source: str) -> Any:
+def restore_system(
+    checkpoint: Mapping[str, Any],
+    kind: type,
+    arguments: Mapping[str, Any],
+    *,
+    source: str,
+    strict: bool = True,
+    trust: Sequence[str] | None = None,
+) -> Any:
+    """The system of a checkpoint, as it was configured there, with its weights.
+
+    Args:
+        checkpoint: with a ``model_config``.
+        kind: see :func:`build_system`.
+        arguments: see :func:`build_system`.
+        source: the checkpoint, for errors.
+        strict: whether all weights, and no others, have to be there.
+        trust: see :func:`check_class_paths`.
+
+    Raises:
+        InputError: a checkpoint of another system, or a class path that is not allowed.
+    """
+    config = checkpoint["model_config"]
+    with weights_follow(checkpoint.get("pretrained")):
+        model = build_system(config, kind, arguments, source=source, trust=trust)
+    model.model_config = config
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"], strict=strict)
+    return model
+
+
+def check_class_paths(
+    section: Mapping[str, Any], *, source: str, trust: Sequence[str] | None = None
+) -> Any:
     """The class that a section describes, which may be built without running what is unknown.
 
-    Nothing is imported that this process has not imported already, but for itmkit and torch; and
-    what is named there is a module, an optimizer or a schedule, unless it is itmkit's.
+    Nothing is imported that this process has not imported already, but for itmkit, torch and what
+    is trusted; and what is named there is a module, an optimizer or a schedule, unless it is
+    itmkit's or trusted.
 
     Args:
         section: ``{"class_path": …, "init_args": …}``.
         source: file that it is from, for errors.
+        trust: packages that may be named besides itmkit and torch; None: all that this process has
+            imported.
 
     Raises:
         InputError: with the class path, and what may be done.
     """
-    for path in _class_paths(section, source):
-        _resolve(path, source)
-    return _resolve(section["class_path"], source)
+    if not isinstance(section, Mapping) or not isinstance(section.get("class_path"), str):
+        raise InputError(f"{source} has {section!r}; expected a class_path with its init_args")
+    for path in _class_paths(section, source, trust):
+        _resolve(path, source, trust)
+    return _resolve(section["class_path"], source, trust)
 
 
-def _class_paths(section: Any, source: str) -> Iterator[str]:
+def _class_paths(section: Any, source: str, trust: Sequence[str] | None) -> Iterator[str]:
     """All names in a section that jsonargparse would import."""
     if isinstance(section, list):
         for item in section:
-            yield from _class_paths(item, source)
+            yield from _class_paths(item, source, trust)
     if not isinstance(section, Mapping):
         return
     for value in section.values():
-        yield from _class_paths(value, source)
+        yield from _class_paths(value, source, trust)
     if not isinstance(path := section.get("class_path"), str):
         return
     yield path
     arguments = section.get("init_args")
     if not isinstance(arguments, Mapping):
         return
-    hints = _hints(_resolve(path, source))
+    hints = _hints(_resolve(path, source, trust))
     for name, value in arguments.items():  # "torch.optim.AdamW" is short for a class path
         if isinstance(value, str) and name in hints and not _may_be_text(hints[name]):
             yield value
@@ -134,10 +179,16 @@ def _may_be_text(hint: Any) -> bool:
     return any(_may_be_text(part) for part in get_args(hint))
 
 
-def _resolve(path: str, source: str) -> Any:
+def _resolve(path: str, source: str, trust: Sequence[str] | None) -> Any:
     module_name, _, name = path.rpartition(".")
     package = module_name.partition(".")[0]
-    if package == "itmkit" or module_name.startswith(("torch.nn", "torch.optim")):
+    if trust is not None and package not in ("itmkit", "torch", *trust):
+        raise InputError(
+            f"{source} names the class {path!r}; expected one of itmkit or torch, or "
+            f"trust=[{package!r}], which imports that package"
+        )
+    trusted = trust is not None and package in trust
+    if package == "itmkit" or module_name.startswith(("torch.nn", "torch.optim")) or trusted:
         with suppress(ModuleNotFoundError):
             import_module(module_name)
     found = getattr(sys.modules.get(module_name), name, None)
@@ -146,6 +197,8 @@ def _resolve(path: str, source: str) -> Any:
             f"{source} names the class {path!r}; expected one of itmkit or torch, or one of a "
             "module that was imported before"
         )
+    if trusted:
+        return found
     known = (nn.Module, Optimizer, LRScheduler, ReduceLROnPlateau)
     if package != "itmkit" and (
         not issubclass(found, known)

@@ -69,6 +69,8 @@ class DualEncoder(Matcher):
         torch.Size([2, 1])
     """
 
+    score_fields = ("vector",)
+
     def __init__(
         self,
         name_or_path: str | Path | nn.Module | None = None,

@@ -22,9 +22,9 @@ from itmkit.distributed import gather_all
 from itmkit.losses.triplet import Negatives
 from itmkit.nn.layers.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
-from itmkit.pretrained import sources, weights_follow
+from itmkit.pretrained import sources
 from itmkit.retrieval import Encoding, Gallery, encode, evaluate
-from itmkit.systems.build import build_system
+from itmkit.systems.build import restore_system
 from itmkit.systems.finite_loss import FiniteLoss
 from itmkit.systems.optimizer import make_optimizer
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
@@ -366,17 +366,12 @@ class Matcher(LightningModule, ABC):
             stored = torch.load(checkpoint_path, map_location or "cpu", weights_only=True)
             if not isinstance(checkpoint_path, (str, Path)):
                 checkpoint_path.seek(0)
-        config = stored.get("model_config")
-        if config is None:
+        if stored.get("model_config") is None:
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
             )
         source = f"checkpoint '{checkpoint_path!s}'"
-        with weights_follow(stored.get("pretrained")):
-            model: Self = build_system(config, cls, kwargs, source=source)
-        model.model_config = stored["model_config"]
-        model.on_load_checkpoint(stored)
-        model.load_state_dict(stored["state_dict"], strict=strict is not False)
+        model: Self = restore_system(stored, cls, kwargs, source=source, strict=strict is not False)
         return model.to(map_location) if isinstance(map_location, (str, torch.device)) else model
 
 

@@ -55,10 +55,15 @@ def check_vocabulary(model: nn.Module, trainer: Trainer) -> None:
 
 def limit_captions(model: nn.Module, data: Any) -> None:
     """Let the data cut captions to what the text encoders take (``max_length``)."""
+    most = most_tokens(model)
+    if most is not None and hasattr(data, "limit_tokens"):
+        data.limit_tokens(most)
+
+
+def most_tokens(model: nn.Module) -> int | None:
+    """How many tokens of a caption the text encoders take at most; None: any number."""
     lengths = [getattr(encoder, "max_length", None) for _, encoder in _text_encoders(model)]
-    known = [length for length in lengths if length is not None]
-    if known and hasattr(data, "limit_tokens"):
-        data.limit_tokens(min(known))
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def _data(trainer: Trainer) -> Any:

@@ -1,0 +1,193 @@
+"""A retriever as a folder: weights as safetensors, the rest as YAML and JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from itmkit.checks import InputError
+from itmkit.data.preprocessing import Preprocessing
+from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenizer
+from itmkit.data.vocabulary import Vocabulary
+from itmkit.files import check_folder, read_json, read_text, user_path, write_text
+from itmkit.pretrained import sources, weights_follow
+from itmkit.systems import Matcher
+from itmkit.systems.build import build, build_system, check_class_paths
+
+if TYPE_CHECKING:
+    from itmkit.retriever.retriever import Retriever
+
+FORMAT = 1
+MANIFEST = "retriever.yaml"
+WEIGHTS = "model.safetensors"
+PRETRAINED = "pretrained.json"
+WORDS = "vocabulary.json"
+FILES = (MANIFEST, WEIGHTS, PRETRAINED, WORDS)
+
+_FIELDS = {
+    "format",
+    "model",
+    "backbone",
+    "tokenizer",
+    "preprocessing",
+    "feature_dtype",
+    "relation_threshold",
+}
+_OF_TRAINING = ("optimizer", "lr_scheduler")  # arguments of a model that a retriever has no use of
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a saved retriever."""
+    return (folder / MANIFEST).is_file()
+
+
+def save(retriever: Retriever, folder: str | Path) -> None:
+    """Write a retriever; see :meth:`Retriever.save_pretrained`."""
+    target = user_path(folder)
+    if target.exists() and not is_saved(target) and (target.is_file() or any(target.iterdir())):
+        raise InputError(f"folder is '{target}', which holds other files; expected a new folder")
+    model, backbone = retriever.model, retriever.backbone
+    own_config = getattr(backbone, "model_config", None)
+    config = model.model_config
+    for name, module, found in (("model", model, config), ("backbone", backbone, own_config)):
+        if module is not None and found is None:
+            raise InputError(
+                f"{name} is a {type(module).__name__} that was built in code; expected one with "
+                "model_config, its class_path and init_args, as of a run or by name"
+            )
+    assert config is not None
+    arguments = config.get("init_args", {})
+    kept = {name: value for name, value in arguments.items() if name not in _OF_TRAINING}
+    manifest = {
+        "format": FORMAT,
+        "model": {"class_path": config["class_path"], "init_args": kept},
+        "backbone": own_config,
+        "tokenizer": _tokenizer_config(retriever.tokenizer),
+        "preprocessing": retriever.preprocessing.to_dict(),
+        "feature_dtype": retriever.feature_dtype,
+        "relation_threshold": retriever.relation_threshold,
+    }
+    parts = [*model.modules(), *(() if backbone is None else backbone.modules())]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        write_text(work / MANIFEST, yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
+        content = json.dumps(sources(retriever.tokenizer, *parts), ensure_ascii=False)
+        write_text(work / PRETRAINED, content)
+        if isinstance(retriever.tokenizer, WordTokenizer):
+            retriever.tokenizer.vocabulary.save(work / WORDS)
+        save_file(_weights(model, backbone), work / WEIGHTS)
+        if target.exists():
+            target.rename(old)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read(folder: str | Path, trust: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a retriever; see :meth:`Retriever.from_pretrained`."""
+    folder = user_path(folder)
+    check_folder("folder", folder)
+    source = folder / MANIFEST
+    try:
+        content = yaml.safe_load(read_text(source))
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, Mapping) else None
+        raise InputError(f"{source} has the format {found!r}; expected {FORMAT}")
+    if content.keys() != _FIELDS:
+        wrong = ", ".join(sorted(content.keys() ^ _FIELDS))
+        raise InputError(f"{source} has wrong or missing entries: {wrong}")
+    stored = read_json(folder / PRETRAINED)
+    backbone = None
+    with weights_follow(stored):
+        model = build_system(content["model"], Matcher, {}, source=str(source), trust=trust)
+        tokenizer = _tokenizer(content["tokenizer"], folder)
+        if content["backbone"] is not None:
+            backbone = build_backbone(content["backbone"], source=str(source), trust=trust)
+    model.model_config = content["model"]
+    _load_weights(folder / WEIGHTS, model, backbone)
+    return {
+        "model": model,
+        "tokenizer": tokenizer,
+        "preprocessing": Preprocessing.from_dict(
+            content["preprocessing"], source=f"preprocessing in {source}"
+        ),
+        "backbone": backbone,
+        "feature_dtype": content["feature_dtype"],
+        "relation_threshold": content["relation_threshold"],
+    }
+
+
+def build_backbone(config: Mapping[str, Any], *, source: str, trust: Sequence[str]) -> Any:
+    """The module that the section of a backbone describes, which it keeps as ``model_config``."""
+    check_class_paths(config, source=source, trust=trust)
+    backbone = build({"backbone": config}, {"backbone": nn.Module}, source=source)["backbone"]
+    backbone.model_config = dict(config)
+    return backbone
+
+
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    if type(tokenizer) is WordTokenizer:
+        return {"words": WORDS, "max_length": tokenizer.max_length}
+    source = getattr(tokenizer, "pretrained_source", None)
+    if type(tokenizer) is TransformersTokenizer and source is not None:
+        return {"transformers": source.name, "max_length": tokenizer.max_length}
+    raise InputError(
+        f"tokenizer is a {type(tokenizer).__name__}; expected a WordTokenizer or a "
+        "TransformersTokenizer, which can be saved"
+    )
+
+
+def _tokenizer(content: Any, folder: Path) -> Tokenizer:
+    if isinstance(content, Mapping) and content.keys() == {"words", "max_length"}:
+        words = Vocabulary.load(folder / WORDS)
+        return WordTokenizer(words, max_length=content["max_length"])
+    if isinstance(content, Mapping) and content.keys() == {"transformers", "max_length"}:
+        return TransformersTokenizer(content["transformers"], max_length=content["max_length"])
+    raise InputError(f"{folder / MANIFEST} has the tokenizer {content!r}; expected one of itmkit")
+
+
+def _parts(model: nn.Module, backbone: nn.Module | None) -> dict[str, nn.Module]:
+    return {"model": model} | ({} if backbone is None else {"backbone": backbone})
+
+
+def _weights(model: nn.Module, backbone: nn.Module | None) -> dict[str, Tensor]:
+    """All weights, each with its own memory, which safetensors asks for."""
+    return {
+        f"{part}.{name}": tensor.detach().cpu().clone().contiguous()
+        for part, module in _parts(model, backbone).items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _load_weights(path: Path, model: nn.Module, backbone: nn.Module | None) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole file of safetensors: {error}") from error
+    parts = _parts(model, backbone)
+    known = {name for name in weights if name.partition(".")[0] in parts}
+    for part, module in parts.items():
+        own = {n.partition(".")[2]: t for n, t in weights.items() if n.partition(".")[0] == part}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} does not fit {MANIFEST}: {reason}") from error
+    if known != weights.keys():
+        raise InputError(f"{path} has {sorted(weights.keys() - known)[0]!r}; expected no more")

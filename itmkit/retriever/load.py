@@ -1,0 +1,207 @@
+"""A retriever from a run, a saved folder, or the name of a model."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from itmkit.checks import InputError
+from itmkit.data.array_writer import digest_of_weights
+from itmkit.data.preprocessing import Preprocessing
+from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenizer
+from itmkit.data.vocabulary import Vocabulary
+from itmkit.files import read_json, read_text, user_path
+from itmkit.pretrained import fetching, weights_follow
+from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
+from itmkit.retriever.retriever import Retriever
+from itmkit.systems import DualEncoder, Matcher
+from itmkit.systems.build import build, check_class_paths, restore_system
+from itmkit.systems.load import best_checkpoint
+
+#: Tokens that models were trained on at most, where their positions are more.
+_TEXT_LENGTHS = {"align": 64, "chinese_clip": 52}
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    backbone: nn.Module | None = None,
+    trust: Sequence[str] = (),
+) -> Retriever:
+    """A model with all that it needs to take pictures and sentences.
+
+    Nothing is downloaded that is on this machine; a download is announced with its size and
+    licence. No code that comes with a model is run.
+
+    Args:
+        path_or_name: the first that there is of: a folder of :meth:`Retriever.save_pretrained`;
+            the folder of a run, or of all runs of a name, of which the latest is taken; a
+            checkpoint in a run; a folder of a CLIP-like model of transformers; NAME for
+            ``runs/NAME/latest``; the name of such a model on the hub.
+        device: where the model goes; None: a GPU if there is one.
+        backbone: makes the features of images from their pixels, for a run on stored features
+            whose backbone cannot be found; None: what ``itmkit extract`` noted beside them.
+        trust: packages besides itmkit and torch whose classes a run or folder may name; they are
+            imported.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        InputError: there is no such model, or what is there cannot become a retriever.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    path = user_path(path_or_name)
+    if not path.exists():
+        run = Path("runs") / path / "latest"
+        if run.exists():
+            path = run
+        elif not _HUB_NAME.fullmatch(str(path_or_name)):
+            raise FileNotFoundError(f"path_or_name is '{path}', which does not exist")
+        else:
+            return _from_hub(str(path_or_name), trust).to(device)
+    path = path.resolve() if path.name == "latest" else path
+    if path.is_dir() and not (path / "config.yaml").is_file() and (path / "latest").exists():
+        path = (path / "latest").resolve()
+    if path.is_file() or (path / "config.yaml").is_file():
+        return _from_run(path, backbone, trust).to(device)
+    if is_saved(path):
+        return Retriever.from_pretrained(path, device=device, trust=trust)
+    if (path / "config.json").is_file():
+        return _of_name(str(path)).to(device)
+    raise InputError(
+        f"path_or_name is '{path}', a folder without config.yaml (of a run), {MANIFEST} (of a "
+        "saved retriever) or config.json (of a model of transformers); expected one of them"
+    )
+
+
+def _from_hub(name: str, trust: Sequence[str]) -> Retriever:
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with fetching("path_or_name", name):
+        try:
+            hf_hub_download(name, MANIFEST)
+        except EntryNotFoundError:  # also where it is not in the cache, and there is no network
+            return _of_name(name)
+    with fetching("path_or_name", name, weights_of=name):
+        folder = snapshot_download(name, allow_patterns=list(FILES))
+    return Retriever.from_pretrained(folder, trust=trust)
+
+
+def _of_name(name: str) -> Retriever:
+    """A CLIP-like model of transformers."""
+    model = DualEncoder(name, frozen=True)
+    model.model_config = {
+        "class_path": "itmkit.systems.DualEncoder",
+        "init_args": {"name_or_path": name, "frozen": True},
+    }
+    own = model.clip
+    most = _TEXT_LENGTHS.get(own.backbone.config.model_type, own.max_length or 77)
+    tokenizer = TransformersTokenizer(name, max_length=most)
+    return Retriever(model, tokenizer, Preprocessing.for_transformers(name, size=own.image_size))
+
+
+def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> Retriever:
+    file = best_checkpoint(path / "checkpoints") if path.is_dir() else path
+    folder = path if path.is_dir() else path.parent.parent
+    source, stored = f"checkpoint '{file}'", _checkpoint(file)
+    options = yaml.safe_load(read_text(folder / "config.yaml"))["data"].get("init_args", {})
+    with weights_follow(stored.get("pretrained")):
+        model = restore_system(stored, Matcher, {}, source=source, trust=trust)
+        state: Mapping[str, Any] = next(filter(_is_data, stored.values()), {})
+        tokenizer = _run_tokenizer(options.get("tokenizer"), state, folder, trust)
+    if "preprocessing" not in state:
+        raise InputError(
+            f"{source} does not say how its images were made of pictures (preprocessing); expected "
+            "a run on photos, or on features that itmkit extract wrote"
+        )
+    notes = _feature_notes(options.get("dataset"), state["preprocessing"])
+    if notes is not None and backbone is None:
+        backbone = _stored_backbone(*notes, trust)
+    return Retriever(
+        model,
+        tokenizer,
+        Preprocessing.from_dict(state["preprocessing"], source=f"preprocessing in {source}"),
+        backbone=backbone,
+        feature_dtype="float32" if notes is None else notes[1]["dtype"],
+        relation_threshold=options.get("relation_threshold"),
+    )
+
+
+def _checkpoint(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing")
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{file} is not a readable checkpoint: {reason}") from error
+    if not isinstance(stored, dict) or stored.get("model_config") is None:
+        raise InputError(f"{file} has no model_config; expected a checkpoint of itmkit fit")
+    return stored
+
+
+def _is_data(value: Any) -> bool:
+    """Whether this is the state of a data module, which has a name of its own."""
+    return isinstance(value, dict) and "fingerprints" in value
+
+
+def _run_tokenizer(
+    section: Any, state: Mapping[str, Any], folder: Path, trust: Sequence[str]
+) -> Tokenizer:
+    source = str(folder / "config.yaml")
+    if "vocabulary" in state:
+        options = section.get("init_args", {}) if isinstance(section, Mapping) else {}
+        lengths = {k: v for k, v in options.items() if k == "max_length"}
+        return WordTokenizer(Vocabulary(state["vocabulary"]), **lengths)
+    if not isinstance(section, Mapping):
+        raise InputError(f"{source} has no tokenizer; expected one, or words in the checkpoint")
+    check_class_paths(section, source=source, trust=trust)
+    built: Tokenizer = build({"tokenizer": section}, {"tokenizer": Tokenizer}, source=source)[
+        "tokenizer"
+    ]
+    return built
+
+
+def _feature_notes(dataset: Any, preprocessing: Any) -> tuple[Path, dict[str, Any]] | None:
+    """What ``itmkit extract`` noted beside the features of a run, if it was trained on some."""
+    options = dataset.get("init_args", {}) if isinstance(dataset, Mapping) else {}
+    given = options.get("features") or options.get("folder")
+    if given is None:
+        return None
+    folder = user_path(given)
+    for path in sorted(folder.glob("*_features.json")):
+        notes = read_json(path)
+        if isinstance(notes, dict) and notes.get("preprocessing") == preprocessing:
+            return path, notes
+    raise InputError(
+        f"features is '{folder}', which has no notes of itmkit extract (*_features.json) that fit "
+        "the run; expected them where they were in training"
+    )
+
+
+def _stored_backbone(path: Path, notes: dict[str, Any], trust: Sequence[str]) -> nn.Module:
+    config, name = notes.get("config"), notes.get("backbone")
+    if config is None:
+        raise InputError(f"{path} does not say how to build {name!r}; expected backbone=MODULE")
+    try:
+        backbone: nn.Module = build_backbone(config, source=str(path), trust=trust)
+    except (FileNotFoundError, InputError) as error:
+        raise InputError(
+            f"the images of the run are features of {name!r}, which cannot be built as {path} "
+            f"says: {error}; expected its weights there, or backbone=MODULE"
+        ) from error
+    if digest_of_weights(backbone) != notes["weights"]:
+        raise InputError(
+            f"the weights of {name!r} are not those that {path} was made with; expected the same, "
+            "or backbone=MODULE"
+        )
+    return backbone

@@ -1,0 +1,309 @@
+"""Model, tokenizer and preprocessing in one object."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple, Self, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from itmkit.checks import InputError, check_choice, check_count, type_of
+from itmkit.data.batch import Images
+from itmkit.data.feature_file import grid_boxes
+from itmkit.data.images import relate
+from itmkit.data.pictures import Picture, picture_pixels
+from itmkit.data.preprocessing import Preprocessing
+from itmkit.data.tokenizer import Tokenizer, pad_texts
+from itmkit.retrieval import Encoding, best_captions, best_images, evaluating, score_matrix
+from itmkit.systems import Matcher
+from itmkit.systems.vocabulary import most_tokens
+
+Item = TypeVar("Item")
+
+
+class Ranking(NamedTuple):
+    """The best items of each query, best first; unpacks as ``scores, rows``.
+
+    Args:
+        scores: ``(q, k)`` fp32.
+        rows: ``(q, k)`` int64, which items they are.
+    """
+
+    scores: Tensor
+    rows: Tensor
+
+
+class Retriever:
+    """A matcher that takes pictures and sentences as they are.
+
+    :func:`itmkit.load` makes one from a run, a saved folder, or a CLIP-like model by its name.
+    Pictures are paths, PIL images, arrays of uint8 ``(H, W, 3)`` or tensors of floats ``(3, H, W)``
+    in [0, 1]; sentences are strings, cut to what the model takes.
+
+    Args:
+        model: the matcher; put in evaluation mode.
+        tokenizer: of its captions.
+        preprocessing: of its images.
+        backbone: makes the features of images from their pixels, for a model that was trained on
+            stored features; None for one that takes pixels.
+        feature_dtype: of those stored features, to which the backbone's are rounded.
+        relation_threshold: see :class:`itmkit.data.ImageTextData`.
+
+    Raises:
+        InputError: in use, for what is no picture or no sentence, or none at all.
+
+    Example:
+        >>> from itmkit.data import Vocabulary, WordTokenizer
+        >>> from itmkit.nn import BagOfWords, TimmGrid
+        >>> from itmkit.systems import MATE
+        >>> words = Vocabulary.build(["a red dog"], min_count=1)
+        >>> model = MATE(TimmGrid("test_resnet", 8, image_size=32), BagOfWords(len(words), 8))
+        >>> retriever = Retriever(model, WordTokenizer(words), Preprocessing(size=32))
+        >>> picture = torch.rand(3, 40, 50)
+        >>> retriever.scores([picture], ["a red dog", "a cat asleep"]).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        model: Matcher,
+        tokenizer: Tokenizer,
+        preprocessing: Preprocessing,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dtype: Literal["float16", "float32"] = "float32",
+        relation_threshold: float | None = None,
+    ) -> None:
+        check_choice("feature_dtype", feature_dtype, ("float16", "float32"))
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.backbone = None if backbone is None else backbone.eval()
+        self.feature_dtype = feature_dtype
+        self.relation_threshold = relation_threshold
+        most = most_tokens(model)
+        if most is not None and (tokenizer.max_length is None or tokenizer.max_length > most):
+            tokenizer.max_length = most
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model; encodings and scores stay on the CPU."""
+        self.model.to(device)
+        if self.backbone is not None:
+            self.backbone.to(device)
+        return self
+
+    # ------------------------------------------------------------------------------ encoding
+
+    def encode_images(
+        self, images: Iterable[Picture], *, batch_size: int = 32, progress: bool | None = None
+    ) -> Encoding:
+        """Encode pictures, a row a picture, on the CPU.
+
+        Args:
+            images: at least one.
+            batch_size: pictures encoded at a time.
+            progress: whether a bar is shown; None: on a terminal, from the second batch on.
+
+        Raises:
+            BadSampleError: a file that is gone, is no picture, or has too many pixels.
+            InputError: what is no picture, or none at all.
+        """
+        check_count(batch_size=batch_size)
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            raise InputError(f"images is {type_of(images)}; expected a list of pictures")
+        pictures = _at_least_one("images", images)
+        parts, row = [], 0
+        for batch in _batches(pictures, batch_size, "encode images", progress):
+            pixels = [
+                picture_pixels(one, self.preprocessing, name=f"images[{row + i}]")
+                for i, one in enumerate(batch)
+            ]
+            parts.append(self.encode_pixels(torch.stack(pixels)))
+            row += len(batch)
+        return Encoding.cat(parts)
+
+    def encode_pixels(self, pixels: Tensor) -> Encoding:
+        """Encode preprocessed pictures ``(n, 3, H, W)`` of uint8, on the CPU."""
+        floats = self.preprocessing.normalise(pixels).to(self.device)
+        with evaluating(self.model):
+            return self.model.encode_image(self._images(floats)).to("cpu")
+
+    def encode_texts(
+        self, texts: Iterable[str], *, batch_size: int = 256, progress: bool | None = None
+    ) -> Encoding:
+        """Encode sentences, a row a sentence, on the CPU.
+
+        Args:
+            texts: at least one; an empty one is encoded too.
+            batch_size: sentences encoded at a time.
+            progress: whether a bar is shown; None: on a terminal, from the second batch on.
+
+        Raises:
+            InputError: what is no string, or none at all.
+        """
+        check_count(batch_size=batch_size)
+        if isinstance(texts, str):
+            raise InputError(f"texts is {texts[:40]!r}; expected a list of strings")
+        sentences = _at_least_one("texts", texts)
+        for row, text in enumerate(sentences):
+            if not isinstance(text, str):
+                raise InputError(f"texts[{row}] is {type_of(text)}; expected a string")
+        parts = []
+        with evaluating(self.model):
+            for batch in _batches(sentences, batch_size, "encode texts", progress):
+                ids = [self.tokenizer.encode(_utf8(text)).ids for text in batch]
+                stack = pad_texts(ids, self.tokenizer.pad_id)
+                stack.ids, stack.mask = stack.ids.to(self.device), stack.mask.to(self.device)
+                parts.append(self.model.encode_text(stack).to("cpu"))
+        return Encoding.cat(parts)
+
+    def _images(self, pixels: Tensor) -> Images:
+        if self.backbone is None:
+            return Images(pixels)
+        with torch.no_grad():
+            tokens, mask = self.backbone(pixels)
+        tokens = tokens.to(getattr(torch, self.feature_dtype)).float()
+        grid = getattr(self.backbone, "grid", None)
+        boxes = None
+        if grid is not None and grid[0] * grid[1] == tokens.shape[1]:
+            boxes = grid_boxes(*grid).to(tokens.device).repeat(len(tokens), 1, 1)
+        return relate(Images(tokens, mask, boxes), self.relation_threshold)
+
+    # ------------------------------------------------------------------------------ retrieval
+
+    def scores(
+        self, images: Iterable[Picture] | Encoding, texts: Iterable[str] | Encoding
+    ) -> Tensor:
+        """Scores ``(n, m)`` of all pairs, fp32 on the CPU; higher is better.
+
+        Args:
+            images: ``n`` pictures, or what :meth:`encode_images` gave.
+            texts: ``m`` sentences, or what :meth:`encode_texts` gave.
+        """
+        return score_matrix(self.model, *self._encodings(images, texts))
+
+    def rank(
+        self,
+        images: Iterable[Picture] | Encoding,
+        texts: Iterable[str] | Encoding,
+        k: int = 10,
+        *,
+        query: Literal["text", "image"] = "text",
+    ) -> Ranking:
+        """The best images of each text, or the best texts of each image, best first.
+
+        A model with a second stage puts its best ``rerank_top_k`` candidates in order by that.
+
+        Args:
+            images: ``n`` pictures, or what :meth:`encode_images` gave.
+            texts: ``m`` sentences, or what :meth:`encode_texts` gave.
+            k: items wanted a query; at most all are given.
+            query: ``"text"``: each text gets images; ``"image"``: each image gets texts.
+
+        Example:
+            ``scores, rows = retriever.rank(paths, ["two dogs on a beach"], k=5)``
+        """
+        check_count(k=k)
+        check_choice("query", query, ("text", "image"))
+        best = best_images if query == "text" else best_captions
+        return Ranking(*best(self.model, *self._encodings(images, texts), k))
+
+    def _encodings(
+        self, images: Iterable[Picture] | Encoding, texts: Iterable[str] | Encoding
+    ) -> tuple[Encoding, Encoding]:
+        return (
+            images if isinstance(images, Encoding) else self.encode_images(images),
+            texts if isinstance(texts, Encoding) else self.encode_texts(texts),
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal models: of names, shapes and samples of all weights, and settings."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(repr((type(self.model).__name__, self.feature_dtype)).encode())
+        digest.update(repr((len(self.tokenizer), self.relation_threshold)).encode())
+        for module in (self.model, self.backbone):
+            for name, tensor in ({} if module is None else module.state_dict()).items():
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+                values = tensor.detach().flatten()
+                values = values[:: max(1, len(values) // 1024)].cpu().contiguous()
+                digest.update(values.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    # -------------------------------------------------------------------------------- on disk
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save all of it to one folder: ``from_pretrained`` needs nothing else, and no network.
+
+        Args:
+            folder: to make; one that holds a saved retriever is replaced.
+
+        Raises:
+            InputError: if the folder holds anything else, or the model was built in code.
+        """
+        from itmkit.retriever.folder import save
+
+        save(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: torch.device | str = "cpu", trust: Sequence[str] = ()
+    ) -> Self:
+        """Load what :meth:`save_pretrained` saved. No code of the folder is run.
+
+        Args:
+            folder: of the saved retriever.
+            device: where the model goes.
+            trust: packages besides itmkit and torch whose classes the folder may name; they are
+                imported.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            InputError: if a file is broken, of a newer version, or names another class.
+        """
+        from itmkit.retriever.folder import read
+
+        return cls(**read(folder, trust)).to(device)
+
+    def __repr__(self) -> str:
+        return (
+            f"Retriever({type(self.model).__name__}, {type(self.tokenizer).__name__}, "
+            f"{self.preprocessing})"
+        )
+
+
+def _at_least_one(name: str, given: Iterable[Item]) -> list[Item]:
+    if not isinstance(given, Iterable):
+        raise InputError(f"{name} is {type_of(given)}; expected a list")
+    items = list(given)
+    if not items:
+        raise InputError(f"{name} is empty; expected at least one")
+    return items
+
+
+def _batches(
+    items: list[Item], size: int, what: str, progress: bool | None
+) -> Iterator[list[Item]]:
+    hidden = (len(items) <= size or None) if progress is None else not progress
+    with tqdm(total=len(items), desc=what, disable=hidden) as bar:
+        for start in range(0, len(items), size):
+            batch = items[start : start + size]
+            yield batch
+            bar.update(len(batch))
+
+
+def _utf8(text: str) -> str:
+    """The text without halves of characters, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
