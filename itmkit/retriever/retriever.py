@@ -217,8 +217,10 @@ class Retriever:
         """
         check_count(k=k)
         check_choice("query", query, ("text", "image"))
-        best = best_images if query == "text" else best_captions
-        return Ranking(*best(self.model, *self._encodings(images, texts), k))
+        pictures, sentences = self._encodings(images, texts)
+        if query == "text":
+            return Ranking(*best_images(self.model, sentences, pictures, k))
+        return Ranking(*best_captions(self.model, pictures, sentences, k))
 
     def _encodings(
         self, images: Iterable[Picture] | Encoding, texts: Iterable[str] | Encoding
