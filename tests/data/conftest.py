@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_cli import tiny_folder
+
+__all__ = ["tiny_folder"]
 
 
 @pytest.fixture(scope="session")

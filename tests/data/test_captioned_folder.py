@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from recorder import fit, same
+from tiny_cli import refused
+from tiny_cli import run as run_tiny
 from torch import Tensor
 
 from itmkit.data.captioned_folder import CaptionedFolder
@@ -267,3 +269,22 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(folder: Path, tmp_path:
     resumed = run(str(tmp_path / "saved" / "step=4.ckpt"))
     assert same(resumed.seen, whole.seen[4:])
     assert torch.equal(resumed.weight, whole.weight)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_command_line_trains_on_it_and_refuses_a_wrong_table(
+    folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twenty(tiny_folder / "t.csv")
+    option = "--data.dataset"
+    options = ["--data.vocabulary_max_size", "8"]
+    options += [option, "itmkit.data.CaptionedFolder", f"{option}.photos", "photos"]
+    options += [f"{option}.captions", "t.csv", f"{option}.image_size", "8"]
+    wrong = ["--config", "tiny.yaml", *options, f"{option}.caption_column", "captoin"]
+    message = refused(capsys, "fit", *wrong)
+    assert message == (
+        "caption_column is 'captoin', but t.csv has the columns 'image', 'caption'. "
+        "Did you mean 'caption'?"
+    )
+    run = run_tiny("fit", *options, "--trainer.max_steps", "2")
+    assert json.loads((run / "metrics.json").read_text())["about"]["val"]["captions"] == 4
