@@ -200,7 +200,7 @@ def _names(table: Table, column: str, photos: Path | None, inside: Path) -> list
             path = PurePosixPath(value.strip())
             within = photos is not None and path.is_absolute() and path.is_relative_to(photos)
             name = str(path.relative_to(photos) if photos and within else inside / path)
-            check_name(name, Path(table.at(row)))
+            check_name(name, table.at(row))
             found[value] = name
     return [found[value] for value in table.columns[column]]
 

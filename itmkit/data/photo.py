@@ -129,12 +129,12 @@ def find_photo(folder: Path, name: str) -> Path:
     return next((other for other in others if other.exists()), path)
 
 
-def check_name(name: str, source: Path) -> None:
+def check_name(name: str, source: Path | str) -> None:
     """Refuse a name that leads out of its folder, or that a line of text cannot hold.
 
     Args:
         name: relative path, as ``source`` has it.
-        source: the file to name in the error.
+        source: the file to name in the error, or a place in it.
 
     Raises:
         InputError: if it is refused.

@@ -10,7 +10,6 @@ from itertools import accumulate
 from pathlib import Path
 
 from itmkit.checks import InputError
-from itmkit.distributed import rank
 from itmkit.files import read_json, write_text
 
 DEFAULT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -93,8 +92,10 @@ def kept_splits(
         old = content["splits"]
     new = draw_splits([name for name in names if name not in old], shares, seed)
     splits = {name: old.get(name) or new[name] for name in names}
-    if new and rank() == 0:
+    if new:
+        from lightning.pytorch.utilities import rank_zero_only  # knows the rank before all joined
+
         text = json.dumps({**settings, "splits": {**old, **new}}, ensure_ascii=False, indent=0)
         with suppress(OSError):
-            write_text(path, text + "\n")
+            rank_zero_only(write_text)(path, text + "\n")
     return splits

@@ -75,7 +75,7 @@ class Table:
             >>> Table(Path("a.csv"), {}, [2, 3]).at(1)
             'a.csv, line 3'
         """
-        unit = "row" if self.path.suffix == ".parquet" else "line"
+        unit = "row" if self.path.suffix.lower() == ".parquet" else "line"
         return f"{self.path}, {unit} {self.lines[row]}"
 
     @property
@@ -103,16 +103,17 @@ def read_table(path: str | Path, *, delimiter: str | None = None) -> Table:
         InputError: with the line, if it is not such a table or has no rows.
     """
     path = user_path(path)
-    if path.suffix not in ENDINGS:
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
         raise InputError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(ENDINGS)}")
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise InputError(f"delimiter is {delimiter!r}; expected one character")
-    if path.suffix == ".parquet":
+    if ending == ".parquet":
         table = _read_parquet(path)
-    elif path.suffix == ".jsonl":
+    elif ending == ".jsonl":
         table = _read_jsonl(path)
     else:
-        table = _read_csv(path, delimiter or ("\t" if path.suffix == ".tsv" else ","))
+        table = _read_csv(path, delimiter or ("\t" if ending == ".tsv" else ","))
     if not table.lines:
         raise InputError(f"{path} has no rows; expected one or more below the names of the columns")
     return table
