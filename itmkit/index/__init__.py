@@ -2,6 +2,15 @@
 
 from itmkit.index.build import Skipped, Update, build_index, merge_indexes
 from itmkit.index.calibration import Calibration
-from itmkit.index.search import Hit, Index
+from itmkit.index.search import Hit, Index, stored_model
 
-__all__ = ["Calibration", "Hit", "Index", "Skipped", "Update", "build_index", "merge_indexes"]
+__all__ = [
+    "Calibration",
+    "Hit",
+    "Index",
+    "Skipped",
+    "Update",
+    "build_index",
+    "merge_indexes",
+    "stored_model",
+]

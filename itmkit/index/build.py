@@ -35,6 +35,8 @@ class PictureEncoder(Protocol):
 
     preprocessing: Preprocessing
     fingerprint: str
+    #: path or name that it can be loaded by; None where there is none
+    source: str | None
 
     def encode_pixels(self, pixels: Tensor) -> Encoding:
         """Encode preprocessed pictures ``(n, 3, H, W)`` uint8."""
@@ -356,6 +358,7 @@ class _Work:
         update.skipped, update.duplicates = self.skipped, _duplicates(table)
         manifest = {
             **self.identity,
+            "model": self.encoder.source,
             "root": str(self.root.resolve()),
             "shard": list(shard),
             "skipped": [asdict(one) for one in self.skipped],

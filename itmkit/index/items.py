@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from itmkit.checks import InputError, did_you_mean
+from itmkit.data.captioned_folder import FILE_COLUMNS
+from itmkit.data.table import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,6 +89,48 @@ def items_table(
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(f"column {column!r} has values of several types: {error}") from error
     return pa.table(content)
+
+
+def picture_columns(table: str | Path) -> dict[str, dict[str, Any]]:
+    """The columns of a table, each from the picture of a row to its value.
+
+    Where a picture has several rows, the first one counts. Cells of a CSV file become numbers where
+    all of a column are.
+
+    Args:
+        table: CSV, TSV, JSONL or Parquet, with the pictures in the column ``file_name``,
+            ``filename``, ``image`` or ``path``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is not such a table.
+    """
+    content = read_table(table)
+    own = content.needed("table", None, FILE_COLUMNS)
+    names = [str(name) for name in content.columns[own]]
+    columns = {}
+    for column, values in content.columns.items():
+        if column != own:
+            by_name: dict[str, Any] = {}
+            for name, value in zip(names, _numbers(values), strict=True):
+                by_name.setdefault(name, value)
+            columns[column] = by_name
+    return columns
+
+
+def _numbers(values: list[Any]) -> list[Any]:
+    """Strings as whole numbers or floats where all of them are; empty ones are missing."""
+    if not all(value is None or isinstance(value, str) for value in values):
+        return values
+    given = [value for value in values if value]
+    for kind in (int, float):
+        try:
+            found = [kind(value) for value in given]
+        except ValueError:
+            continue
+        numbers = iter(found)
+        return [next(numbers) if value else None for value in values]
+    return [value or None for value in values]
 
 
 def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from itmkit.checks import InputError, check_count
 from itmkit.files import user_path
 from itmkit.index import store
+from itmkit.index.build import Update
 from itmkit.index.calibration import HITS, Calibration
 from itmkit.index.items import OWN_COLUMNS, matching_rows
 from itmkit.retrieval import Encoding, best_images, evaluating
@@ -75,6 +76,7 @@ class Index:
             model that the index was made with.
 
     Attributes:
+        update: what :meth:`itmkit.Retriever.index` did to it; None where it was only opened.
         items: a ``pyarrow.Table`` with a row a picture: ``path``, ``size``, ``mtime``, ``hash`` and
             the user's own columns.
 
@@ -85,6 +87,7 @@ class Index:
 
     def __init__(self, folder: str | Path, encoder: QueryEncoder) -> None:
         self.folder = user_path(folder)
+        self.update: Update | None = None
         self.encoder = encoder
         self._stored = store.read(self.folder)
         found = self._stored.manifest["fingerprint"]
@@ -172,6 +175,47 @@ class Index:
             probabilities = self.calibration.probabilities(values)
         return self._hits(values[:k], found[:k], probabilities)
 
+    def verdict(self, hits: list[Hit]) -> str:
+        """What the best hit's probability means, in a sentence; empty without calibration."""
+        calibration = self.calibration
+        if calibration is None or (hits and hits[0].probability is None):
+            return ""
+        if hits and (hits[0].probability or 0) >= calibration.threshold:
+            return ""
+        return (
+            f"nothing matches: no hit is right with a probability of {calibration.threshold:.0%} "
+            f"or more. At that limit {calibration.precision:.0%} of the best hits were right and "
+            f"{calibration.coverage:.0%} of what was there was found, on queries held out of "
+            "validation, half of them with nothing to find, among "
+            f"{calibration.gallery_size} images"
+        )
+
+    def write_page(
+        self, path: str | Path, hits: list[Hit], query: str | None, *, image: Path | None = None
+    ) -> None:
+        """Write one HTML page of hits with small pictures, which needs no other file.
+
+        Args:
+            path: of the page.
+            hits: what :meth:`search` found.
+            query: the sentence that was searched, if any.
+            image: the picture that was searched, if any.
+        """
+        from itmkit.index.page import Group, Shown, write_page
+
+        shown = [
+            Shown(
+                hit.path,
+                str(hit.path.relative_to(self.root)),
+                f"{hit.score:.3f}"
+                + ("" if hit.probability is None else f", {hit.probability:.0%}"),
+            )
+            for hit in hits
+        ]
+        title = " + ".join(filter(None, [query and f"“{query}”", image and image.name]))
+        group = Group("", shown, picture=image)
+        write_page(path, title, [group], note=self.verdict(hits) or f"{len(self)} pictures")
+
     def near_duplicates(self, threshold: float = 0.98) -> list[tuple[str, str, float]]:
         """Pairs of pictures whose vectors are nearly the same, the closest first.
 
@@ -258,6 +302,18 @@ class Index:
         chances = [None] * len(own) if probabilities is None else probabilities.tolist()[: len(own)]
         parts = zip(own["path"].to_pylist(), scores.tolist(), chances, columns, strict=True)
         return [Hit(self.root / path, *rest) for path, *rest in parts]
+
+
+def stored_model(folder: Path) -> str:
+    """Name or path of the model that an index was made with.
+
+    Raises:
+        InputError: if the index does not know it.
+    """
+    name = store.read(folder).manifest.get("model")
+    if name is None:
+        raise InputError(f"{folder} does not know its model's name; expected --model")
+    return str(name)
 
 
 def best_places(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.index import Index, build_index, merge_indexes, store
+from itmkit.index.items import picture_columns
 from itmkit.retrieval import Encoding
 from tests.support.pictures import ColourEncoder, save_picture
 
@@ -277,3 +278,20 @@ class TestErrors:
 
         with pytest.raises(IndexError):
             build_index(Broken(), photos, tmp_path / "index", progress=False)
+
+
+def test_columns_of_a_table(photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "captions.csv"
+    table.write_text(
+        "image,year,share,caption\n0-red.jpg,2018,0.5,a red one\n0-red.jpg,2018,0.5,again\n"
+        "2-blue.jpg,2020,1,blue\ntrip/white.jpg,,,\n"
+    )
+    columns = picture_columns(table)
+    assert columns["year"] == {"0-red.jpg": 2018, "2-blue.jpg": 2020, "trip/white.jpg": None}
+    assert columns["share"]["2-blue.jpg"] == 1.0
+    assert columns["caption"]["0-red.jpg"] == "a red one"
+    build_index(ColourEncoder(), photos, tmp_path / "i", columns=columns, progress=False)
+    index = Index(tmp_path / "i", ColourEncoder())
+    assert [h.path.name for h in index.search("blue", where="year >= 2018 and share > 0.5")] == [
+        "2-blue.jpg"
+    ]

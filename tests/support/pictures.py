@@ -69,6 +69,7 @@ class ColourEncoder:
         self.model = ColourMatcher(**kwargs).eval()
         self.preprocessing = Preprocessing(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         self.fingerprint = fingerprint
+        self.source = None
         self.encoded = 0
 
     def encode_pixels(self, pixels: Tensor) -> Encoding:

@@ -1,0 +1,84 @@
+"""``itmkit index``: make an index of a folder of pictures, or bring one up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
+
+from itmkit.checks import InputError
+from itmkit.cli.parser import OneLineParser
+
+
+def index_pictures(
+    photos: Path,
+    *,
+    model: str | None = None,
+    output: Path | None = None,
+    table: Path | None = None,
+    shard: str = "1/1",
+    merge: list[Path] | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    batch_size: int = 32,
+    num_workers: int = 0,
+    follow_links: bool = False,
+    calibrate: bool = True,
+    device: str | None = None,
+) -> None:
+    """Index the pictures of a folder and of the folders in it, for ``itmkit search``.
+
+    What is in the index already and did not change is not encoded again. Stopped at any point, the
+    same command goes on where it was.
+
+    Args:
+        photos: folder of the pictures.
+        model: NAME of a run (for runs/NAME/latest), folder of a run or of a saved retriever, or a
+            CLIP-like model of transformers by its name on the hub.
+        output: folder of the index; where null, that of the run: runs/NAME/index.
+        table: CSV, TSV, JSONL or Parquet with a row a picture (column file_name, filename, image or
+            path), whose other columns ``itmkit search --where`` can ask for.
+        shard: ``i/k``: index part i of k alone; ``merge`` joins them.
+        merge: indexes of all parts, to be joined into ``output``; nothing is encoded.
+        dtype: of the stored vectors.
+        batch_size: pictures encoded at a time.
+        num_workers: processes that read pictures.
+        follow_links: whether links may lead out of the folder.
+        calibrate: for a run, learn probabilities of hits from its validation split.
+        device: such as ``cpu`` or ``cuda:1``; where null, a GPU if there is one.
+    """
+    from itmkit.index import merge_indexes
+    from itmkit.retriever import load
+    from itmkit.retriever.names import index_of
+
+    if merge is not None:
+        if output is None:
+            raise InputError("output is null; expected a folder for the merged index")
+        print(f"{merge_indexes(merge, output)}\nindex: {output}")
+        return
+    if model is None:
+        raise InputError("model is null; expected the name of a run or of a CLIP-like model")
+    folder = output or index_of(model)
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise InputError(f"shard is {shard!r}; expected i/k, such as 1/4")
+    retriever = load(model, device=device)
+    index = retriever.index(
+        photos,
+        folder,
+        table=table,
+        shard=(int(part), int(parts)),
+        dtype=dtype,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        follow_links=follow_links,
+    )
+    print(f"{index.update}\nindex: {folder}")
+    if calibrate and index.calibration is None:
+        print(retriever.calibrate_by_run(index))
+
+
+def index(words: Sequence[str]) -> None:
+    """Run the command with the words behind ``itmkit index``."""
+    auto_cli(index_pictures, args=list(words), prog="itmkit index", parser_class=OneLineParser)

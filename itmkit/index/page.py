@@ -1,0 +1,99 @@
+"""One HTML page of hits with small pictures, that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+import itmkit
+from itmkit.data.images import BadSampleError
+from itmkit.data.photo import read_photo
+from itmkit.files import write_text
+
+SIDE = 240  # pixels of a small picture's longer side
+
+_MOST_PIXELS = 100_000_000
+
+
+@dataclass
+class Shown:
+    """A picture on the page.
+
+    Args:
+        picture: a file, an image, or None where it cannot be read.
+        name: below it.
+        text: below the name.
+        mark: whether it is known to be right or wrong: a coloured frame.
+    """
+
+    picture: Path | Image.Image | None
+    name: str
+    text: str = ""
+    mark: Literal["right", "wrong", ""] = ""
+
+
+@dataclass
+class Group:
+    """A query and its hits."""
+
+    heading: str
+    hits: list[Shown] = field(default_factory=list)
+    picture: Path | Image.Image | None = None
+
+
+def write_page(path: str | Path, title: str, groups: Sequence[Group], *, note: str = "") -> None:
+    """Write the page, all of it or nothing.
+
+    Args:
+        path: of the HTML file.
+        title: of the page.
+        groups: queries with their hits.
+        note: a sentence below the title.
+    """
+    from jinja2 import Environment
+
+    source = files("itmkit.index").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        source
+    )
+    content = [
+        {
+            "heading": group.heading,
+            "picture": group.picture and thumbnail(group.picture),
+            "hits": [
+                {
+                    "picture": thumbnail(shown.picture),
+                    "name": shown.name,
+                    "text": shown.text,
+                    "mark": shown.mark,
+                }
+                for shown in group.hits
+            ],
+        }
+        for group in groups
+    ]
+    text = template.render(title=title, note=note, groups=content, version=itmkit.__version__)
+    write_text(path, text)
+
+
+def thumbnail(picture: Path | Image.Image | None) -> str | None:
+    """A small copy as a ``data:`` address; None where the file cannot be read."""
+    if isinstance(picture, Path):
+        try:
+            picture = read_photo(picture, side=SIDE, max_pixels=_MOST_PIXELS)
+        except BadSampleError:
+            return None
+    if picture is None:
+        return None
+    small = picture.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    content = io.BytesIO()
+    small.save(content, "WEBP", quality=70)
+    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()

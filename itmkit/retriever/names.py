@@ -1,0 +1,49 @@
+"""Where a name leads: to a run, to its index, or to what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from itmkit.checks import InputError
+from itmkit.files import user_path
+
+RUNS = Path("runs")
+
+
+def index_of(model: str) -> Path:
+    """Folder of the index of a model's run: ``runs/NAME/index``.
+
+    Args:
+        model: NAME of a run, or a folder ``…/NAME/latest`` or ``…/NAME/TIME``.
+
+    Raises:
+        InputError: if it is neither, so that an index needs a folder of its own.
+    """
+    run = user_path(model)
+    if not run.exists():
+        run = RUNS / run / "latest"
+    if (run / "latest").exists():
+        return run / "index"
+    if (run / "config.yaml").is_file():
+        return run.parent / "index"
+    raise InputError(f"output is null, and model {model!r} is no run; expected a folder as output")
+
+
+def find_index(name: str) -> Path:
+    """Folder of an index, from its path or the name of a run; an existing path wins.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    path = user_path(name)
+    if (path / "items.parquet").is_file() or (path / "partial").is_dir():
+        return path
+    for run in (path, RUNS / path):
+        if (run / "index").is_dir():
+            return run / "index"
+        if (run.parent / "index").is_dir() and (run / "config.yaml").is_file():
+            return run.parent / "index"
+    raise FileNotFoundError(
+        f"index is {name!r}: neither an index nor a run with one ({RUNS / path / 'index'}); "
+        "itmkit index makes it"
+    )

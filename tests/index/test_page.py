@@ -1,0 +1,52 @@
+"""The page of hits: what is on it, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from itmkit.index import Calibration, Index, build_index
+from itmkit.index.page import Group, Shown, write_page
+from tests.support.pictures import ColourEncoder, save_picture
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    for row in range(4):
+        save_picture(tmp_path / "photos" / f"<{row}>.jpg", ("red", "green")[row % 2], shade=row)
+    build_index(ColourEncoder(), tmp_path / "photos", tmp_path / "index", progress=False)
+    return Index(tmp_path / "index", ColourEncoder())
+
+
+def test_smoke(index: Index, tmp_path: Path) -> None:
+    hits = index.search("red", k=3)
+    hits[2].path.unlink()
+    index.write_page(tmp_path / "hits.html", hits, "red <b>")
+    page = (tmp_path / "hits.html").read_text()
+    assert page.count("data:image/webp;base64,") == 2
+    assert "&lt;0&gt;.jpg" in page
+    assert "“red &lt;b&gt;”" in page
+    assert "cannot be read" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_verdict(index: Index, tmp_path: Path) -> None:
+    assert index.verdict(index.search("red")) == ""
+    index.calibrate(Calibration((0.0, 0.0, 0.0, -4.0), 4, 0.5, 0.9, 0.8))
+    hits = index.search("red")
+    assert index.verdict(hits).startswith("nothing matches: no hit is right with a probability of")
+    index.write_page(tmp_path / "hits.html", hits, "red")
+    assert "nothing matches" in (tmp_path / "hits.html").read_text()
+    index.calibrate(Calibration((0.0, 0.0, 0.0, 4.0), 4, 0.5, 0.9, 0.8))
+    assert index.verdict(index.search("red")) == ""
+
+
+def test_marks(tmp_path: Path) -> None:
+    picture = save_picture(tmp_path / "a.jpg")
+    group = Group("q", [Shown(picture, "a", mark="right"), Shown(None, "b", mark="wrong")], picture)
+    write_page(tmp_path / "page.html", "title", [group])
+    page = (tmp_path / "page.html").read_text()
+    assert 'class="right"' in page
+    assert 'class="wrong"' in page
