@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TILE_BYTES = 1 << 25  # of fp32 that is scored at a time
+_QUERIES = 32  # whose scores are kept at a time
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class SearchModel(RetrievalModel, Protocol):
@@ -143,37 +147,44 @@ class Index:
             InputError: if the query is empty, a picture cannot be read or compared, ``where`` is no
                 condition, or a number is out of its range.
         """
-        check_count(k=k)
         if query is None and image is None:
             raise InputError("query and image are both None; expected one of them")
-        if query is not None and not query.strip():
-            raise InputError(f"query is {query!r}; expected a sentence")
-        rows = None if where is None else matching_rows(self.items, where)
-        count = len(self) if rows is None else len(rows)
-        if not count:
-            return []
-        model = self.encoder.model
-        texts = None if query is None else self.encoder.encode_texts([query])
-        with evaluating(model):
-            parts = [] if texts is None else [self._text_scores(texts, rows)]
-            if image is not None:
-                parts.append(self._image_scores(self.encoder.encode_images([image]), rows))
-        scores = parts[0] if len(parts) == 1 else torch.stack([*map(_standardised, parts)]).mean(0)
-        top_k = model.rerank_top_k if top_k is None else top_k
-        reranked = texts if image is None and top_k else None
-        values, places = best_places(scores, max(k, HITS, top_k if reranked is not None else 0))
-        found = places if rows is None else torch.from_numpy(rows)[places]
-        if reranked is not None:
-            candidates = self._encoding(found.numpy())
-            scored, order = best_images(
-                model, reranked, candidates, len(candidates), top_k=top_k, weight=weight
-            )
-            values, found = scored[0], found[order[0]]
-        probabilities = None
-        if self.calibration is not None and image is None:
+        if query is not None and image is None:
+            return self.search_many([query], k, where=where, top_k=top_k, weight=weight)[0]
+        check_count(k=k)
+        rows, count = self._rows(where)
+        scores = self._image_scores(self.encoder.encode_images([image]), rows, count)
+        if query is not None:
+            words = self._text_scores(self._encoded([query]), rows, count)[0]
+            scores = (_standardised(scores) + _standardised(words)) / 2
+        values, found = self._best(scores, rows, k)
+        return self._hits(values, found)
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        top_k: int | None = None,
+        weight: float | None = None,
+    ) -> list[list[Hit]]:
+        """The best pictures for each of several sentences; see :meth:`search`."""
+        check_count(k=k)
+        rows, count = self._rows(where)
+        if self.calibration is not None:
             self._check_gallery_size(self.calibration.gallery_size)
-            probabilities = self.calibration.probabilities(values)
-        return self._hits(values[:k], found[:k], probabilities)
+        top_k = self.encoder.model.rerank_top_k if top_k is None else top_k
+        hits = []
+        for start in range(0, len(queries), _QUERIES):
+            texts = self._encoded(queries[start : start + _QUERIES])
+            for own, scores in enumerate(self._text_scores(texts, rows, count)):
+                values, found = self._best(scores, rows, max(k, HITS, top_k))
+                if top_k and len(found):
+                    values, found = self._reranked(texts[own], found, top_k, weight)
+                chances = self.calibration and self.calibration.probabilities(values)[:k]
+                hits.append(self._hits(values[:k], found[:k], chances))
+        return hits
 
     def verdict(self, hits: list[Hit]) -> str:
         """What the best hit's probability means, in a sentence; empty without calibration."""
@@ -212,7 +223,7 @@ class Index:
             )
             for hit in hits
         ]
-        title = " + ".join(filter(None, [query and f"“{query}”", image and image.name]))
+        title = " + ".join(([f"“{query}”"] if query else []) + ([image.name] if image else []))
         group = Group("", shown, picture=image)
         write_page(path, title, [group], note=self.verdict(hits) or f"{len(self)} pictures")
 
@@ -234,35 +245,66 @@ class Index:
             raise InputError(f"threshold is {threshold}; expected a cosine in (0, 1]")
         self._check_vectors()
         paths, pairs = self.items["path"].to_pylist(), []
-        for start, vectors in self._tiles(["vector"], None):
+        for here, vectors in self._tiles(("vector",), None):
             own = F.normalize(vectors["vector"], dim=1)
-            for other_start, others in self._tiles(["vector"], None):
-                if other_start < start:
+            for there, others in self._tiles(("vector",), None):
+                if there.start < here.start:
                     continue
                 cosines = own @ F.normalize(others["vector"], dim=1).T
                 for row, column in (cosines >= threshold).nonzero().tolist():
-                    a, b = start + row, other_start + column
+                    a, b = here.start + row, there.start + column
                     if a < b:
                         pairs.append((paths[a], paths[b], float(cosines[row, column])))
         return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
-    def _text_scores(self, texts: Encoding, rows: np.ndarray[Any, Any] | None) -> Tensor:
+    def _rows(self, where: str | None) -> tuple[Rows | None, int]:
+        """The rows to search, None for all of them, and their number."""
+        rows = None if where is None else matching_rows(self.items, where)
+        return rows, len(self) if rows is None else len(rows)
+
+    def _encoded(self, queries: Sequence[str]) -> Encoding:
+        for query in queries:
+            if not query.strip():
+                raise InputError(f"query is {query!r}; expected a sentence")
+        return self.encoder.encode_texts(list(queries))
+
+    def _text_scores(self, texts: Encoding, rows: Rows | None, count: int) -> Tensor:
+        """Scores ``(q, count)`` of sentences."""
         model = self.encoder.model
         texts = texts.to(model.device)
-        names = list(model.score_fields or self._stored.fields)
-        scores = [
-            score_block(model, Encoding(**tile).to(model.device), texts)[:, 0].float().cpu()
-            for _, tile in self._tiles(names, rows)
-        ]
-        return _finite(torch.cat(scores))
+        scores = torch.empty(len(texts), count)
+        with evaluating(model):
+            for own, tile in self._tiles(model.score_fields or tuple(self._stored.fields), rows):
+                block = score_block(model, Encoding(**tile).to(model.device), texts)
+                scores[:, own] = block.float().cpu().T
+        return _finite(scores)
 
-    def _image_scores(self, query: Encoding, rows: np.ndarray[Any, Any] | None) -> Tensor:
+    def _image_scores(self, query: Encoding, rows: Rows | None, count: int) -> Tensor:
+        """Cosines ``(count,)`` with a picture."""
         self._check_vectors()
         own = F.normalize(query.vector.float().cpu(), dim=1)[0]
-        scores = [
-            F.normalize(tile["vector"], dim=1) @ own for _, tile in self._tiles(["vector"], rows)
-        ]
-        return _finite(torch.cat(scores))
+        scores = torch.empty(count)
+        for place, tile in self._tiles(("vector",), rows):
+            scores[place] = F.normalize(tile["vector"], dim=1) @ own
+        return _finite(scores[None])[0]
+
+    def _best(self, scores: Tensor, rows: Rows | None, k: int) -> tuple[Tensor, Tensor]:
+        values, places = best_places(scores, k)
+        return values, places if rows is None else torch.from_numpy(rows)[places]
+
+    def _reranked(
+        self, text: Encoding, found: Tensor, top_k: int, weight: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """The rows that were found, in the order of the second stage."""
+        scores, order = best_images(
+            self.encoder.model,
+            text,
+            self._encoding(found.numpy()),
+            len(found),
+            top_k=top_k,
+            weight=weight,
+        )
+        return scores[0], found[order[0]]
 
     def _check_vectors(self) -> None:
         if "vector" not in self._stored.fields:
@@ -272,18 +314,18 @@ class Index:
             )
 
     def _tiles(
-        self, names: list[str], rows: np.ndarray[Any, Any] | None
-    ) -> list[tuple[int, dict[str, Tensor]]] | Any:
-        """Fields in fp32, as many rows at a time as fit, with the place of the first one."""
+        self, names: tuple[str, ...], rows: Rows | None
+    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Fields in fp32, as many rows at a time as fit, and the place of these rows."""
         fields = self._stored.fields
         width = sum(4 * int(np.prod(fields[name].shape[1:])) for name in names)
         step = max(1, _TILE_BYTES // max(width, 1))
-        count = len(self) if rows is None else len(rows)
-        for start in range(0, count, step):
-            part = slice(start, start + step) if rows is None else rows[start : start + step]
-            yield start, {name: _tensor(fields[name][part]) for name in names}
+        for start in range(0, len(self) if rows is None else len(rows), step):
+            part = slice(start, start + step)
+            own = part if rows is None else rows[part]
+            yield part, {name: _tensor(fields[name][own]) for name in names}
 
-    def _encoding(self, rows: np.ndarray[Any, Any]) -> Encoding:
+    def _encoding(self, rows: Rows) -> Encoding:
         return Encoding(
             **{name: _tensor(array[rows]) for name, array in self._stored.fields.items()}
         )
@@ -296,8 +338,8 @@ class Index:
                 stacklevel=3,
             )
 
-    def _hits(self, scores: Tensor, rows: Tensor, probabilities: Tensor | None) -> list[Hit]:
-        own = self.items.take(rows.tolist())
+    def _hits(self, scores: Tensor, rows: Tensor, probabilities: Tensor | None = None) -> list[Hit]:
+        own = self.items.take(rows.numpy())
         columns = own.drop_columns(list(OWN_COLUMNS)).to_pylist() or [{}] * len(own)
         chances = [None] * len(own) if probabilities is None else probabilities.tolist()[: len(own)]
         parts = zip(own["path"].to_pylist(), scores.tolist(), chances, columns, strict=True)
@@ -324,6 +366,8 @@ def best_places(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         [1, 3, 2]
     """
     k = min(k, len(scores))
+    if not k:
+        return scores, torch.empty(0, dtype=torch.int64)
     worst = scores.topk(k, sorted=False).values.min()
     places = (scores >= worst).nonzero()[:, 0]  # more than k where some are equal
     values, order = scores[places].sort(descending=True, stable=True)
@@ -341,6 +385,7 @@ def _standardised(scores: Tensor) -> Tensor:
 
 def _finite(scores: Tensor) -> Tensor:
     if not scores.isfinite().all():
-        wrong = int((~scores.isfinite()).nonzero()[0])
-        raise InputError(f"the score of picture {wrong} is {scores[wrong]}; expected a number")
+        query, wrong = (~scores.isfinite()).nonzero()[0].tolist()
+        found = scores[query, wrong]
+        raise InputError(f"the score of picture {wrong} is {found}; expected a number")
     return scores

@@ -23,7 +23,7 @@ def calibration_of_run(run: str | Path) -> Calibration:
     loader = data.val_dataloader()
     gallery = encode(model, loader)
     scores = score_matrix(model, gallery.images, gallery.texts).T
-    relevance = getattr(loader.dataset, "relevance", None)
+    relevance = getattr(getattr(loader, "dataset", None), "relevance", None)
     right = None if relevance is None else relevance(gallery.image_ids, gallery.text_ids)
     if right is None:
         right = gallery.image_ids[:, None] == gallery.text_image_ids

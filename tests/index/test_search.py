@@ -65,6 +65,13 @@ def test_naive_loop_reference(index: Index, tile: int, monkeypatch: pytest.Monke
     np.testing.assert_allclose([h.score for h in hits], [scores[r] for r in expected], rtol=1e-5)
 
 
+def test_many_queries(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "_QUERIES", 2)
+    queries = ["red", "blue white", "green"]
+    assert index.search_many(queries, k=5) == [index.search(query, k=5) for query in queries]
+    assert index.search_many([]) == []
+
+
 def test_where(index: Index) -> None:
     hits = index.search("red", k=99, where="year > 2010 and place = 'beach'")
     assert sorted(int(hit.path.stem) for hit in hits) == list(range(11, COUNT, 2))
