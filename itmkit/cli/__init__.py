@@ -1,4 +1,4 @@
-"""The command line: ``itmkit fit | validate | test | predict | extract | configs``."""
+"""The command line: ``itmkit COMMAND …``, of which ``itmkit --help`` has the list."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ commands:
   test       measure recall on the test split
   predict    encode the images and captions of the test split with a checkpoint, to disk
   extract    compute a backbone's features of a folder of images, once, to disk
+  index      make an index of a folder of pictures with a trained model, or bring it up to date
+  search     find pictures of an index by words, a picture, or both
   configs    list the shipped configurations, or print one: configs show NAME
 
 options:
@@ -33,9 +35,10 @@ shipped configurations: {configs}
 examples:
   itmkit fit --config mate/shapes --trainer.max_epochs 5
   itmkit test --ckpt_path runs/mate-shapes/latest
+  itmkit index photos/ --model mate-shapes && itmkit search mate-shapes "two dogs on a beach"
 """
 MATCHER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*MATCHER_COMMANDS, "extract", "configs")
+COMMANDS = (*MATCHER_COMMANDS, "extract", "index", "search", "configs")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,6 +69,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         with report_user_errors():
             extract(arguments[1:])
+    elif command == "index":
+        from itmkit.cli.index import index
+
+        with report_user_errors():
+            index(arguments[1:])
+    elif command == "search":
+        from itmkit.cli.search import search
+
+        with report_user_errors():
+            search(arguments[1:])
     elif command == "configs":
         from itmkit.cli.configs import configs
 

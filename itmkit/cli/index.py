@@ -50,6 +50,7 @@ def index_pictures(
     """
     from itmkit.index import merge_indexes
     from itmkit.retriever import load
+    from itmkit.retriever.calibrate import calibration_of_run
     from itmkit.retriever.names import index_of
 
     if merge is not None:
@@ -75,8 +76,12 @@ def index_pictures(
         follow_links=follow_links,
     )
     print(f"{index.update}\nindex: {folder}")
-    if calibrate and index.calibration is None:
-        print(retriever.calibrate_by_run(index))
+    run = Path(str(retriever.source))
+    if calibrate and index.calibration is None and (run / "config.yaml").is_file():
+        try:
+            index.calibrate(calibration_of_run(run))
+        except (InputError, OSError) as error:
+            print(f"hits have no probabilities: {error}")
 
 
 def index(words: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from itmkit.index.build import Skipped, Update, build_index, merge_indexes
 from itmkit.index.calibration import Calibration
+from itmkit.index.items import picture_columns
 from itmkit.index.search import Hit, Index, stored_model
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Update",
     "build_index",
     "merge_indexes",
+    "picture_columns",
     "stored_model",
 ]

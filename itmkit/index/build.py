@@ -33,10 +33,20 @@ DTYPES = ("float32", "float16")
 class PictureEncoder(Protocol):
     """What an index is made with: :class:`itmkit.Retriever` is one."""
 
-    preprocessing: Preprocessing
-    fingerprint: str
-    #: path or name that it can be loaded by; None where there is none
-    source: str | None
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From a picture to pixels."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal models alone."""
+        ...
+
+    @property
+    def source(self) -> str | None:
+        """Path or name that it can be loaded by; None where there is none."""
+        ...
 
     def encode_pixels(self, pixels: Tensor) -> Encoding:
         """Encode preprocessed pictures ``(n, 3, H, W)`` uint8."""

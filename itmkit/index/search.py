@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_count, check_finite
 from itmkit.files import user_path
 from itmkit.index import store
 from itmkit.index.build import Update
@@ -35,14 +35,24 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 class SearchModel(RetrievalModel, Protocol):
     """A model that says which fields of a picture its first stage reads: every ``Matcher``."""
 
-    score_fields: tuple[str, ...] | None
+    @property
+    def score_fields(self) -> tuple[str, ...] | None:
+        """Their names; None for all."""
+        ...
 
 
 class QueryEncoder(Protocol):
     """What a search is made with: :class:`itmkit.Retriever` is one."""
 
-    model: SearchModel
-    fingerprint: str
+    @property
+    def model(self) -> SearchModel:
+        """Scores the encodings."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal models alone."""
+        ...
 
     def encode_texts(self, texts: list[str]) -> Encoding:
         """Encode sentences."""
@@ -276,8 +286,8 @@ class Index:
         with evaluating(model):
             for own, tile in self._tiles(model.score_fields or tuple(self._stored.fields), rows):
                 block = score_block(model, Encoding(**tile).to(model.device), texts)
-                scores[:, own] = block.float().cpu().T
-        return _finite(scores)
+                scores[:, own] = _finite(block.float().cpu(), own.start).T
+        return scores
 
     def _image_scores(self, query: Encoding, rows: Rows | None, count: int) -> Tensor:
         """Cosines ``(count,)`` with a picture."""
@@ -285,8 +295,9 @@ class Index:
         own = F.normalize(query.vector.float().cpu(), dim=1)[0]
         scores = torch.empty(count)
         for place, tile in self._tiles(("vector",), rows):
-            scores[place] = F.normalize(tile["vector"], dim=1) @ own
-        return _finite(scores[None])[0]
+            cosines = F.normalize(tile["vector"], dim=1) @ own
+            scores[place] = _finite(cosines[:, None], place.start)[:, 0]
+        return scores
 
     def _best(self, scores: Tensor, rows: Rows | None, k: int) -> tuple[Tensor, Tensor]:
         values, places = best_places(scores, k)
@@ -383,9 +394,7 @@ def _standardised(scores: Tensor) -> Tensor:
     return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-12)
 
 
-def _finite(scores: Tensor) -> Tensor:
-    if not scores.isfinite().all():
-        query, wrong = (~scores.isfinite()).nonzero()[0].tolist()
-        found = scores[query, wrong]
-        raise InputError(f"the score of picture {wrong} is {found}; expected a number")
+def _finite(scores: Tensor, start: int) -> Tensor:
+    """Scores ``(n, q)`` of pictures from number ``start`` on."""
+    check_finite(scores, lambda row, _: f"the score of picture {start + row}")
     return scores

@@ -66,20 +66,26 @@ def load(
         elif not _HUB_NAME.fullmatch(str(path_or_name)):
             raise FileNotFoundError(f"path_or_name is '{path}', which does not exist")
         else:
-            return _from_hub(str(path_or_name), trust).to(device)
+            return _at(_from_hub(str(path_or_name), trust), str(path_or_name), device)
     path = path.resolve() if path.name == "latest" else path
     if path.is_dir() and not (path / "config.yaml").is_file() and (path / "latest").exists():
         path = (path / "latest").resolve()
     if path.is_file() or (path / "config.yaml").is_file():
-        return _from_run(path, backbone, trust).to(device)
+        return _at(_from_run(path, backbone, trust), path, device)
     if is_saved(path):
-        return Retriever.from_pretrained(path, device=device, trust=trust)
+        return _at(Retriever.from_pretrained(path, trust=trust), path, device)
     if (path / "config.json").is_file():
-        return _of_name(str(path)).to(device)
+        return _at(_of_name(str(path)), path, device)
     raise InputError(
         f"path_or_name is '{path}', a folder without config.yaml (of a run), {MANIFEST} (of a "
         "saved retriever) or config.json (of a model of transformers); expected one of them"
     )
+
+
+def _at(retriever: Retriever, source: str | Path, device: torch.device | str) -> Retriever:
+    """On its device, and with a note of where it is from."""
+    retriever.source = str(source.resolve() if isinstance(source, Path) else source)
+    return retriever.to(device)
 
 
 def _from_hub(name: str, trust: Sequence[str]) -> Retriever:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -24,6 +24,9 @@ from itmkit.data.tokenizer import Tokenizer, pad_texts
 from itmkit.retrieval import Encoding, best_captions, best_images, evaluating, score_matrix
 from itmkit.systems import Matcher
 from itmkit.systems.vocabulary import most_tokens
+
+if TYPE_CHECKING:
+    from itmkit.index import Index
 
 Item = TypeVar("Item")
 
@@ -56,6 +59,9 @@ class Retriever:
         feature_dtype: of those stored features, to which the backbone's are rounded.
         relation_threshold: see :class:`itmkit.data.ImageTextData`.
 
+    Attributes:
+        source: what :func:`itmkit.load` loaded it from; None where it was built in code.
+
     Raises:
         InputError: in use, for what is no picture or no sentence, or none at all.
 
@@ -82,6 +88,7 @@ class Retriever:
         relation_threshold: float | None = None,
     ) -> None:
         check_choice("feature_dtype", feature_dtype, ("float16", "float32"))
+        self.source: str | None = None
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
@@ -221,6 +228,41 @@ class Retriever:
         if query == "text":
             return Ranking(*best_images(self.model, sentences, pictures, k))
         return Ranking(*best_captions(self.model, pictures, sentences, k))
+
+    def index(
+        self,
+        photos: str | Path,
+        output: str | Path,
+        *,
+        table: str | Path | None = None,
+        **options: Any,
+    ) -> Index:
+        """Index the pictures of a folder and of the folders in it, or bring the index up to date.
+
+        Args:
+            photos: folder of the pictures.
+            output: folder of the index.
+            table: CSV, TSV, JSONL or Parquet with a row a picture, in the column ``file_name``,
+                ``filename``, ``image`` or ``path``; its other columns go into the index.
+            **options: see :func:`itmkit.index.build_index`.
+
+        Returns:
+            The index, ready for :meth:`~itmkit.index.Index.search`; its ``update`` says what was
+            done.
+        """
+        from itmkit.index import Index, build_index, picture_columns
+
+        columns = None if table is None else picture_columns(table)
+        update = build_index(self, photos, output, columns=columns, **options)
+        index = Index(output, self)
+        index.update = update
+        return index
+
+    def open_index(self, folder: str | Path) -> Index:
+        """Open an index that was made with this model."""
+        from itmkit.index import Index
+
+        return Index(folder, self)
 
     def _encodings(
         self, images: Iterable[Picture] | Encoding, texts: Iterable[str] | Encoding

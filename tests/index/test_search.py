@@ -184,7 +184,7 @@ def test_score_that_is_not_finite(index: Index) -> None:
     with torch.no_grad():
         index.encoder.model.weight.fill_(1)
     index._stored.fields["vector"][3] = np.nan
-    with pytest.raises(InputError, match="score of picture 3 is nan"):
+    with pytest.raises(InputError, match="score of picture 3 is nan; expected a finite number"):
         index.search("red")
 
 

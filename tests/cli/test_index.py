@@ -1,0 +1,100 @@
+"""``itmkit index`` and ``itmkit search``, as typed, on real JPEGs and a run of one step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import itmkit
+from itmkit.cli import main
+from tests.retriever.conftest import photos, pixel_run  # noqa: F401
+
+
+@pytest.fixture
+def run(pixel_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """In the folder of ``runs``, where ``mine`` is a name."""
+    monkeypatch.chdir(pixel_run.parent.parent.parent)
+    return pixel_run
+
+
+def found(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, object]]:
+    capsys.readouterr()
+    main(["search", *words, "--json"])
+    hits: list[dict[str, object]] = json.loads(capsys.readouterr().out)
+    return hits
+
+
+def test_by_name(
+    run: Path,
+    photos: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    main(["index", str(photos / "images"), "--model", "mine"])
+    out = capsys.readouterr().out
+    assert "8 pictures, 8 added\nindex: runs/mine/index" in out
+    assert "hits have no probabilities: 10 queries" in out
+    hits = found(capsys, "mine", "a red dog", "-k", "3")
+    assert len(hits) == 3
+    assert sorted(hits[0]) == ["path", "probability", "score"]
+    index = itmkit.load("mine").open_index("runs/mine/index")
+    assert [hit.score for hit in index.search("a red dog", k=3)] == [hit["score"] for hit in hits]
+    assert found(capsys, "runs/mine/index", "a red dog", "-k", "3") == hits
+    query = photos / "images" / "5.jpg"
+    assert found(capsys, "mine", "--image", str(query), "-k", "1")[0]["path"] == str(query)
+    page = tmp_path / "hits.html"
+    main(["search", "mine", "a red dog", "--html", str(page)])
+    assert page.read_text().count("data:image/webp") == 8
+    assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+def test_own_columns(
+    run: Path,
+    photos: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "years.csv").write_text("file_name,year\n1.jpg,2018\n2.jpg,2021\n")
+    words = ["--model", "mine", "--output", str(tmp_path / "i"), "--table"]
+    main(["index", str(photos / "images"), *words, str(tmp_path / "years.csv")])
+    hits = found(capsys, str(tmp_path / "i"), "a red dog", "--where", "year > 2019")
+    assert [Path(str(hit["path"])).name for hit in hits] == ["2.jpg"]
+
+
+def test_shards(
+    run: Path,
+    photos: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    for i in ("1", "2"):
+        words = ["--model", "mine", "--output", str(tmp_path / i), "--shard", f"{i}/2"]
+        main(["index", str(photos / "images"), *words])
+    parts = json.dumps([str(tmp_path / "1"), str(tmp_path / "2")])
+    main(["index", str(photos / "images"), "--merge", parts, "--output", str(tmp_path / "all")])
+    assert "8 pictures" in capsys.readouterr().out
+    assert len(found(capsys, str(tmp_path / "all"), "a red dog")) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["index", "nowhere", "--model", "mine"], "nowhere' is not a folder"),
+        (["index", "."], "model is null; expected the name of a run"),
+        (["index", ".", "--model", "org/clip"], "model 'org/clip' is no run; expected a folder as"),
+        (["index", ".", "--model", "mine", "--shard", "2"], "shard is '2'; expected i/k"),
+        (["search", "nothing", "a dog"], "index is 'nothing': neither an index nor a run"),
+        (["search", "nothing"], "query is null; expected a sentence, or --image"),
+    ],
+)
+def test_one_line_errors(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
