@@ -192,7 +192,7 @@ class Index:
                 values, found = self._best(scores, rows, max(k, HITS, top_k))
                 if top_k and len(found):
                     values, found = self._reranked(texts[own], found, top_k, weight)
-                chances = self.calibration and self.calibration.probabilities(values)[:k]
+                chances = self.calibration.probabilities(values)[:k] if self.calibration else None
                 hits.append(self._hits(values[:k], found[:k], chances))
         return hits
 
