@@ -12,7 +12,6 @@ from typing import Literal
 
 from PIL import Image
 
-import itmkit
 from itmkit.data.images import BadSampleError
 from itmkit.data.photo import read_photo
 from itmkit.files import write_text
@@ -79,7 +78,7 @@ def write_page(path: str | Path, title: str, groups: Sequence[Group], *, note: s
         }
         for group in groups
     ]
-    text = template.render(title=title, note=note, groups=content, version=itmkit.__version__)
+    text = template.render(title=title, note=note, groups=content)
     write_text(path, text)
 
 
