@@ -5,7 +5,8 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from itmkit.retriever import Retriever, load
+    from itmkit.retriever.loading import load
+    from itmkit.retriever.retriever import Retriever
 
 __all__ = ["Retriever", "load"]
 __version__ = "0.1.0"
