@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,33 @@ def test_own_system_is_trained_by_the_command_line(
     main(["fit", "--config", "own_system.yaml", "--trainer.max_steps", "2", *few, *rates])
     (best,) = tmp_path.glob("runs/twotowers-own_system/2*/checkpoints/best.ckpt")
     main(["test", "--ckpt_path", os.fspath(best), *few])
+
+
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore:tokenizer.max_length is 64")
+@pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")
+def test_lora_trains_its_matrices_alone_and_is_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    import torch
+    from clip_models import save_clip
+    from pictures import save_karpathy
+    from transformers import AutoModel
+
+    import itmkit
+
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    lora = import_module("lora")
+    save_clip(tmp_path / "model")
+    _, photos = save_karpathy(tmp_path)
+    quiet = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
+    paths = [tmp_path / name for name in ("model", "data.json", "images", "tuned")]
+    lora.main(*map(str, paths), batch_size=8, accelerator="cpu", max_steps=2, **quiet)
+    before = AutoModel.from_pretrained(tmp_path / "model").state_dict()
+    after = AutoModel.from_pretrained(tmp_path / "tuned").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in changed} == {"text_model", "vision_model"}
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+    scores = itmkit.load(tmp_path / "tuned").scores([photos / "0.jpg"], ["a red dog", "cat"])
+    assert scores.isfinite().all()

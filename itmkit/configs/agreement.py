@@ -42,7 +42,11 @@ AGREEING: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("width(data.dataset.features)", "width(data.dataset.root)"),
     ),
     (
-        ("model.text_encoder.name_or_path", "model.text_encoder.encoder.name_or_path"),
+        (
+            "model.text_encoder.name_or_path",
+            "model.text_encoder.encoder.name_or_path",
+            "model.name_or_path",
+        ),
         ("data.tokenizer.name_or_path",),
     ),
     (

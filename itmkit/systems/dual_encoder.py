@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from itmkit.callbacks import MomentumTeacher
 from itmkit.checks import InputError, check_non_negative
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
+from itmkit.data.preprocessing import Preprocessing
 from itmkit.distributed import gather_all
 from itmkit.losses import MomentumDistillationLoss
 from itmkit.losses.functional import info_nce_loss, siglip_loss
@@ -31,8 +34,9 @@ class DualEncoder(Matcher):
 
     .. math:: S_{ij} = s \cos(v_i, t_j) + b
 
-    Without any training it evaluates and searches as the model does; images are pixels in the size
-    and normalisation that the model was trained with (:class:`itmkit.nn.ClipModel`).
+    Without any training it evaluates and searches as the model does. Images are pixels as the model
+    was trained with (:meth:`itmkit.data.Preprocessing.for_transformers`); a run on others is warned
+    of.
 
     Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML
     2021; Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023. Differs from the
@@ -110,6 +114,17 @@ class DualEncoder(Matcher):
         self.distillation = distillation or MomentumDistillationLoss()
         self.distillation_weight = distillation_weight
         self.momentum = momentum
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        name = self.clip.name_or_path
+        data = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None)
+        if name is None or data is None:
+            return
+        with suppress(InputError):  # a model whose files are gone, or without an image processor
+            own = Preprocessing.for_transformers(name, size=self.clip.image_size)
+            if data != own:
+                rank_zero_warn(f"{name} was trained with {own}, but the data has {data}")
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """The momentum teacher, where something is learnt from it."""

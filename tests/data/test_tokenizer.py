@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from itmkit.data.tokenizer import (
     pad_texts,
 )
 from itmkit.data.vocabulary import Vocabulary
+from itmkit.pretrained import sources, weights_follow
 
 
 @pytest.fixture
@@ -132,3 +134,34 @@ def test_batch_is_that_of_pad_texts(encoded: list[Caption], rows: list[int]) -> 
 
 def test_shape_of_no_captions() -> None:
     assert CaptionTokens([]).padded([], pad_id=0).ids.shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [
+        ("SiglipTokenizer", ["a", "red", "dog", "</s>"]),
+        ("GemmaTokenizer", ["a", "red", ",", "dog"]),
+    ],
+)
+def test_captions_for_siglip_are_as_it_was_trained(
+    kind: str, tokens: list[str], tmp_path: Path
+) -> None:
+    """SigLIP without punctuation, SigLIP 2 with it; both in lower case, also from a checkpoint."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "dog", ","]
+    pieces = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Whitespace()
+    pieces.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=pieces, **special).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": kind}))
+    tokenizer = TransformersTokenizer(tmp_path)
+    found = [words[i] for i in tokenizer.encode("A  RED, Dog").ids]
+    assert found[: len(tokens)] == tokens
+    with weights_follow(sources(tokenizer)):
+        again = TransformersTokenizer(tmp_path)
+    assert again.encode("A  RED, Dog") == tokenizer.encode("A  RED, Dog")

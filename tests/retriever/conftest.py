@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from pictures import save_karpathy
 
 from itmkit.cli import main
 
 DIM = 8
-WORDS = "red green blue dog cat house car tree".split()
 
 
 def part(path: str, **arguments: Any) -> dict[str, Any]:
@@ -28,16 +26,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import timm
 
     folder = tmp_path_factory.mktemp("photos")
-    (folder / "images").mkdir()
-    generator = np.random.default_rng(0)
-    entries = []
-    for row in range(8):
-        small = generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((50, 40)).save(folder / f"images/{row}.jpg", quality=95)
-        sentences = [{"raw": f"a {WORDS[row]} beside a {word}"} for word in WORDS[:5]]
-        split = "train" if row < 6 else "val"
-        entries.append({"filename": f"{row}.jpg", "split": split, "sentences": sentences})
-    (folder / "data.json").write_text(json.dumps({"images": entries}))
+    save_karpathy(folder)
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "weights.pt")
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,22 @@ def save_picture(path: Path, colour: str = "red", *, shade: int = 0, side: int =
     pixels = np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path, quality=95)
     return path
+
+
+def save_karpathy(folder: Path) -> tuple[Path, Path]:
+    """Eight JPEGs with captions in Karpathy's form; paths of the JSON file and of the photos."""
+    words = "red green blue dog cat house car tree".split()
+    generator = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    entries = []
+    for row in range(8):
+        small = generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((50, 40)).save(folder / f"images/{row}.jpg", quality=95)
+        sentences = [{"raw": f"a {words[row]} beside a {word}"} for word in words[:5]]
+        split = "train" if row < 6 else "val"
+        entries.append({"filename": f"{row}.jpg", "split": split, "sentences": sentences})
+    (folder / "data.json").write_text(json.dumps({"images": entries}))
+    return folder / "data.json", folder / "images"
 
 
 class ColourMatcher(Matcher):

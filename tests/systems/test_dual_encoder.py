@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from clip_models import FAMILIES, VOCAB, clip_config
+from clip_models import FAMILIES, VOCAB, clip_config, save_clip
+from quiet_trainer import quiet_trainer
 from systems import SYSTEMS, make_batch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.data import Batch, Images, Texts
+from itmkit.data import Batch, Images, ImageTextData, ShapesDataset, Texts, TransformersTokenizer
 from itmkit.losses import (
     AdaptiveMarginTripletLoss,
     GroupTripletLoss,
@@ -212,3 +214,22 @@ def test_evaluation_of_a_gallery() -> None:
     matcher = tuned()
     recall = evaluate(matcher, encode(matcher, [make_batch(SYSTEMS["dual_encoder"])]))
     assert 0 <= recall["rsum"] <= 600
+
+
+@pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")
+def test_run_with_a_teacher_from_a_folder_to_its_end(tmp_path: Path) -> None:
+    """The teacher follows, and another normalisation than the model's is warned of."""
+    save_clip(tmp_path / "model")
+    matcher = DualEncoder(tmp_path / "model", distillation_weight=1.0, momentum=0.5)
+    tokenizer = TransformersTokenizer(tmp_path / "model", max_length=12)
+    shapes = partial(ShapesDataset, image_size=32, length=8)
+    data = ImageTextData(shapes, tokenizer, batch_size=4)
+    before = matcher.clip.backbone.logit_scale.clone()
+    trainer = quiet_trainer(tmp_path, max_steps=2, val_check_interval=1)
+    with pytest.warns(UserWarning, match="model was trained with Preprocessing.* the data has"):
+        trainer.fit(matcher, data)
+    assert matcher.clip.backbone.logit_scale != before
+    teacher = matcher.teacher.clip.backbone.logit_scale
+    assert teacher != before
+    assert teacher != matcher.clip.backbone.logit_scale
+    assert {"train/contrast", "train/distillation", "val/rsum"} <= trainer.callback_metrics.keys()
