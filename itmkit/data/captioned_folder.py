@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from itmkit.checks import InputError, check_count
-from itmkit.data.captions import Captions, clean_sentence
-from itmkit.data.photo import check_name
+from itmkit.data.captions import Captions, check_name, clean_sentence
 from itmkit.data.photo_folder import PhotoDataset
 from itmkit.data.split_shares import DEFAULT_SHARES, kept_splits
 from itmkit.data.table import ENDINGS, Table, read_table

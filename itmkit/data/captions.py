@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
 
+_NOT_OF_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold it, UTF-8 cannot
 
 
@@ -95,3 +98,30 @@ def clean_sentence(text: str) -> str:
         'a dog runs'
     """
     return _LONE_SURROGATE.sub("\ufffd", " ".join(text.split()))
+
+
+def check_name(name: str, source: Path | str) -> None:
+    """Refuse a name that leads out of its folder, or that a line of text cannot hold.
+
+    Args:
+        name: relative path, as ``source`` has it.
+        source: the file to name in the error, or a place in it.
+
+    Raises:
+        InputError: if it is refused.
+    """
+    paths = PurePosixPath(name), PureWindowsPath(name)
+    leads_out = any(path.anchor or ".." in path.parts for path in paths)
+    if leads_out or name in ("", ".") or _NOT_OF_A_LINE.search(name):
+        raise InputError(f"{source} names {name!r}; expected a file inside the image folder")
+
+
+def check_unique(names: Sequence[str], path: Path) -> None:
+    """Refuse names of which one is there twice.
+
+    Raises:
+        InputError: with the file and the name.
+    """
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path} names {name!r} {times} times; expected each image once a split")

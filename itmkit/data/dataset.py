@@ -160,8 +160,6 @@ class CaptionedImages(ImageTextDataset):
 class _OneByOne(ImageSource):
     """What a dataset's own ``image`` gives; it may draw at random."""
 
-    augments = True
-
     def __init__(self, dataset: ImageTextDataset) -> None:
         self.dataset, self.names = dataset, dataset.names
         self.preprocessing = dataset.preprocessing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-from collections import Counter
 from collections.abc import Sequence
 from itertools import compress
 from mmap import ALLOCATIONGRANULARITY, MADV_WILLNEED, PAGESIZE, mmap
@@ -226,17 +225,6 @@ def read_names(path: Path) -> list[str]:
     if "" in names:
         raise InputError(f"{path} has an empty line {names.index('') + 1}; expected a name")
     return names
-
-
-def check_unique(names: Sequence[str], path: Path) -> None:
-    """Refuse names of which one is there twice.
-
-    Raises:
-        InputError: with the file and the name.
-    """
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path} names {name!r} {times} times; expected each image once a split")
 
 
 def open_split(folder: Path, split: str, *, max_regions: int | None = None) -> FeatureFile:

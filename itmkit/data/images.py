@@ -53,13 +53,14 @@ class ImageSource(ABC):
     Attributes:
         names: one an image.
         augments: whether :meth:`image` draws at random, from the global generators of ``torch``,
-            ``random`` and ``numpy``. Training seeds these for every image.
+            ``random`` and ``numpy``. Training then seeds these for every image. True unless a
+            source says that it does not.
         preprocessing: of its pixels, or of those that stored features were made of; pixels in
             bytes get its mean and standard deviation. None: they are divided by 255.
     """
 
     names: Sequence[str]
-    augments: bool = False
+    augments: bool = True
     preprocessing: Preprocessing | None = None
 
     @abstractmethod

@@ -6,9 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from itmkit.checks import InputError
-from itmkit.data.captions import Captions, clean_sentence
-from itmkit.data.feature_file import check_unique
-from itmkit.data.photo import check_name, photo_names
+from itmkit.data.captions import Captions, check_name, check_unique, clean_sentence
+from itmkit.data.photo import photo_names
 from itmkit.data.photo_folder import PhotoDataset
 from itmkit.files import check_folder, read_json, user_path
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import unicodedata
 from io import BytesIO
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from itmkit.checks import InputError
+from itmkit.data.captions import check_name
 from itmkit.data.images import BadSampleError
 from itmkit.files import check_folder
 
@@ -27,7 +27,6 @@ SUFFIXES = (
     ".heif .hif"
 ).split()
 
-_NOT_OF_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -127,22 +126,6 @@ def find_photo(folder: Path, name: str) -> Path:
         return path
     others = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     return next((other for other in others if other.exists()), path)
-
-
-def check_name(name: str, source: Path | str) -> None:
-    """Refuse a name that leads out of its folder, or that a line of text cannot hold.
-
-    Args:
-        name: relative path, as ``source`` has it.
-        source: the file to name in the error, or a place in it.
-
-    Raises:
-        InputError: if it is refused.
-    """
-    paths = PurePosixPath(name), PureWindowsPath(name)
-    leads_out = any(path.anchor or ".." in path.parts for path in paths)
-    if leads_out or name in ("", ".") or _NOT_OF_A_LINE.search(name):
-        raise InputError(f"{source} names {name!r}; expected a file inside the image folder")
 
 
 def check_inside(path: Path, folder: Path) -> None:

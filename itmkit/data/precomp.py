@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.data.captions import Captions
+from itmkit.data.captions import Captions, check_unique
 from itmkit.data.dataset import CaptionedImages
 from itmkit.data.feature_file import (
     FeatureFile,
-    check_unique,
     open_array,
     open_split,
     open_views,

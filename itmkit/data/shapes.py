@@ -33,6 +33,8 @@ _KEPT = 16_384  # pictures kept once painted
 class DrawnScenes(ImageSource):
     """Scenes as images, painted when asked for; see :class:`ShapesDataset`."""
 
+    augments = False
+
     def __init__(
         self,
         split: str,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.data.batch import Images
+from itmkit.data.captions import check_unique
 from itmkit.data.feature_file import (
     FeatureFile,
-    check_unique,
     grid_boxes,
     open_split,
     open_views,

@@ -66,8 +66,6 @@ def test_images_are_read_together_or_one_by_one() -> None:
 
 def test_each_image_is_drawn_from_its_seed() -> None:
     class Drawn(Numbers):
-        augments = True
-
         def image(self, row: int) -> torch.Tensor:
             return row + torch.rand(3, 2, 2)
 
