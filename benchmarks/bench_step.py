@@ -117,9 +117,10 @@ class BareLoop:
             taught_image, taught_text = _encode(self.teacher, batch)
             taught_image = taught_image.repeat_interleave(2, dim=0)
         mate, ids = self.mate, batch.image_ids.repeat_interleave(2)
-        mate.triplet.negatives = "all"
+        triplet: Any = mate.triplet
+        triplet.negatives = "all"
         loss: Tensor = (
-            mate.triplet(image @ text.T, batch.image_ids)
+            mate.triplet(image @ text.T, image_ids=batch.image_ids)
             + mate.hect(image, text, ids)
             + mate.weights["distillation"]
             * mate.distillation(image, text, taught_image, taught_text, ids)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def autocast_off(tensor: Tensor) -> torch.autocast:
+def autocast_off(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context in which operations on the device of ``tensor`` keep their precision.
 
     Example:
@@ -30,6 +32,8 @@ def autocast_off(tensor: Tensor) -> torch.autocast:
         ...     torch.is_autocast_enabled("cpu")
         False
     """
+    if tensor.is_meta:  # which has no autocast
+        return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 

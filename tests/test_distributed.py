@@ -38,7 +38,7 @@ class Pair(nn.Module):
         return (
             TripletLoss()(scores)
             + TripletLoss(negatives="all")(scores, ids[:, None] == ids)
-            + GroupTripletLoss()(scores, ids[::2])
+            + GroupTripletLoss()(scores, image_ids=ids[::2])
             + HECTLoss(num_hard_negatives=2)(image, text, ids)
             + MomentumDistillationLoss(feature_weight=1.0)(image, text, *teachers, ids)
         )

@@ -168,7 +168,7 @@ def _losses_with_ids(ids: object) -> dict[str, Callable[[], Tensor]]:
     four = (image, text, *teachers)
     return {
         "hect": lambda: HECTLoss()(image, text, ids),
-        "group_triplet": lambda: GroupTripletLoss()(views, ids),
+        "group_triplet": lambda: GroupTripletLoss()(views, image_ids=ids),
         "distillation": lambda: MomentumDistillationLoss()(*four, ids),
         "queue": lambda: MomentumDistillationLoss()(*four, torch.arange(N), *queues, ids),
     }

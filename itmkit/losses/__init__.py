@@ -8,8 +8,10 @@ from itmkit.losses.group_triplet import GroupTripletLoss
 from itmkit.losses.hect import HECTLoss
 from itmkit.losses.hinge_cross_entropy import HingeCrossEntropyLoss
 from itmkit.losses.info_nce import InfoNCELoss
+from itmkit.losses.scores import ScoreLoss
 from itmkit.losses.siglip import SigLIPLoss
 from itmkit.losses.triplet import TripletLoss
+from itmkit.losses.vector import VectorLoss
 
 __all__ = [
     "AdaptiveMarginTripletLoss",
@@ -19,7 +21,9 @@ __all__ = [
     "HingeCrossEntropyLoss",
     "InfoNCELoss",
     "MomentumDistillationLoss",
+    "ScoreLoss",
     "SigLIPLoss",
     "TripletLoss",
+    "VectorLoss",
     "functional",
 ]

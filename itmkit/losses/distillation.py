@@ -8,13 +8,16 @@ from torch import Tensor, nn
 
 from itmkit.checks import (
     InputError,
+    check_choice,
     check_floating,
     check_non_negative,
     check_pairs,
     check_positive,
     check_shape,
+    check_share,
     integer_vector,
 )
+from itmkit.losses.scores import Costs, Reduction, reduced
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -31,45 +34,9 @@ def similarity_distillation_loss(
     *,
     temperature: float = 0.07,
     alpha: float = 0.4,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Contrastive loss with the teacher's similarities as soft targets, both directions.
-
-    .. math::
-
-        q_i = \alpha \operatorname{softmax}(\hat v'_i \cdot C / \tau) + (1-\alpha)\, y_i,
-        \qquad L_{i2t} = -\frac1n \sum_i q_i \cdot \log
-        \operatorname{softmax}(\hat v_i \cdot C / \tau)
-
-    where v is the student's and v' the teacher's vector, C the teacher's vectors of the other side
-    (batch, then queue), and y shares a mass of 1 equally over the candidates of the same image.
-    L is the mean of both directions.
-
-    Li et al., Align before Fuse (ALBEF), NeurIPS 2021. Differs from the released code of MATE: that
-    compares feature channels, see :func:`feature_distillation_loss`.
-
-    Args:
-        image: student's image vectors; l2-normalised here, like all others.
-        text: student's text vectors, row i belonging to image row i.
-        teacher_image: teacher's image vectors of the same rows; no gradient.
-        teacher_text: teacher's text vectors of the same rows; no gradient.
-        image_ids: the image of each row; several rows may share one. Integers as a tensor, a list
-            or an array, as ``queue_ids``; None when all rows are of different images.
-        queue_image: teacher's image vectors of earlier batches.
-        queue_text: teacher's text vectors of earlier batches.
-        queue_ids: the image of each queued row; None when no queued row is a positive.
-        temperature: τ, above 0.
-        alpha: share of the teacher in the targets, in [0, 1].
-
-    Shape:
-        image, text, teacher_image, teacher_text: ``(n, D)``; image_ids: ``(n,)``; queue_image,
-        queue_text: ``(q, D)``; queue_ids: ``(q,)``; result: ``()``.
-
-    Returns:
-        The loss, in float32 (float64 for float64 input); zero, with a graph, for an empty batch.
-
-    Raises:
-        InputError: for a wrong shape, one queue without the other, ``queue_ids`` without a queue or
-            without ``image_ids``, or a number out of its range.
+    """The similarity part of :class:`MomentumDistillationLoss`, where its arguments are.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -78,6 +45,7 @@ def similarity_distillation_loss(
         tensor(3.2949)
     """
     _check_numbers(temperature, alpha)
+    check_choice("reduction", reduction, Reduction)
     check_pairs(image=image, text=text, teacher_image=teacher_image, teacher_text=teacher_text)
     image_candidates, text_candidates = teacher_image.detach(), teacher_text.detach()
     n, queued = len(image), 0
@@ -105,39 +73,19 @@ def similarity_distillation_loss(
             soft = (teacher @ candidates.T / temperature).softmax(dim=1)
             targets = alpha * soft + (1 - alpha) * positives
             log_student = (student @ candidates.T / temperature).log_softmax(dim=1)
-            total = total - (targets * log_student).sum() / max(n, 1)
-        return total / 2
+            total = total - (targets * log_student).sum()
+        return reduced(Costs(total / 2, n), reduction)
 
 
 def feature_distillation_loss(
-    image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor
+    image: Tensor,
+    text: Tensor,
+    teacher_image: Tensor,
+    teacher_text: Tensor,
+    *,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Divergence of the student's vectors from the teacher's, as distributions over channels.
-
-    .. math::
-
-        L = \tfrac12 \big[ KL(\sigma(v') \,\|\, \sigma(v)) + KL(\sigma(t') \,\|\,
-            \sigma(t)) \big], \qquad \sigma = \text{softmax over the D channels}
-
-    averaged over the rows. v, t are the student's and v', t' the teacher's vectors, as given.
-
-    The distillation in the released code of MATE.
-
-    Args:
-        image: student's image vectors.
-        text: student's text vectors.
-        teacher_image: teacher's image vectors of the same rows; no gradient.
-        teacher_text: teacher's text vectors of the same rows; no gradient.
-
-    Shape:
-        all four: ``(n, D)``; result: ``()``.
-
-    Returns:
-        The loss, at least 0, in float32 (float64 for float64 input); zero, with a graph, for an
-        empty batch.
-
-    Raises:
-        InputError: for a wrong shape.
+    """The feature part of :class:`MomentumDistillationLoss`, where its arguments are; at least 0.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -145,6 +93,7 @@ def feature_distillation_loss(
         >>> feature_distillation_loss(image, text, 2 * image, 2 * text)
         tensor(0.1554)
     """
+    check_choice("reduction", reduction, Reduction)
     check_pairs(image=image, text=text, teacher_image=teacher_image, teacher_text=teacher_text)
     with autocast_off(image):
         total = at_least_float32(image).new_zeros(())
@@ -152,7 +101,7 @@ def feature_distillation_loss(
             log_student = _log_softmax(student)
             log_teacher = _log_softmax(teacher.detach())
             total = total + (log_teacher.exp() * (log_teacher - log_student)).sum()
-        return total / (2 * max(len(image), 1))
+        return reduced(Costs(total / 2, len(image)), reduction)
 
 
 def _log_softmax(vectors: Tensor) -> Tensor:
@@ -183,28 +132,53 @@ def _same_image(
 
 def _check_numbers(temperature: float, alpha: float) -> None:
     check_positive(temperature=temperature)
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha: expected a number in [0, 1], got {alpha!r}")
+    check_share(alpha=alpha)
 
 
 class MomentumDistillationLoss(nn.Module):
-    """Weighted sum of similarity and feature distillation from a momentum teacher.
+    r"""What a student learns from its momentum teacher: similarities, features, or both.
 
-    See :func:`similarity_distillation_loss` and :func:`feature_distillation_loss`. A part of weight
-    0 is not computed.
+    The similarity part is a contrastive loss with the teacher's similarities as soft targets, half
+    the sum of both directions, of which image to text is
+
+    .. math::
+
+        q_i = \alpha \operatorname{softmax}(\hat v'_i \cdot C / \tau) + (1-\alpha)\, y_i,
+        \qquad L_{i2t} = -\frac1n \sum_i q_i \cdot \log
+        \operatorname{softmax}(\hat v_i \cdot C / \tau)
+
+    where v is the student's and v' the teacher's vector, C the teacher's vectors of the other side
+    (batch, then queue), and y shares a mass of 1 equally over the candidates of the same image. It
+    takes vectors of any length: they are l2-normalised here.
+
+    The feature part is the divergence of the vectors, as given, read as distributions over their D
+    channels, averaged over the rows:
+
+    .. math::
+
+        L = \tfrac12 \big[ KL(\sigma(v') \,\|\, \sigma(v)) + KL(\sigma(t') \,\|\,
+            \sigma(t)) \big], \qquad \sigma = \text{softmax over channels}
+
+    Li et al., Align before Fuse (ALBEF), NeurIPS 2021, for the similarities; the released code of
+    MATE has the features. A part of weight 0 is not computed.
 
     Args:
-        temperature: of the similarity part, above 0.
-        alpha: share of the teacher in the similarity targets, in [0, 1].
+        temperature: τ of the similarity part, above 0.
+        alpha: α, share of the teacher in the similarity targets, in [0, 1].
         similarity_weight: weight of the similarity part, at least 0.
         feature_weight: weight of the feature part, at least 0.
+        reduction: ``"mean"`` over the rows, or their ``"sum"``.
 
     Shape:
-        image, text, teacher_image, teacher_text ``(n, D)``, image_ids ``(n,)``, queue_image and
-        queue_text ``(q, D)``, queue_ids ``(q,)`` → ``()``.
+        image, text ``(n, D)`` of the student, teacher_image, teacher_text ``(n, D)`` of the same
+        rows; image_ids ``(n,)``, the image of each row, None when all differ; queue_image,
+        queue_text ``(q, D)``, the teacher's vectors of earlier batches, and queue_ids ``(q,)``,
+        their images, None when none of them is an image of the batch → ``()``. Ids are integers as
+        a tensor, a list or an array. Teacher and queue get no gradient.
 
     Raises:
-        InputError: for a number out of its range.
+        InputError: for a number out of its range; in use, a wrong shape, one queue without the
+            other, or ``queue_ids`` without a queue or without ``image_ids``.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -221,14 +195,17 @@ class MomentumDistillationLoss(nn.Module):
         alpha: float = 0.4,
         similarity_weight: float = 1.0,
         feature_weight: float = 0.0,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
+        check_choice("reduction", reduction, Reduction)
         _check_numbers(temperature, alpha)
         check_non_negative(similarity_weight=similarity_weight, feature_weight=feature_weight)
         self.temperature = temperature
         self.alpha = alpha
         self.similarity_weight = similarity_weight
         self.feature_weight = feature_weight
+        self.reduction: Reduction = reduction
 
     def forward(
         self,
@@ -256,15 +233,17 @@ class MomentumDistillationLoss(nn.Module):
                 queue_ids,
                 temperature=self.temperature,
                 alpha=self.alpha,
+                reduction=self.reduction,
             )
         if self.feature_weight:
             total = total + self.feature_weight * feature_distillation_loss(
-                image, text, teacher_image, teacher_text
+                image, text, teacher_image, teacher_text, reduction=self.reduction
             )
         return total
 
     def extra_repr(self) -> str:
         return (
             f"temperature={self.temperature}, alpha={self.alpha}, "
-            f"similarity_weight={self.similarity_weight}, feature_weight={self.feature_weight}"
+            f"similarity_weight={self.similarity_weight}, feature_weight={self.feature_weight}, "
+            f"reduction={self.reduction!r}"
         )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from itmkit.checks import (
     InputError,
     check_bool,
+    check_choice,
     check_count,
     check_floating,
     check_non_negative,
@@ -15,6 +16,7 @@ from itmkit.checks import (
     check_positive,
     integer_vector,
 )
+from itmkit.losses.scores import Costs, Reduction, reduced
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -29,16 +31,19 @@ def hect_from_similarities(
     margin: float = 1.0,
     temperature: float = 0.5,
     contrastive_weight: float = 0.5,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""HECT loss of anchors whose positive and hard negatives are already found.
 
     .. math::
 
-        L = \frac1A \sum_a [d(s_a^+) - d(\max_j s_{aj}^-) + m]_+ + \frac{\lambda}{A} \sum_a
-            -\log \frac{e^{s_a^+/\tau}}{\sum_j e^{s_{aj}^-/\tau}}, \qquad d(s) = \sqrt{2 - 2s}
+        L = \operatorname*{mean}_a [d(s_a^+) - d(\max_j s_{aj}^-) + m]_+ + \lambda
+            \operatorname*{mean}_a -\log \frac{e^{s_a^+/\tau}}{\sum_j e^{s_{aj}^-/\tau}}, \qquad
+            d(s) = \sqrt{2 - 2s}
 
     The mean is over the anchors that have a negative. The positive is not in the denominator, so
-    the loss may be below zero. Where d is below 1e-6, its slope is taken as 0.
+    the loss may be below zero. Where d is below 1e-6, its slope is taken as 0. The numbers are
+    those of :class:`HECTLoss`.
 
     Args:
         positive: cosine of each anchor and its positive, in [-1, 1].
@@ -47,6 +52,7 @@ def hect_from_similarities(
         margin: of the triplet part, in Euclidean distance of unit vectors; at least 0.
         temperature: of the contrastive part, above 0.
         contrastive_weight: weight λ of the contrastive part, at least 0.
+        reduction: ``"mean"`` over the anchors that have a negative, or their ``"sum"``.
 
     Shape:
         positive: ``(a,)``; negatives, valid: ``(a, k)``; result: ``()``.
@@ -63,6 +69,7 @@ def hect_from_similarities(
     """
     check_non_negative(margin=margin, contrastive_weight=contrastive_weight)
     check_positive(temperature=temperature)
+    check_choice("reduction", reduction, Reduction)
     check_floating("(a, ...)", positive=positive, negatives=negatives)
     if positive.dim() != 1 or negatives.dim() != 2 or len(negatives) != len(positive):
         raise InputError(
@@ -81,8 +88,8 @@ def hect_from_similarities(
         negatives = negatives.masked_fill(~valid, -torch.inf).masked_fill(~counted[:, None], 0)
         triplet = (_distance(positive) - _distance(negatives.amax(dim=1)) + margin).relu()
         contrast = (negatives / temperature).logsumexp(dim=1) - positive / temperature
-        losses = triplet + contrastive_weight * contrast
-        return losses.where(counted, 0).sum() / counted.sum().clamp(min=1)
+        costs = triplet + contrastive_weight * contrast
+        return reduced(Costs(costs.where(counted, 0).sum(), counted.sum()), reduction)
 
 
 def hect_loss(
@@ -94,46 +101,9 @@ def hect_loss(
     temperature: float = 0.5,
     num_hard_negatives: int = 1,
     contrastive_weight: float = 0.5,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""HECT loss of n image and n text vectors, row i of the one belonging to row i of the other.
-
-    .. math::
-
-        z = [\hat{image}; \hat{text}], \quad S = z z^\top, \quad
-        s_a^+ = S_{a,\,(a+n) \bmod 2n}, \quad
-        s_a^- = \text{the } k \text{ largest } S_{ab} \text{ with } id(b) \ne id(a)
-
-    and then :func:`hect_from_similarities` on the 2n anchors: an image may meet its hardest
-    negative among images as well as among texts. An anchor with fewer than k negatives uses what
-    it has.
-
-    MATE's loss. Differs from the released code: that reads the positives from a wrong diagonal and
-    holds for a batch of 128 only.
-
-    Args:
-        image: image vectors of any length; l2-normalised here.
-        text: text vectors of any length; l2-normalised here.
-        image_ids: the image of each row; rows of one image are no negatives of each other. Integers
-            as a tensor, a list or an array; None when all rows are of different images.
-        margin: of the triplet part, in Euclidean distance of unit vectors; at least 0.
-        temperature: of the contrastive part, above 0.
-        num_hard_negatives: k, how many of an anchor's most similar negatives count; at least 1.
-        contrastive_weight: weight λ of the contrastive part, at least 0.
-
-    Shape:
-        image, text: ``(n, D)``; image_ids: ``(n,)``; result: ``()``.
-
-    Returns:
-        The loss, in float32 (float64 for float64 input); zero, with a graph, without any negative.
-
-    Raises:
-        InputError: for a wrong type or shape, or a number out of its range.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> hect_loss(torch.randn(4, 8), torch.randn(4, 8))
-        tensor(2.1195)
-    """
+    """The loss of n image and n text vectors; formula and arguments: :class:`HECTLoss`."""
     check_count(num_hard_negatives=num_hard_negatives)
     check_pairs(image=image, text=text)
     if image_ids is None:
@@ -160,6 +130,7 @@ def hect_loss(
         margin=margin,
         temperature=temperature,
         contrastive_weight=contrastive_weight,
+        reduction=reduction,
     )
 
 
@@ -171,10 +142,41 @@ def _distance(similarity: Tensor) -> Tensor:
 
 
 class HECTLoss(nn.Module):
-    """Hard enhanced contrastive triplet loss; formula and arguments: :func:`hect_loss`.
+    r"""Hard enhanced contrastive triplet loss of n image vectors and their n text vectors.
+
+    .. math::
+
+        z = [\hat{image}; \hat{text}], \quad S = z z^\top, \quad
+        s_a^+ = S_{a,\,(a+n) \bmod 2n}, \quad
+        s_a^- = \text{the } k \text{ largest } S_{ab} \text{ with } id(b) \ne id(a)
+
+        L = \operatorname*{mean}_a [d(s_a^+) - d(\max_j s_{aj}^-) + m]_+ + \lambda
+            \operatorname*{mean}_a -\log \frac{e^{s_a^+/\tau}}{\sum_j e^{s_{aj}^-/\tau}}, \qquad
+            d(s) = \sqrt{2 - 2s}
+
+    over the 2n anchors: an image may meet its hardest negative among images as well as among texts.
+    An anchor with fewer than k negatives uses what it has, one without any is left out of the mean.
+    The positive is not in the denominator, so the loss may be below zero. Takes vectors of any
+    length: they are l2-normalised here.
+
+    MATE's loss. Differs from the released code: that reads the positives from a wrong diagonal and
+    holds for a batch of 128 only.
+
+    Args:
+        margin: m of the triplet part, in Euclidean distance of unit vectors, which is at most 2; at
+            least 0.
+        temperature: τ of the contrastive part, above 0; the cosines are divided by it.
+        num_hard_negatives: k, how many of an anchor's most similar negatives count; at least 1.
+        contrastive_weight: weight λ of the contrastive part, at least 0.
+        reduction: ``"mean"`` over the anchors that have a negative, or their ``"sum"``.
 
     Shape:
-        image ``(n, D)``, text ``(n, D)``, image_ids ``(n,)`` or None → ``()``.
+        image, text ``(n, D)``, row i of the one belonging to row i of the other, image_ids ``(n,)``
+        or None → ``()``. The ids say the image of each row, as integers in a tensor, a list or an
+        array: rows of one image are no negatives of each other. None: all are different.
+
+    Raises:
+        InputError: for a number out of its range; in use, a wrong type or shape.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -189,15 +191,19 @@ class HECTLoss(nn.Module):
         temperature: float = 0.5,
         num_hard_negatives: int = 1,
         contrastive_weight: float = 0.5,
+        *,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         check_non_negative(margin=margin, contrastive_weight=contrastive_weight)
         check_positive(temperature=temperature)
         check_count(num_hard_negatives=num_hard_negatives)
+        check_choice("reduction", reduction, Reduction)
         self.margin = margin
         self.temperature = temperature
         self.num_hard_negatives = num_hard_negatives
         self.contrastive_weight = contrastive_weight
+        self.reduction: Reduction = reduction
 
     def forward(self, image: Tensor, text: Tensor, image_ids: Tensor | None = None) -> Tensor:
         """The loss of n pairs, hard negatives mined among all 2n rows."""
@@ -209,6 +215,7 @@ class HECTLoss(nn.Module):
             temperature=self.temperature,
             num_hard_negatives=self.num_hard_negatives,
             contrastive_weight=self.contrastive_weight,
+            reduction=self.reduction,
         )
 
     def from_similarities(
@@ -222,11 +229,12 @@ class HECTLoss(nn.Module):
             margin=self.margin,
             temperature=self.temperature,
             contrastive_weight=self.contrastive_weight,
+            reduction=self.reduction,
         )
 
     def extra_repr(self) -> str:
         return (
             f"margin={self.margin}, temperature={self.temperature}, "
             f"num_hard_negatives={self.num_hard_negatives}, "
-            f"contrastive_weight={self.contrastive_weight}"
+            f"contrastive_weight={self.contrastive_weight}, reduction={self.reduction!r}"
         )

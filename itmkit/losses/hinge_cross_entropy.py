@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from itmkit.checks import check_non_negative, check_positive
-from itmkit.losses.scores import check_scores
-from itmkit.precision import at_least_float32
+from itmkit.losses.scores import Costs, Reduction, Rows, ScoreLoss, both_directions
 
 
 def hinge_cross_entropy_loss(
@@ -16,97 +18,82 @@ def hinge_cross_entropy_loss(
     *,
     margin: float = 0.2,
     temperature: float = 0.05,
+    reduction: Reduction = "mean",
 ) -> Tensor:
+    """The loss of a score matrix; formula and arguments: :class:`HingeCrossEntropyLoss`."""
+    check_non_negative(margin=margin)
+    check_positive(temperature=temperature)
+    costs = partial(_costs, margin=margin, temperature=temperature)
+    return both_directions(costs, scores, positives, reduction)
+
+
+def _costs(rows: Rows, *, margin: float, temperature: float) -> Costs:
+    anchors = rows._replace(scores=rows.scores.sigmoid()).anchors()
+    positive, candidates, is_negative = anchors
+    logits = (margin + candidates - positive[:, None]).relu() / temperature
+    logits = logits.where(is_negative, -torch.inf)
+    costs = F.pad(logits, (1, 0)).logsumexp(dim=1)  # of the true pair, which costs nothing: 0
+    return Costs(costs.sum(), is_negative.any(dim=1).sum())
+
+
+class HingeCrossEntropyLoss(ScoreLoss):
     r"""Cross entropy of hinge costs, image to text plus text to image.
 
     .. math::
 
-        L = \frac1n \sum_i \log \Big(1 + \sum_{j \ne i} e^{[m + S_{ij} - S_{ii}]_+ / \tau}\Big) +
-            \frac1n \sum_j \log \Big(1 + \sum_{i \ne j} e^{[m + S_{ij} - S_{jj}]_+ / \tau}\Big)
+        L = \operatorname*{mean}_{(i,j) \in P} \log \Big(1 + \sum_{k:\,(i,k) \notin P}
+            e^{[m + p_{ik} - p_{ij}]_+ / \tau}\Big) +
+            \operatorname*{mean}_{(i,j) \in P} \log \Big(1 + \sum_{k:\,(k,j) \notin P}
+            e^{[m + p_{kj} - p_{ij}]_+ / \tau}\Big), \qquad p = \sigma(S)
 
-    The costs are the logits and the diagonal, of cost 0, is the target. Each direction is least,
-    log n and not 0, when no pair costs anything; for a small temperature, τ times the loss is the
-    triplet loss of the hardest negatives, averaged. Logits saturate, with a gradient of zero, at
-    1e-8 of the largest number of their precision, so that the loss of finite scores is finite.
+    The costs are the logits of a cross entropy whose target is the true pair, of cost 0. Each
+    direction is least, log n and not 0, when no pair costs anything; for a small temperature, τ
+    times the loss is the triplet loss of the hardest negatives. A true pair without negatives costs
+    nothing and is left out of its mean. Expects logits, such as those of TVRN: the sigmoid is taken
+    here, so margin and temperature are in units of probabilities.
 
-    TVRN's loss. Differs from the released code: that takes the softmax over rows in both
-    directions.
+    TVRN's loss, which is half of this: ``weight=0.5``. Differs from the released code: that takes
+    the softmax over rows in both directions.
 
     Args:
-        scores: similarity of every image (row) and its captions (column), the true pairs on the
-            diagonal. TVRN puts in the sigmoid of its logits, in [0, 1]; the defaults suit these.
-        positives: bool, True on further true pairs; they are no negatives and left out of the
-            sums. None if there are none.
-        margin: m, by how much a positive must beat its negatives; at least 0, in units of the
-            scores.
+        margin: m, by how much the probability of a true pair must beat its negatives; at least 0.
         temperature: τ the costs are divided by, above 0.
+        weight: factor on the sum of both directions, at least 0.
+        reduction: ``"mean"`` over true pairs, of either direction, or their ``"sum"``.
 
     Shape:
-        scores, positives: ``(n, n)``; result: ``()``.
-
-    Returns:
-        The loss, in float32 (float64 for float64 scores); zero, with a graph, of no scores.
+        scores ``(n, m)``, positives bool ``(n, m)`` or None (the diagonal) → ``()``.
 
     Raises:
-        InputError: for a wrong shape or dtype, or a number out of its range.
-
-    Example:
-        >>> hinge_cross_entropy_loss(torch.eye(3))  # no costs: twice log 3
-        tensor(2.1972)
-    """
-    check_non_negative(margin=margin)
-    check_positive(temperature=temperature)
-    check_scores(scores, positives, square=True)
-    scores = at_least_float32(scores)
-    diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    left_out = None
-    if positives is not None:
-        left_out = positives & ~diagonal
-    if len(scores) == 0:
-        return scores.sum()
-    positive, largest = scores.diagonal(), 1e-8 * torch.finfo(scores.dtype).max
-    loss = scores.new_zeros(())
-    for dim in (1, 0):
-        costs = (margin + scores - positive.unsqueeze(dim)).relu().masked_fill(diagonal, 0)
-        logits = (costs / temperature).clamp(max=largest)
-        if left_out is not None:
-            logits = logits.masked_fill(left_out, -torch.inf)
-        loss = loss + logits.logsumexp(dim).mean()
-    return loss
-
-
-class HingeCrossEntropyLoss(nn.Module):
-    """Cross entropy of hinge costs; formula: :func:`hinge_cross_entropy_loss`.
-
-    Args:
-        margin: by how much a positive must beat its negatives; at least 0, in units of the scores.
-        temperature: what the costs are divided by, above 0.
-        weight: factor on the sum of both directions, at least 0; TVRN's released code takes 0.5.
-
-    Shape:
-        scores ``(n, n)``, positives bool ``(n, n)`` or None → ``()``.
+        InputError: for a number out of its range; in use, a wrong shape or dtype.
 
     Example:
         >>> loss = HingeCrossEntropyLoss(margin=0.2, temperature=0.05)
-        >>> loss(torch.tensor([[0.9, 0.8], [0.1, 0.7]]))
-        tensor(4.7578)
+        >>> loss(100 * torch.eye(3))  # no costs: twice log 3
+        tensor(2.1972)
     """
 
     def __init__(
-        self, margin: float = 0.2, temperature: float = 0.05, *, weight: float = 1.0
+        self,
+        margin: float = 0.2,
+        temperature: float = 0.05,
+        *,
+        weight: float = 1.0,
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
+        super().__init__(reduction=reduction)
         check_non_negative(margin=margin, weight=weight)
         check_positive(temperature=temperature)
         self.margin = margin
         self.temperature = temperature
         self.weight = weight
 
-    def forward(self, scores: Tensor, positives: Tensor | None = None) -> Tensor:
-        """The loss of a score matrix."""
-        return self.weight * hinge_cross_entropy_loss(
-            scores, positives, margin=self.margin, temperature=self.temperature
-        )
+    def costs(self, rows: Rows) -> Costs:
+        total, count = _costs(rows, margin=self.margin, temperature=self.temperature)
+        return Costs(self.weight * total, count)
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, temperature={self.temperature}, weight={self.weight}"
+        return (
+            f"margin={self.margin}, temperature={self.temperature}, weight={self.weight}, "
+            f"reduction={self.reduction!r}"
+        )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import check_choice, check_positive
-from itmkit.losses.scores import Reduction, reduce, score_matrix
-from itmkit.precision import autocast_off
+from itmkit.checks import check_positive
+from itmkit.losses.scores import Costs, Reduction, Rows, ScoreLoss, both_directions
 
 
 def info_nce_loss(
@@ -22,26 +21,28 @@ def info_nce_loss(
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The loss of a score matrix; formula and arguments: :class:`InfoNCELoss`."""
-    check_choice("reduction", reduction, Reduction)
-    scores, positives = score_matrix(scores, positives)
-    with autocast_off(scores):
-        logits = scores / temperature
-        rows, columns = _costs(logits, positives), _costs(logits.T, positives.T)
-    return reduce(rows, reduction, scores) + reduce(columns, reduction, scores)
+    costs = partial(_costs, temperature=temperature)
+    return both_directions(costs, scores, positives, reduction)
 
 
-def _costs(logits: Tensor, positives: Tensor) -> Tensor:
-    """Cost of every true pair against the negatives of its row; of those with a negative."""
-    if logits.numel() == 0:
-        return logits.flatten()
-    rest = logits.masked_fill(positives, -torch.inf)
-    counted = positives & (rest.amax(dim=1, keepdim=True) > -torch.inf)
-    row, column = counted.nonzero(as_tuple=True)
-    against = rest[row].logsumexp(dim=1)
-    return F.softplus(against - logits[row, column])
+def _costs(rows: Rows, temperature: float | Tensor) -> Costs:
+    rows = rows._replace(scores=rows.scores / temperature)
+    if rows.scores.numel() == 0:
+        return Costs(rows.scores.sum(), 0)
+    rest = rows.scores.masked_fill(rows.is_positive(), -torch.inf)
+    has_negative = rest.amax(dim=1) > -torch.inf
+    # Where there is no negative, a finite stand-in keeps the gradient from being NaN.
+    against = rest.where(has_negative[:, None], 0).logsumexp(dim=1)
+    if rows.positives is None:
+        costs, counted = F.softplus(against - rows.diagonal()), has_negative
+    else:
+        row, column = rows.positives.nonzero(as_tuple=True)
+        costs = F.softplus(against[row] - rows.scores[row, column])
+        counted = has_negative[row]
+    return Costs(costs.where(counted, 0).sum(), counted.sum())
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(ScoreLoss):
     r"""InfoNCE, the contrastive loss of CLIP, on a score matrix.
 
     .. math::
@@ -62,7 +63,7 @@ class InfoNCELoss(nn.Module):
         temperature: τ the scores are divided by, above 0; where it is learnt, at the start.
         learnt: whether τ is a parameter; its logarithm is learnt and τ kept at 0.01 or more, as in
             CLIP.
-        reduction: ``"mean"`` over true pairs, or their ``"sum"``.
+        reduction: ``"mean"`` over true pairs, of either direction, or their ``"sum"``.
 
     Shape:
         scores ``(n, m)``, positives bool ``(n, m)`` or None (the diagonal) → ``()``.
@@ -80,15 +81,13 @@ class InfoNCELoss(nn.Module):
         temperature: float = 0.07,
         *,
         learnt: bool = False,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
+        super().__init__(reduction=reduction)
         check_positive(temperature=temperature)
-        check_choice("reduction", reduction, Reduction)
         start = torch.tensor(math.log(temperature))
         self.log_temperature = nn.Parameter(start) if learnt else None
         self._temperature = temperature
-        self.reduction = reduction
 
     @property
     def temperature(self) -> float | Tensor:
@@ -97,11 +96,8 @@ class InfoNCELoss(nn.Module):
             return self._temperature
         return self.log_temperature.clamp(min=math.log(0.01)).exp()
 
-    def forward(self, scores: Tensor, positives: Tensor | None = None) -> Tensor:
-        """The loss of a score matrix."""
-        return info_nce_loss(
-            scores, positives, temperature=self.temperature, reduction=self.reduction
-        )
+    def costs(self, rows: Rows) -> Costs:
+        return _costs(rows, self.temperature)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:.4g}, reduction={self.reduction!r}"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import check_choice, check_positive
-from itmkit.losses.scores import Reduction, score_matrix
-from itmkit.precision import autocast_off
+from itmkit.checks import check_positive
+from itmkit.losses.scores import Costs, Reduction, Rows, ScoreLoss, both_directions
 
 
 def siglip_loss(
@@ -23,15 +22,17 @@ def siglip_loss(
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The loss of a score matrix; formula and arguments: :class:`SigLIPLoss`."""
-    check_choice("reduction", reduction, Reduction)
-    scores, positives = score_matrix(scores, positives)
-    with autocast_off(scores):
-        logits = scores / temperature + bias
-        total = F.softplus(torch.where(positives, -logits, logits)).sum()
-    return total / max(len(scores), 1) if reduction == "mean" else total
+    costs = partial(_costs, temperature=temperature, bias=bias)
+    return both_directions(costs, scores, positives, reduction, directions=1)
 
 
-class SigLIPLoss(nn.Module):
+def _costs(rows: Rows, temperature: float | Tensor, bias: float | Tensor) -> Costs:
+    logits = rows.scores / temperature + bias
+    total = F.softplus(torch.where(rows.is_positive(), -logits, logits)).sum()
+    return Costs(total, len(logits))
+
+
+class SigLIPLoss(ScoreLoss):
     r"""Sigmoid loss of SigLIP on a score matrix: every pair is a question of its own.
 
     .. math::
@@ -62,34 +63,27 @@ class SigLIPLoss(nn.Module):
         tensor(2.7726)
     """
 
+    directions = 1
+
     def __init__(
         self,
         temperature: float = 0.1,
         bias: float = -10.0,
         *,
         learnt: bool = True,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
+        super().__init__(reduction=reduction)
         check_positive(temperature=temperature)
-        check_choice("reduction", reduction, Reduction)
         log_temperature, start = torch.tensor(math.log(temperature)), torch.tensor(float(bias))
         if learnt:
             self.log_temperature, self.bias = nn.Parameter(log_temperature), nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", log_temperature, persistent=False)
             self.register_buffer("bias", start, persistent=False)
-        self.reduction = reduction
 
-    def forward(self, scores: Tensor, positives: Tensor | None = None) -> Tensor:
-        """The loss of a score matrix."""
-        return siglip_loss(
-            scores,
-            positives,
-            temperature=self.log_temperature.exp(),
-            bias=self.bias,
-            reduction=self.reduction,
-        )
+    def costs(self, rows: Rows) -> Costs:
+        return _costs(rows, self.log_temperature.exp(), self.bias)
 
     def extra_repr(self) -> str:
         temperature, bias = self.log_temperature.exp().item(), self.bias.item()

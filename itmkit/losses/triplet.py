@@ -1,15 +1,14 @@
-"""Hinge of every positive pair against the negatives of its row and of its column."""
+"""Hinge of every true pair against the negatives of its row and of its column."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from itmkit.checks import check_choice, check_non_negative
-from itmkit.losses.scores import check_scores
-from itmkit.precision import at_least_float32
+from itmkit.losses.scores import Anchors, Costs, Reduction, Rows, ScoreLoss, both_directions
 
 Negatives = Literal["hardest", "all"]
 
@@ -20,118 +19,45 @@ def triplet_loss(
     *,
     margin: float | Tensor = 0.2,
     negatives: Negatives = "hardest",
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Bidirectional hinge-based triplet ranking loss on a score matrix.
-
-    .. math::
-
-        L = \sum_{(i,j) \in P} \Big[
-            \operatorname*{agg}_{k:\,(i,k) \notin P} [m + S_{ik} - S_{ij}]_+ +
-            \operatorname*{agg}_{k:\,(k,j) \notin P} [m + S_{kj} - S_{ij}]_+ \Big]
-
-    with agg the maximum (``"hardest"``) or the sum (``"all"``). Each positive pair is one anchor in
-    its row and one in its column; other positives of the row or column are no negatives. A pair
-    without negatives costs nothing. The terms are summed, not averaged. ``torch.compile`` traces it
-    whole, except that older torch breaks the graph where given positives meet all negatives.
-
-    Faghri et al., VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, BMVC 2018.
-
-    Args:
-        scores: similarity of every image (row) and caption (column).
-        positives: bool, True where image and caption match; None for a square matrix whose diagonal
-            holds the positives.
-        margin: by how much a positive must beat its negatives; at least 0, in units of the scores.
-        negatives: ``"hardest"`` or ``"all"`` negatives of the row and of the column.
-
-    Shape:
-        scores, positives: ``(n, m)``; result: ``()``.
-
-    Returns:
-        The loss, in float32 (float64 for float64 scores).
-
-    Raises:
-        InputError: for a wrong shape or dtype, a negative margin, or unknown ``negatives``.
-
-    Example:
-        >>> scores = torch.tensor([[0.9, 0.8], [0.1, 0.7]])
-        >>> triplet_loss(scores, margin=0.2)  # 0.1 in row 0, 0.3 in column 1
-        tensor(0.4000)
-    """
+    """The loss of a score matrix; formula and arguments: :class:`TripletLoss`."""
     check_non_negative(margin=margin)
-    check_negatives(negatives)
-    check_scores(scores, positives)
-    scores = at_least_float32(scores)
-    if positives is None:
-        positive = scores.diagonal()
-        rows = scores, ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        columns = scores.T, rows[1]
-    else:
-        if negatives == "hardest":
-            in_rows = _hinge_of_hardest(scores, positives, margin)
-            return in_rows + _hinge_of_hardest(scores.T, positives.T, margin)
-        row, column = positives.nonzero(as_tuple=True)
-        positive = scores[row, column]
-        rows = scores[row], ~positives[row]
-        columns = scores.T[column], ~positives.T[column]
-    in_rows = hinge(positive, *rows, margin=margin, negatives=negatives)
-    return in_rows + hinge(positive, *columns, margin=margin, negatives=negatives)
-
-
-def _hinge_of_hardest(scores: Tensor, positives: Tensor, margin: float | Tensor) -> Tensor:
-    """All positives of a row against its one hardest negative; their number need not be known."""
-    if scores.shape[1] == 0:
-        return scores.sum()
-    hardest = scores.masked_fill(positives, -torch.inf).amax(dim=1, keepdim=True)
-    counted = positives & (hardest > -torch.inf)
-    return (margin + hardest - scores).relu().where(counted, 0).sum()
-
-
-def hinge(
-    positive: Tensor,
-    candidates: Tensor,
-    is_negative: Tensor,
-    *,
-    margin: float | Tensor,
-    negatives: Negatives,
-) -> Tensor:
-    """Sum over anchors of the hinge against the hardest, or against all, of their negatives.
-
-    Args:
-        positive: score of each anchor with its positive.
-        candidates: scores of each anchor with its candidates.
-        is_negative: bool, which candidates are negatives.
-        margin: by how much the positive must beat a negative.
-        negatives: ``"hardest"`` or ``"all"``.
-
-    Shape:
-        positive: ``(a,)``; candidates, is_negative: ``(a, c)``; result: ``()``.
-
-    Returns:
-        The sum; zero, with a graph, where there is no negative.
-
-    Example:
-        >>> candidates = torch.tensor([[0.5, 0.4]])
-        >>> hinge(candidates[:, 0], candidates, candidates < 0.5, margin=0.2, negatives="all")
-        tensor(0.1000)
-    """
-    costs = (margin + candidates - positive[:, None]).relu().masked_fill(~is_negative, 0)
-    if negatives == "all" or costs.shape[1] == 0:
-        return costs.sum()
-    return costs.amax(dim=1).sum()
-
-
-def check_negatives(negatives: str) -> None:
-    """Raise unless ``negatives`` names a known choice."""
     check_choice("negatives", negatives, Negatives)
+    costs = partial(triplet_costs, margin=margin, negatives=negatives)
+    return both_directions(costs, scores, positives, reduction)
 
 
-class HingeLoss(nn.Module):
-    """Margin and choice of negatives of the hinge losses."""
+def triplet_costs(rows: Rows, *, margin: float | Tensor, negatives: Negatives) -> Costs:
+    """Hinge of every true pair of some rows."""
+    if negatives == "all":
+        return hinge(rows.anchors(), margin=margin, negatives=negatives)
+    if rows.scores.numel() == 0:
+        return Costs(rows.scores.sum(), 0)
+    # A mask serves here: the number of true pairs need not be read on the host.
+    hardest = rows.hardest_negative()
+    counted = hardest.isneginf().logical_not()
+    positive = rows.diagonal()
+    if rows.positives is not None:
+        hardest, positive = hardest[:, None], rows.scores
+        counted = rows.positives & counted[:, None]
+    return Costs((margin + hardest - positive).relu().where(counted, 0).sum(), counted.sum())
 
-    def __init__(self, margin: float, negatives: Negatives) -> None:
-        super().__init__()
-        check_non_negative(margin=margin)
-        self.margin = margin
+
+def hinge(anchors: Anchors, *, margin: float | Tensor, negatives: Negatives) -> Costs:
+    """Hinge against the hardest, or against all, of the negatives of each anchor."""
+    positive, candidates, is_negative = anchors
+    costs = (margin + candidates - positive[:, None]).relu().where(is_negative, 0)
+    if negatives == "hardest" and costs.shape[1]:
+        costs = costs.amax(dim=1)
+    return Costs(costs.sum(), is_negative.any(dim=1).sum())
+
+
+class HingeLoss(ScoreLoss):
+    """Base of the hinge losses: which negatives count."""
+
+    def __init__(self, negatives: Negatives, *, reduction: Reduction) -> None:
+        super().__init__(reduction=reduction)
         self.negatives = negatives
 
     @property
@@ -141,29 +67,65 @@ class HingeLoss(nn.Module):
 
     @negatives.setter
     def negatives(self, value: Negatives) -> None:
-        check_negatives(value)
+        check_choice("negatives", value, Negatives)
         self._negatives: Negatives = value
-
-    def extra_repr(self) -> str:
-        return f"margin={self.margin}, negatives={self.negatives!r}"
 
 
 class TripletLoss(HingeLoss):
-    """Bidirectional hinge-based triplet ranking loss; formula and arguments: :func:`triplet_loss`.
+    r"""Bidirectional hinge-based triplet ranking loss on a score matrix.
+
+    .. math::
+
+        L = \operatorname*{mean}_{(i,j) \in P}
+            \operatorname*{agg}_{k:\,(i,k) \notin P} [m + S_{ik} - S_{ij}]_+ +
+            \operatorname*{mean}_{(i,j) \in P}
+            \operatorname*{agg}_{k:\,(k,j) \notin P} [m + S_{kj} - S_{ij}]_+
+
+    with agg the maximum (``"hardest"``) or the sum (``"all"``). Each true pair is one anchor in its
+    row and one in its column; other true pairs of the row or column are no negatives. A true pair
+    without negatives is left out of its mean. Expects cosines; other scores with a margin that is
+    given in their units. ``torch.compile`` traces it whole, except that older torch breaks the
+    graph where given positives meet all negatives.
+
+    Faghri et al., VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, BMVC 2018, which
+    sums: ``reduction="sum"``.
+
+    Args:
+        margin: m, by how much a true pair must beat its negatives; at least 0, in units of the
+            scores.
+        negatives: ``"hardest"`` or ``"all"`` negatives of the row and of the column.
+        reduction: ``"mean"`` over true pairs, of either direction, or their ``"sum"``.
 
     Shape:
         scores ``(n, m)``, positives bool ``(n, m)`` or None (the diagonal) → ``()``.
 
+    Raises:
+        InputError: for a negative margin or unknown ``negatives``; in use, a wrong shape or dtype.
+
     Example:
-        >>> loss = TripletLoss(margin=0.2, negatives="all")
-        >>> loss(torch.eye(3))
-        tensor(0.)
+        >>> import torch
+        >>> scores = torch.tensor([[0.9, 0.8], [0.1, 0.7]])
+        >>> TripletLoss(margin=0.2)(scores)  # 0.1 in row 0, 0.3 in column 1; halves of each
+        tensor(0.2000)
+        >>> loss = TripletLoss(negatives="all", reduction="sum")
+        >>> loss(scores)
+        tensor(0.4000)
         >>> loss.negatives = "hardest"  # after a warm-up
     """
 
-    def __init__(self, margin: float = 0.2, negatives: Negatives = "hardest") -> None:
-        super().__init__(margin, negatives)
+    def __init__(
+        self,
+        margin: float = 0.2,
+        negatives: Negatives = "hardest",
+        *,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(negatives, reduction=reduction)
+        check_non_negative(margin=margin)
+        self.margin = margin
 
-    def forward(self, scores: Tensor, positives: Tensor | None = None) -> Tensor:
-        """The loss of a score matrix."""
-        return triplet_loss(scores, positives, margin=self.margin, negatives=self.negatives)
+    def costs(self, rows: Rows) -> Costs:
+        return triplet_costs(rows, margin=self.margin, negatives=self.negatives)
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, negatives={self.negatives!r}, reduction={self.reduction!r}"

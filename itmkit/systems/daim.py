@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.losses import AdaptiveMarginTripletLoss
+from itmkit.losses.kind import check_kind
 from itmkit.nn import CrossAttentionSimilarity
 from itmkit.nn.contract import Tokens, common_levels, common_width
 from itmkit.retrieval import Encoding
@@ -36,8 +36,9 @@ class DAIM(Matcher):
             :class:`itmkit.nn.SharedLevels`), or on one, as all encoders of :mod:`itmkit.nn`.
         text_encoder: captions to tokens on as many levels, of the same width.
         similarity: of one level; None: :class:`CrossAttentionSimilarity` of words to regions.
-        loss: of the scores ``(n, n)`` and the true pairs ``(n, n)``, as the losses of scores in
-            :mod:`itmkit.losses`; None: :class:`AdaptiveMarginTripletLoss` of the published numbers.
+        loss: any loss of scores in :mod:`itmkit.losses`, or one of your own that takes scores
+            ``(n, n)`` and the true pairs ``(n, n)``; None: :class:`AdaptiveMarginTripletLoss` of the
+            published numbers, which sums.
         **kwargs: see :class:`Matcher`; the published system has no ``warmup``.
 
     Raises:
@@ -60,13 +61,9 @@ class DAIM(Matcher):
         self.text_encoder = text_encoder
         self.levels = levels
         self.similarity = similarity or CrossAttentionSimilarity()
-        self.triplet: Any = loss or AdaptiveMarginTripletLoss()
-        self._negatives = getattr(self.triplet, "negatives", None)  # after the warm-up
-        if self.warmup and self._negatives is None:
-            raise InputError(
-                f"warmup is {self.warmup}; expected 0 for a {type(loss).__name__}, which has no "
-                "choice of negatives"
-            )
+        self.score_loss = loss or AdaptiveMarginTripletLoss(reduction="sum")
+        check_kind("scores", loss=self.score_loss)
+        self.warm_up(score_loss=self.score_loss)
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)
@@ -89,13 +86,12 @@ class DAIM(Matcher):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         scores, positives = self.batch_scores(batch)
-        if self._negatives is not None:
-            self.triplet.negatives = self.counted_negatives(self._negatives)
-        return {"loss": self.triplet(scores, positives)}
+        self.choose_negatives()
+        return {"loss": self.score_loss(scores, positives)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        margin = getattr(self.triplet, "margin", None)
+        margin = getattr(self.score_loss, "margin", None)
         if isinstance(margin, Tensor):  # it adapts
             self.log("train/margin", margin.float(), batch_size=len(batch))
         return loss

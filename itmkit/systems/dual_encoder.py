@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from itmkit.data.preprocessing import Preprocessing
 from itmkit.distributed import gather_all
 from itmkit.losses import MomentumDistillationLoss
 from itmkit.losses.functional import info_nce_loss, siglip_loss
+from itmkit.losses.kind import check_kind
 from itmkit.nn import ClipModel, l2_normalize
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
@@ -53,7 +53,8 @@ class DualEncoder(Matcher):
         loss: any loss of :mod:`itmkit.losses`: of scores, which gets the cosines, or of vectors,
             which gets these; the model's scale and bias are then kept. None: the loss the model was
             trained by, of its logits: the sigmoid loss if it has a bias, else CLIP's.
-        distillation: loss against the momentum teacher; None: :class:`MomentumDistillationLoss`.
+        distillation: loss against the momentum teacher, of the arguments of
+            :class:`MomentumDistillationLoss`, which it is if None.
         distillation_weight: weight of ``distillation``; 0: there is no teacher.
         momentum: of the teacher, in [0, 1].
         **kwargs: see :class:`Matcher`; there is no second stage.
@@ -83,7 +84,7 @@ class DualEncoder(Matcher):
         frozen: bool = False,
         pad_id: int | None = None,
         loss: nn.Module | None = None,
-        distillation: MomentumDistillationLoss | None = None,
+        distillation: nn.Module | None = None,
         distillation_weight: float = 0.0,
         momentum: float = 0.995,
         **kwargs: Any,
@@ -91,27 +92,18 @@ class DualEncoder(Matcher):
         super().__init__(**kwargs)
         check_non_negative(distillation_weight=distillation_weight)
         self.own_loss: Any = loss
-        self._takes = [] if loss is None else list(inspect.signature(loss.forward).parameters)
-        if self._takes[2:3] == ["teacher_image"]:
-            raise InputError(
-                f"loss is a {type(loss).__name__}, which needs a teacher; expected it as "
-                "distillation, with a distillation_weight"
-            )
-        if loss is not None and self._takes[:1] != ["scores"] and self._takes[:3] != _VECTORS:
-            raise InputError(
-                f"loss is a {type(loss).__name__}, whose forward takes {self._takes}; expected one "
-                "of (scores, positives) or (image, text, image_ids)"
-            )
+        self._kind = None if loss is None else check_kind("scores", "vectors", loss=loss)
         self.clip = ClipModel(name_or_path, config=config, frozen=frozen, pad_id=pad_id)
         if loss is not None:
             for parameter in self.clip.logit_parameters():
                 parameter.requires_grad_(False)
-        self._negatives = getattr(loss, "negatives", None)  # after the warm-up
-        if self.warmup and self._negatives is None:
+            self.warm_up(own_loss=loss)
+        elif self.warmup:
             raise InputError(
                 f"warmup is {self.warmup}; expected 0 without a loss that chooses its negatives"
             )
         self.distillation = distillation or MomentumDistillationLoss()
+        check_kind("teacher", distillation=self.distillation)
         self.distillation_weight = distillation_weight
         self.momentum = momentum
 
@@ -165,14 +157,13 @@ class DualEncoder(Matcher):
         return terms
 
     def _contrast(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
-        if self._negatives is not None:
-            self.own_loss.negatives = self.counted_negatives(self._negatives)
+        self.choose_negatives()
         cosines, positives = cosine_scores(image, text), ids[:, None] == ids
         value: Tensor
-        if self._takes[:1] == ["image"]:
+        if self._kind == "vectors":
             value = self.own_loss(image, text, ids)
-        elif self.own_loss is not None:
-            value = self.own_loss(cosines, ids if "image_ids" in self._takes else positives)
+        elif self._kind == "scores":
+            value = self.own_loss(cosines, positives)
         elif self.clip.logit_bias is not None:
             value = siglip_loss(self.clip.logits(cosines), positives, temperature=1.0, bias=0.0)
         else:  # the mean of both directions
@@ -190,6 +181,3 @@ class DualEncoder(Matcher):
         image = teacher.clip.image_vectors(batch.images.features)
         text = teacher.clip.text_vectors(batch.texts.ids, batch.texts.mask)
         return [l2_normalize(image), l2_normalize(text)]
-
-
-_VECTORS = ["image", "text", "image_ids"]

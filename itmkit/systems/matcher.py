@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,12 +15,11 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
-from torch import Tensor
+from torch import Tensor, nn
 
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
-from itmkit.losses.triplet import Negatives
 from itmkit.nn.layers.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.pretrained import sources
@@ -100,6 +100,7 @@ class Matcher(LightningModule, ABC):
         check_count(0, warmup=warmup)
         check_choice("warmup_unit", warmup_unit, TimeUnit)
         self.warmup = warmup
+        self._warmed_up: list[tuple[str, Any]] = []  # names of losses, and their own negatives
         self.warmup_unit: TimeUnit = warmup_unit
         check_choice("lr_scheduler_interval", lr_scheduler_interval, TimeUnit)
         if rerank_top_k < 0:
@@ -236,9 +237,31 @@ class Matcher(LightningModule, ABC):
         config = scheduler_config(schedule, self.lr_scheduler_interval)
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    def counted_negatives(self, own: Negatives) -> Negatives:
-        """Which negatives a loss counts now: all while warming up, then its own choice."""
-        return "all" if self.trained_less_than(self.warmup, self.warmup_unit) else own
+    def warm_up(self, **losses: nn.Module) -> None:
+        """Say in the constructor which loss the ``warmup`` is of, by the name of its argument.
+
+        One that has no choice of negatives has none: a warning says so.
+        """
+        for name, loss in losses.items():
+            own = getattr(loss, "negatives", None)
+            if own is not None:
+                self._warmed_up.append((name, own))
+            elif self.warmup:
+                warnings.warn(
+                    f"warmup is {self.warmup}, without effect: {name} is a {type(loss).__name__}, "
+                    "which has no choice of negatives",
+                    stacklevel=3,
+                )
+
+    def choose_negatives(self) -> None:
+        """Let the loss of :meth:`warm_up` count all negatives at first, then those of its choice.
+
+        To be called before the loss is.
+        """
+        early = self.trained_less_than(self.warmup, self.warmup_unit)
+        for name, own in self._warmed_up:
+            loss: Any = self.get_submodule(name)
+            loss.negatives = "all" if early else own
 
     def trained_less_than(self, count: int, unit: TimeUnit) -> bool:
         """Whether training is younger than so many epochs or steps."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
@@ -14,7 +13,8 @@ from itmkit.callbacks import MomentumTeacher
 from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather, gather_all, rank, world_size
-from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss
+from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss, SigLIPLoss
+from itmkit.losses.kind import check_kind
 from itmkit.nn import ExternalSpatialAttention, FusionEncoder, MatchingHead, l2_normalize
 from itmkit.nn.contract import common_width
 from itmkit.precision import at_least_float32
@@ -39,6 +39,9 @@ class MATE(Matcher):
       the image, that the global branch confuses it with most. With a ``matching_head``, the binary
       cross-entropy of its logits on the same pairs.
 
+    Each may be replaced (``--model.triplet itmkit.losses.InfoNCELoss``), or left out by a weight of
+    0.
+
     Zhou and Wang, "Unified learning for image-text alignment via multi-scale feature fusion",
     Computer Vision and Image Understanding 260, 2025. Differs from the released code: that fuses
     every image with its own caption before ranking, so that its evaluation knows the answer; see
@@ -51,13 +54,18 @@ class MATE(Matcher):
         matching_head: judges the read-outs of the fusion encoder; None for their cosine.
         views: views K of an image in a batch, and of its caption (``caption_views`` of the data).
         token_drop: probability in [0, 1) that a view of an image drops a token.
-        triplet: loss of the global scores; None: :class:`GroupTripletLoss` of the published
-            numbers and K views.
-        hect: loss of the global vectors, and of the fused pairs; None: :class:`HECTLoss` of the
+        triplet: loss of the global scores ``(n·K, n·K)`` of all views and their true pairs, any
+            loss of scores; None: :class:`GroupTripletLoss` of K views. The published system sums:
+            ``reduction: sum``.
+        hect: loss of the global vectors, any loss of vectors; None: :class:`HECTLoss` of the
             published numbers.
-        distillation: loss against the teacher; None: :class:`MomentumDistillationLoss`.
-        triplet_weight: weight of the loss, 0 to leave it out; so for all four. The triplet loss is
-            a sum over anchors, the others are means.
+        distillation: loss against the teacher, of the arguments of
+            :class:`MomentumDistillationLoss`, which it is if None.
+        fusion_loss: any loss of scores, for the pairs of the fusion branch: it gets a row for each
+            anchor, of the score of the true pair and that of the wrong one ``(a, 2)``. None:
+            HECT's core with the numbers of ``hect``; with a ``matching_head``, the binary
+            cross-entropy, which is :class:`SigLIPLoss` of temperature 1 and bias 0.
+        triplet_weight: weight of the loss, 0 to leave it out; so for all four.
         hect_weight: see ``triplet_weight``.
         distillation_weight: see ``triplet_weight``.
         fusion_weight: see ``triplet_weight``.
@@ -89,9 +97,10 @@ class MATE(Matcher):
         matching_head: MatchingHead | None = None,
         views: int = 2,
         token_drop: float = 0.2,
-        triplet: GroupTripletLoss | None = None,
-        hect: HECTLoss | None = None,
-        distillation: MomentumDistillationLoss | None = None,
+        triplet: nn.Module | None = None,
+        hect: nn.Module | None = None,
+        distillation: nn.Module | None = None,
+        fusion_loss: nn.Module | None = None,
         triplet_weight: float = 1.0,
         hect_weight: float = 1.0,
         distillation_weight: float = 1.0,
@@ -107,11 +116,21 @@ class MATE(Matcher):
         if self.rerank_top_k and fusion is None:
             raise InputError(f"rerank_top_k is {self.rerank_top_k}, but there is no fusion encoder")
         self.triplet = triplet or GroupTripletLoss(group_size=views)
-        if self.triplet.group_size != views:
-            raise InputError(f"triplet.group_size is {self.triplet.group_size}, views {views}")
-        self._negatives = self.triplet.negatives  # after the warm-up
         self.hect = hect or HECTLoss()
         self.distillation = distillation or MomentumDistillationLoss()
+        if fusion_loss is None and matching_head is not None:
+            fusion_loss = SigLIPLoss(1.0, 0.0, learnt=False)
+        self.fusion_loss = fusion_loss
+        check_kind("scores", triplet=self.triplet)
+        check_kind("vectors", hect=self.hect)
+        check_kind("teacher", distillation=self.distillation)
+        if self.fusion_loss is not None:
+            check_kind("scores", fusion_loss=self.fusion_loss)
+        group_size = getattr(self.triplet, "group_size", views)
+        if group_size != views:
+            raise InputError(f"triplet.group_size is {group_size}; expected {views}, as views")
+        if triplet_weight:
+            self.warm_up(triplet=self.triplet)
         self.weights = {
             "triplet": triplet_weight,
             "hect": hect_weight,
@@ -204,8 +223,8 @@ class MATE(Matcher):
         scores = cosine_scores(image, text)
         terms: dict[str, Tensor] = {}
         if self.weights["triplet"]:
-            self.triplet.negatives = self.counted_negatives(self._negatives)
-            terms["triplet"] = self.triplet(scores, ids)
+            self.choose_negatives()
+            terms["triplet"] = self.triplet(scores, view_ids[:, None] == view_ids)
         if self.weights["hect"]:
             terms["hect"] = self.hect(image, text, view_ids)
         if self.weights["distillation"]:
@@ -283,13 +302,14 @@ class MATE(Matcher):
         shares = pairs.tensor_split(world_size())
         scores = self.rerank(image, text, shares[rank()])
         true, *wrong = gather(scores, sizes=[len(share) for share in shares]).chunk(3)
+        positive, negative = true.repeat(2), torch.cat(wrong)
         valid = (candidates.amax(dim=1) > -torch.inf)[anchors].repeat(2)
-        if self.matching_head is None:
-            return self.hect.from_similarities(
-                true.repeat(2), torch.cat(wrong)[:, None], valid[:, None]
-            )
-        taken = F.softplus(torch.cat(wrong)).where(valid, 0).sum() / valid.sum().clamp(min=1)
-        return F.softplus(-true).mean() + taken
+        if self.fusion_loss is None:
+            core = self.hect if isinstance(self.hect, HECTLoss) else HECTLoss()
+            return core.from_similarities(positive, negative[:, None], valid[:, None])
+        # Where all captions are of one image, the pairs taken for wrong ones are true.
+        is_true = torch.stack([torch.ones_like(valid), ~valid], dim=1)
+        return self.fusion_loss(torch.stack([positive, negative], dim=1), is_true)
 
 
 def _count_anew(mate: MATE, _: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.losses import HingeCrossEntropyLoss
+from itmkit.losses.kind import check_kind
 from itmkit.nn import RefinedSimilarity, l2_normalize
 from itmkit.nn.attention.focal import Focal
 from itmkit.nn.contract import common_width
@@ -25,7 +26,7 @@ class TVRN(Matcher):
 
     Regions are refined by their semantic and geometric relations, words by the image that they are
     compared with; the pair is then compared word by word and the comparisons reasoned over. The
-    score of a pair is a logit; the loss is of its sigmoid.
+    score of a pair is a logit; the published loss takes its sigmoid.
 
     The relations of the regions come with the data: ``relation_threshold`` of
     :class:`itmkit.data.ImageTextData`. For an encoder of pixels they may be left out: the cells of
@@ -47,7 +48,9 @@ class TVRN(Matcher):
             None for LayerNorm and any number.
         dropout: of the poolings, in [0, 1).
         chunk_pairs: pairs computed at a time; memory grows with it, results do not change.
-        loss: of the sigmoid scores; None: :class:`HingeCrossEntropyLoss` of the published numbers.
+        loss: any loss of scores in :mod:`itmkit.losses`, or one of your own that takes logits
+            ``(n, n)`` and the true pairs ``(n, n)``; None: :class:`HingeCrossEntropyLoss` of the
+            published numbers.
         **kwargs: see :class:`Matcher`.
 
     Raises:
@@ -66,7 +69,7 @@ class TVRN(Matcher):
         num_regions: int | None = None,
         dropout: float = 0.0,
         chunk_pairs: int = 256,
-        loss: HingeCrossEntropyLoss | None = None,
+        loss: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,7 +85,9 @@ class TVRN(Matcher):
             dropout=dropout,
             chunk_pairs=chunk_pairs,
         )
-        self.hinge_cross_entropy = loss or HingeCrossEntropyLoss(weight=0.5)
+        self.score_loss = loss or HingeCrossEntropyLoss(weight=0.5)
+        check_kind("scores", loss=self.score_loss)
+        self.warm_up(score_loss=self.score_loss)
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)
@@ -115,7 +120,8 @@ class TVRN(Matcher):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         logits, positives = self.batch_scores(batch)
-        return {"loss": self.hinge_cross_entropy(logits.sigmoid(), positives)}
+        self.choose_negatives()
+        return {"loss": self.score_loss(logits, positives)}
 
 
 def _relations(images: Images, tokens: Tensor) -> Tensor:

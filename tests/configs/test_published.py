@@ -98,9 +98,9 @@ def test_loss_of_tvrn_is_half_the_sum_of_both_directions(name: str) -> None:
     both = F.cross_entropy(costs, true) + F.cross_entropy(costs_of_columns.T, true)
     tvrn = matcher(name)
     assert isinstance(tvrn, TVRN)
-    torch.testing.assert_close(tvrn.hinge_cross_entropy(scores), both / 2)
+    torch.testing.assert_close(tvrn.score_loss(scores.logit()), both / 2)
     by_default = matcher(name, loss=None)
-    torch.testing.assert_close(by_default.hinge_cross_entropy(scores), both / 2)
+    torch.testing.assert_close(by_default.score_loss(scores.logit()), both / 2)
 
 
 @pytest.mark.parametrize("name", TVRN_NAMES)
@@ -124,6 +124,7 @@ def test_losses_of_mate_are_the_released_ones(name: str) -> None:
     assert mate.weights == {"triplet": 1.0, "hect": 0.0, "distillation": 1.0, "fusion": 1.0}
     assert mate.rerank_top_k == 0
     assert (mate.triplet.margin, mate.triplet.group_size) == (0.2, 2)
+    assert mate.triplet.reduction == "sum"
     assert (mate.hect.margin, mate.hect.temperature) == (1.0, 0.5)
     assert (mate.hect.contrastive_weight, mate.hect.num_hard_negatives) == (0.5, 1)
     student, teacher = torch.randn(2, 2, 4, 6)

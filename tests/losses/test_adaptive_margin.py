@@ -10,7 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from itmkit.losses.adaptive_margin import AdaptiveMarginTripletLoss, adaptive_margin
+from itmkit.losses.adaptive_margin import (
+    AdaptiveMarginTripletLoss,
+    _next_margin,
+    adaptive_margin,
+)
+from itmkit.losses.scores import Rows
 from itmkit.losses.triplet import triplet_loss
 
 STATISTICS = pytest.mark.parametrize("statistic", ["released", "mean"])
@@ -37,18 +42,18 @@ def naive(
     positives: Tensor | None = None,
     negative_statistic: str = "released",
 ) -> float:
-    table = scores.tolist()
     p, q = [], []
-    for i, row in enumerate(table):
-        others = [
-            s for j, s in enumerate(row) if j != i and (positives is None or not positives[i, j])
-        ]
-        if not others or row[i] < max(others):
+    if positives is None:
+        positives = torch.eye(len(scores), dtype=torch.bool)
+    for i, j in positives.nonzero().tolist():
+        true = float(scores[i, j])
+        others = scores[i, ~positives[i]].tolist()
+        if not others or true < max(others):
             continue
-        p.append(row[i])
+        p.append(true)
         k = len(others)
         if negative_statistic == "released":
-            q.append(sum(s - row[i] for s in others) / (k + 1) / k + margin)
+            q.append(sum(s - true for s in others) / (k + 1) / k + margin)
         else:
             q.append(sum(others) / k)
     if len(p) < min_rows:
@@ -100,13 +105,15 @@ def test_naive_loop_reference(n, positive, further, statistic):
     )
     expected = 0.25
     positives = torch.rand(n, n) > 0.7 if further else None
+    mask = torch.eye(n, dtype=torch.bool) if positives is None else positives
     for _ in range(4):
         scores = batch(n, positive, noise=0.08)
+        if further:
+            scores = scores.where(~positives, scores + 0.5)
         options = {"beta": 0.4, "momentum": 0.6, "min_rows": 2, "negative_statistic": statistic}
         expected = naive(scores, expected, positives=positives, **options)
         value = loss(scores, positives)
         assert loss.margin.item() == pytest.approx(expected, abs=1e-9)
-        mask = torch.eye(n, dtype=torch.bool) | (positives if further else False)
         torch.testing.assert_close(value, triplet_loss(scores, mask, margin=expected))
     if n > 2:
         assert expected != 0.25
@@ -119,6 +126,7 @@ def test_golden_adaptive_margin(golden):
         beta=float(arrays["alpha"]),
         momentum=float(arrays["momentum"]),
         min_rows=int(arrays["min_positives"]),
+        reduction="sum",
     )
     steps = zip(arrays["scores"], arrays["margin_after"], arrays["loss"], strict=True)
     for scores, margin, expected in steps:
@@ -241,8 +249,8 @@ def test_guard_constant_scores_keep(statistic):
     assert loss.margin == 0.2
 
 
-def test_guard_rows_without_negatives_do_not_count():
-    scores, positives = batch(6), torch.zeros(6, 6, dtype=torch.bool)
+def test_guard_pairs_without_negatives_do_not_count():
+    scores, positives = batch(6), torch.eye(6, dtype=torch.bool)
     positives[0] = True
     start = torch.tensor(0.2, dtype=torch.float64)
     moved = adaptive_margin(scores, start, min_rows=5, positives=positives)
@@ -266,15 +274,17 @@ def test_guard_no_overflow_in_float64():
     assert target_of(of_statistics(p, [-1.7e308, -1.69e308, -1.6e308])) == 0.5
 
 
-def test_further_positives_change_nothing_in_the_statistics():
-    scores, positives = batch(8), torch.rand(8, 8) > 0.7
-    positives.fill_diagonal_(False)
-    start = torch.tensor(0.2, dtype=torch.float64)
-    expected = adaptive_margin(scores, start, min_rows=2, positives=positives)
-    assert expected != start
-    for value in (1e30, math.inf, math.nan):
-        filled = scores.masked_fill(positives, value)
-        assert adaptive_margin(filled, start, min_rows=2, positives=positives) == expected
+def test_a_part_at_a_time_is_the_same():
+    scores, positives = batch(12), torch.eye(12, dtype=torch.bool) | (torch.rand(12, 12) > 0.8)
+    options = {"beta": 0.3, "momentum": 0.1, "min_rows": 2, "negative_statistic": "mean"}
+    for mask in (None, positives):
+        whole = _next_margin([Rows(scores, mask)], 0.2, **options)
+        parts = [
+            Rows(scores[a:b], None if mask is None else mask[a:b], a)
+            for a, b in ((0, 5), (5, 6), (6, 12))
+        ]
+        torch.testing.assert_close(_next_margin(parts, 0.2, **options), whole)
+        assert whole != 0.2
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -93,7 +93,7 @@ class Group(Model):
     make_loss = GroupTripletLoss
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        return self.loss(self.scores(x, y), ids[::2])
+        return self.loss(self.scores(x, y), image_ids=ids[::2])
 
 
 class HECT(Model):

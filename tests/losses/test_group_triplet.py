@@ -12,9 +12,11 @@ from itmkit.losses.functional import group_triplet_loss
 BOTH = pytest.mark.parametrize("negatives", ["hardest", "all"])
 
 
-def naive(scores: Tensor, ids: list[int], size: int, margin: float, negatives: str) -> float:
+def naive(
+    scores: Tensor, ids: list[int], size: int, margin: float, negatives: str, reduction: str = "sum"
+) -> float:
     """One direction: every row is an anchor."""
-    total = 0.0
+    terms = []
     for a in range(len(scores)):
         group = a // size
         own = range(group * size, group * size + size)
@@ -24,8 +26,9 @@ def naive(scores: Tensor, ids: list[int], size: int, margin: float, negatives: s
             for k in range(len(scores))
             if ids[k // size] != ids[group]
         ]
-        total += (max(costs) if negatives == "hardest" else sum(costs)) if costs else 0
-    return total
+        if costs:
+            terms.append(max(costs) if negatives == "hardest" else sum(costs))
+    return sum(terms) / (max(len(terms), 1) if reduction == "mean" else 1)
 
 
 def test_smoke():
@@ -47,7 +50,7 @@ def test_golden_group_triplet(golden, name, negatives):
     for way, side in (("i2t", scores), ("t2i", scores.T)):
         expected = pytest.approx(float(arrays[f"loss_{way}"]), rel=1e-5)
         assert naive(side.detach(), ids, size, margin, negatives) == expected
-    loss = GroupTripletLoss(margin, size, negatives)(scores)
+    loss = GroupTripletLoss(margin, size, negatives, reduction="sum")(scores)
     loss.backward()
     expected = torch.tensor(arrays["loss_i2t"] + arrays["loss_t2i"])
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
@@ -58,12 +61,16 @@ def test_golden_group_triplet(golden, name, negatives):
 @BOTH
 @pytest.mark.parametrize(("groups", "size"), [(1, 2), (2, 1), (2, 2), (5, 2), (3, 3)])
 @pytest.mark.parametrize("shared", [False, True])
-def test_naive_loop_reference(groups, size, shared, negatives):
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_naive_loop_reference(groups, size, shared, reduction, negatives):
     scores = torch.randn(groups * size, groups * size, dtype=torch.float64)
     ids = [7, 7, 1, 3, 1][:groups] if shared else list(range(groups))
-    expected = sum(naive(side, ids, size, 0.3, negatives) for side in (scores, scores.T))
-    loss = GroupTripletLoss(0.3, size, negatives)
-    assert loss(scores, torch.tensor(ids)).item() == pytest.approx(expected)
+    expected = sum(naive(side, ids, size, 0.3, negatives, reduction) for side in (scores, scores.T))
+    loss = GroupTripletLoss(0.3, size, negatives, reduction=reduction)
+    assert loss(scores, image_ids=torch.tensor(ids)).item() == pytest.approx(expected)
+    view_ids = torch.tensor(ids).repeat_interleave(size)
+    positives = view_ids[:, None] == view_ids
+    assert loss(scores, positives).item() == pytest.approx(expected)
     if not shared:
         assert loss(scores).item() == pytest.approx(expected)
 
@@ -80,7 +87,7 @@ def test_one_view_is_the_triplet_loss(negatives):
 @pytest.mark.parametrize("groups", [0, 1, 3])
 def test_empty_selection_is_zero_with_a_graph(groups, negatives):
     scores = torch.randn(groups * 2, groups * 2, requires_grad=True)
-    loss = GroupTripletLoss(negatives=negatives)(scores, torch.zeros(groups, dtype=torch.long))
+    loss = GroupTripletLoss(negatives=negatives)(scores, image_ids=[0] * groups)
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(scores.grad, torch.zeros_like(scores))
@@ -99,20 +106,21 @@ def test_property_permutation(groups, size, seed, negatives):
     scores = torch.randn(n, n, generator=generator, dtype=torch.float64)
     ids = torch.randint(3, (groups,), generator=generator)
     numbers = {"group_size": size, "negatives": negatives}
-    loss = group_triplet_loss(scores, ids, **numbers)
+    loss = group_triplet_loss(scores, None, ids, **numbers)
     order = torch.randperm(groups, generator=generator)
     views = (order[:, None] * size + torch.randperm(size, generator=generator)).flatten()
-    shuffled = group_triplet_loss(scores[views][:, views], ids[order], **numbers)
+    shuffled = group_triplet_loss(scores[views][:, views], None, ids[order], **numbers)
     torch.testing.assert_close(shuffled, loss)
-    torch.testing.assert_close(group_triplet_loss(scores.T, ids, **numbers), loss)
-    assert loss <= group_triplet_loss(scores, **numbers)
+    torch.testing.assert_close(group_triplet_loss(scores.T, None, ids, **numbers), loss)
+    all_apart = group_triplet_loss(scores, **numbers, reduction="sum")
+    assert group_triplet_loss(scores, None, ids, **numbers, reduction="sum") <= all_apart
 
 
 @BOTH
 def test_gradcheck(negatives):
     scores = torch.randn(6, 6, dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([0, 1, 1])
-    assert torch.autograd.gradcheck(GroupTripletLoss(0.37, 2, negatives), (scores, ids))
+    assert torch.autograd.gradcheck(GroupTripletLoss(0.37, 2, negatives), (scores, None, ids))
 
 
 @BOTH
@@ -129,7 +137,7 @@ def test_compile():
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     scores, ids = torch.randn(6, 6), torch.tensor([0, 1, 1])
     torch.testing.assert_close(compiled(scores), loss(scores))
-    torch.testing.assert_close(compiled(scores, ids), loss(scores, ids))
+    torch.testing.assert_close(compiled(scores, None, ids), loss(scores, None, ids))
 
 
 def test_negatives_can_be_set():
@@ -164,4 +172,6 @@ def test_error_scores(shape):
 
 def test_error_image_ids():
     with pytest.raises(ValueError, match=r"image_ids has the shape \(4,\); expected \(2,\)"):
-        GroupTripletLoss()(torch.zeros(4, 4), torch.arange(4))
+        GroupTripletLoss()(torch.zeros(4, 4), image_ids=torch.arange(4))
+    with pytest.raises(ValueError, match="positives and image_ids are both given"):
+        GroupTripletLoss()(torch.zeros(4, 4), torch.eye(4).bool(), torch.arange(2))

@@ -12,17 +12,24 @@ from itmkit.losses.functional import triplet_loss
 BOTH = pytest.mark.parametrize("negatives", ["hardest", "all"])
 
 
-def naive(scores: Tensor, positives: Tensor, margin: float, negatives: str) -> float:
+REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum"])
+
+
+def naive(
+    scores: Tensor, positives: Tensor, margin: float, negatives: str, reduction: str = "sum"
+) -> float:
     aggregate = max if negatives == "hardest" else sum
-    total = 0.0
+    rows, columns = [], []
     for i, j in positives.nonzero().tolist():
         row = [k for k in range(scores.shape[1]) if not positives[i, k]]
         column = [k for k in range(scores.shape[0]) if not positives[k, j]]
         costs = [max(0.0, float(margin + scores[i, k] - scores[i, j])) for k in row]
-        total += aggregate(costs) if costs else 0
+        rows += [aggregate(costs)] if costs else []
         costs = [max(0.0, float(margin + scores[k, j] - scores[i, j])) for k in column]
-        total += aggregate(costs) if costs else 0
-    return total
+        columns += [aggregate(costs)] if costs else []
+    if reduction == "sum":
+        return sum(rows) + sum(columns)
+    return sum(sum(side) / max(len(side), 1) for side in (rows, columns))
 
 
 def test_smoke():
@@ -32,20 +39,24 @@ def test_smoke():
 
 
 @BOTH
+@REDUCTIONS
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_naive_loop_reference_diagonal(size, negatives):
+def test_naive_loop_reference_diagonal(size, reduction, negatives):
     scores = torch.randn(size, size, dtype=torch.float64)
-    expected = naive(scores, torch.eye(size, dtype=torch.bool), 0.3, negatives)
-    assert TripletLoss(0.3, negatives)(scores).item() == pytest.approx(expected)
+    expected = naive(scores, torch.eye(size, dtype=torch.bool), 0.3, negatives, reduction)
+    loss = TripletLoss(0.3, negatives, reduction=reduction)
+    assert loss(scores).item() == pytest.approx(expected)
 
 
 @BOTH
+@REDUCTIONS
 @pytest.mark.parametrize("shape", [(1, 5), (4, 7), (6, 3)])
-def test_naive_loop_reference_positives(shape, negatives):
+def test_naive_loop_reference_positives(shape, reduction, negatives):
     scores = torch.randn(shape, dtype=torch.float64)
     positives = torch.rand(shape) > 0.6
-    expected = naive(scores, positives, 0.3, negatives)
-    assert TripletLoss(0.3, negatives)(scores, positives).item() == pytest.approx(expected)
+    expected = naive(scores, positives, 0.3, negatives, reduction)
+    loss = TripletLoss(0.3, negatives, reduction=reduction)
+    assert loss(scores, positives).item() == pytest.approx(expected)
 
 
 @BOTH
@@ -59,7 +70,7 @@ def test_golden_triplet_hardest(golden):
     arrays = golden("triplet_hardest")
     image = torch.from_numpy(arrays["image"]).requires_grad_()
     text = torch.from_numpy(arrays["text"]).requires_grad_()
-    loss = TripletLoss(margin=float(arrays["margin"]))(image @ text.T)
+    loss = TripletLoss(margin=float(arrays["margin"]), reduction="sum")(image @ text.T)
     loss.backward()
     torch.testing.assert_close(loss, torch.tensor(arrays["loss"]), atol=1e-5, rtol=1e-5)
     for vectors, name in ((image, "grad_image"), (text, "grad_text")):
@@ -108,7 +119,8 @@ def test_property_permutation_and_sides(size, seed, negatives):
     torch.testing.assert_close(triplet_loss(scores[order][:, order], negatives=negatives), loss)
     torch.testing.assert_close(triplet_loss(scores.T, negatives=negatives), loss)
     assert triplet_loss(scores, margin=0.5, negatives=negatives) >= loss >= 0
-    assert triplet_loss(scores, negatives="all") >= triplet_loss(scores, negatives="hardest")
+    larger = triplet_loss(scores, negatives="all")
+    assert larger >= triplet_loss(scores, negatives="hardest") - 1e-12
 
 
 @BOTH

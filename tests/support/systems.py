@@ -108,7 +108,7 @@ class OwnCaptions(DAIM):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         scores = self.score(self.encode_image(batch.images), self.encode_text(batch.texts))
-        return {"loss": self.triplet(scores, batch.image_ids[:, None] == batch.image_ids)}
+        return {"loss": self.score_loss(scores, batch.image_ids[:, None] == batch.image_ids)}
 
 
 def own_captions() -> DAIM:

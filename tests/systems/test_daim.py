@@ -11,7 +11,12 @@ from systems import BERT, DIM
 from itmkit.callbacks import FreezeUntil
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData, ShapesDataset
-from itmkit.losses import AdaptiveMarginTripletLoss, HingeCrossEntropyLoss, TripletLoss
+from itmkit.losses import (
+    AdaptiveMarginTripletLoss,
+    HECTLoss,
+    HingeCrossEntropyLoss,
+    TripletLoss,
+)
 from itmkit.nn import (
     BagOfWords,
     BiGRU,
@@ -100,14 +105,14 @@ def test_smoke_training_moves_every_part_and_logs_recall(tmp_path, image, text):
     ]
     assert not still
     assert {"train/loss", "train/margin", "val/rsum", "val/i2t_r1"} <= set(fit.callback_metrics)
-    assert fit.callback_metrics["train/margin"] == daim.triplet.margin.float()
+    assert fit.callback_metrics["train/margin"] == daim.score_loss.margin.float()
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
 @pytest.mark.parametrize(("image", "text"), ENCODERS)
 def test_loss_naive_loop_reference(image, text, warmup):
     daim = make_daim(image, text, warmup=warmup).eval()
-    daim.triplet.train()
+    daim.score_loss.train()
     batch = first_batch(image)
     loss = daim.loss(batch)
     assert set(loss) == {"loss"}
@@ -128,7 +133,7 @@ def test_loss_naive_loop_reference(image, text, warmup):
     positives = torch.tensor([[i == j for j in ids] for i in ids])
     reference = AdaptiveMarginTripletLoss(min_rows=2, negatives="all" if warmup else "hardest")
     torch.testing.assert_close(loss["loss"], reference(scores, positives), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(daim.triplet.margin, reference.margin, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(daim.score_loss.margin, reference.margin, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("image", "text"), ENCODERS)
@@ -173,15 +178,20 @@ def test_any_loss_of_scores(tmp_path, loss):
     assert "train/margin" not in fit.callback_metrics
 
 
-def test_error_of_a_warmup_without_a_choice_of_negatives():
-    with pytest.raises(InputError, match="warmup is 2; expected 0 for a HingeCrossEntropyLoss"):
+def test_a_warmup_of_a_loss_without_a_choice_of_negatives_is_a_warning():
+    with pytest.warns(UserWarning, match="warmup is 2, without effect: .*HingeCrossEntropyLoss"):
         make_daim(loss=HingeCrossEntropyLoss(), warmup=2)
+
+
+def test_error_of_a_loss_of_vectors():
+    with pytest.raises(InputError, match=r"loss is a HECTLoss.* expected a loss of \(scores, pos"):
+        make_daim(loss=HECTLoss())
 
 
 def test_a_resumed_run_goes_on_with_its_margin(tmp_path):
     class Save(Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
-            margins.append(pl_module.triplet.margin.item())
+            margins.append(pl_module.score_loss.margin.item())
             if trainer.global_step == 5:
                 trainer.save_checkpoint(tmp_path / "five.ckpt")
 

@@ -250,7 +250,7 @@ def test_ddp_cases_are_those_that_matter(
             without = {"mate_teacher": 0, "mate_plain": 1}.get(case, 1)
             assert len(one["terms"]) == 5 - without
         if "daim" in case:
-            assert one["buffers"]["triplet.margin"] != 0.4
+            assert one["buffers"]["score_loss.margin"] != 0.4
         counts = [value for name, value in one["buffers"].items() if name.endswith("tracked")]
         assert counts
         assert all(count == 1 for count in counts)

@@ -68,7 +68,9 @@ def test_global_terms_naive_reference():
     # pooling draws its views in training mode only; without token drop both are the whole image
     mate.image_pool.train()
     terms = mate.loss(batch)
-    torch.testing.assert_close(terms["triplet"], mate.triplet(image @ text.T, batch.image_ids))
+    torch.testing.assert_close(
+        terms["triplet"], mate.triplet(image @ text.T, image_ids=batch.image_ids)
+    )
     torch.testing.assert_close(
         terms["hect"], mate.hect(image, text, batch.image_ids.repeat_interleave(2))
     )
@@ -118,9 +120,9 @@ def test_hinge_counts_all_negatives_while_warming_up_only(tmp_path):
     seen = []
 
     class Watch(GroupTripletLoss):
-        def forward(self, scores, image_ids=None):
+        def forward(self, scores, positives=None):
             seen.append(self.negatives)
-            return super().forward(scores, image_ids)
+            return super().forward(scores, positives)
 
     mate = make_mate(triplet=Watch(group_size=2), warmup=2, warmup_unit="step", fusion=None)
     quiet_trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(mate, make_data())
@@ -162,7 +164,10 @@ def test_parameter_groups_follow_lr_factors():
     ("options", "message"),
     [
         ({"fusion": FusionEncoder(8, 1, 2)}, "text_encoder.dim 16, fusion.dim 8; expected one"),
-        ({"views": 3, "triplet": GroupTripletLoss()}, "triplet.group_size is 2, views 3"),
+        (
+            {"views": 3, "triplet": GroupTripletLoss()},
+            "triplet.group_size is 2; expected 3, as views",
+        ),
         ({"fusion": None, "rerank_top_k": 5}, "rerank_top_k is 5, but there is no fusion encoder"),
         ({"hect_weight": -1.0}, "hect_weight must be at least 0, got -1.0"),
         ({"fusion_pairs": 0}, "fusion_pairs must be at least 1 or None, got 0"),

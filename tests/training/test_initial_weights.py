@@ -62,7 +62,7 @@ def test_weights_are_those_and_all_else_starts_anew(
     folder = fit(system, f"--init_from={source}", still, "--untrained=true", train=8)
     best, last = load(source / "checkpoints/best.ckpt"), load(folder / LAST)
     assert last["global_step"] == 6
-    changes = {"queue_image", "queue_text", "queue_ids", "triplet.margin"}
+    changes = {"queue_image", "queue_text", "queue_ids", "score_loss.margin"}
     moved = ("running_mean", "running_var", "num_batches_tracked")
     for name, value in best["state_dict"].items():
         if name not in changes and not name.endswith(moved):
