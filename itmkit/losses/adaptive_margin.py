@@ -180,8 +180,8 @@ def _crossing(
     quadratic = negative_deviation * root / difference
     linear = (gap**2 - 2 * positive_variance * log_ratio) / (2 * gap)
     equal = difference.abs() <= 1e-8 * (positive_variance + negative_variance)
-    # What is below that is rounding: scores are at most 1 here. Those of an image that is twice in a
-    # batch are equal but for the rounding of float32.
+    # What is below that is rounding: scores are at most 1 here. Those of an image that is twice in
+    # a batch are equal but for the rounding of float32.
     exists = torch.where(equal, gap.abs() > 1e-12, radicand > 0)
     exists = exists & (positive_deviation > 1e-6) & (negative_deviation > 1e-12)
     return (negative_mean + torch.where(equal, linear, quadratic)).where(exists, torch.nan)

@@ -37,8 +37,8 @@ class DAIM(Matcher):
         text_encoder: captions to tokens on as many levels, of the same width.
         similarity: of one level; None: :class:`CrossAttentionSimilarity` of words to regions.
         loss: any loss of scores in :mod:`itmkit.losses`, or one of your own that takes scores
-            ``(n, n)`` and the true pairs ``(n, n)``; None: :class:`AdaptiveMarginTripletLoss` of the
-            published numbers, which sums.
+            ``(n, n)`` and the true pairs ``(n, n)``; None: :class:`AdaptiveMarginTripletLoss` of
+            the published numbers, which sums.
         **kwargs: see :class:`Matcher`; the published system has no ``warmup``.
 
     Raises:
