@@ -110,6 +110,20 @@ def test_every_value_is_one_that_its_class_takes(name: str) -> None:
         assert parsed == parser().parse_object(SNAPSHOTS[name])
 
 
+@pytest.mark.parametrize("name", ["mate/karpathy", "daim/karpathy", "tvrn/karpathy"])
+def test_stored_text_features_take_the_place_of_the_text_model(name: str) -> None:
+    stored = {
+        "model": {"init_args": {"text_encoder": {"class_path": "itmkit.nn.StoredTokens"}}},
+        "data": {"init_args": {"text_features": "features", "tokenizer": None}},
+    }
+    parsed = parser().parse_object(completed(merge(load_config(name), stored)))
+    images, texts = parsed.model.init_args.image_encoder, parsed.model.init_args.text_encoder
+    assert texts.class_path == "itmkit.nn.StoredTokens"
+    assert texts.init_args.dim == images.init_args.dim
+    assert parsed.data.init_args.tokenizer is None
+    assert parsed.data.init_args.text_features == "features"
+
+
 def test_no_snapshot_is_left_out() -> None:
     assert SNAPSHOTS.keys() <= set(config_names())
 
