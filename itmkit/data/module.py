@@ -331,7 +331,9 @@ class ImageTextData(LightningDataModule):
             state["preprocessing"] = self.preprocessing.to_dict()
         if self._token_files:
             notes = next(iter(self._token_files.values())).notes
-            state["text_features"] = {key: notes[key] for key in ("text_model", *MODEL_KEYS)}
+            state["text_features"] = {
+                key: notes[key] for key in ("text_model", "dtype", *MODEL_KEYS)
+            }
         if isinstance(self.tokenizer, WordTokenizer):
             state["vocabulary"] = list(self.tokenizer.vocabulary.words)
         return state

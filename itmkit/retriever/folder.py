@@ -36,9 +36,11 @@ _FIELDS = {
     "format",
     "model",
     "backbone",
+    "text_backbone",
     "tokenizer",
     "preprocessing",
     "feature_dtype",
+    "text_feature_dtype",
     "relation_threshold",
 }
 _OF_TRAINING = ("optimizer", "lr_scheduler")  # arguments of a model that a retriever has no use of
@@ -54,39 +56,42 @@ def save(retriever: Retriever, folder: str | Path) -> None:
     target = user_path(folder)
     if target.exists() and not is_saved(target) and (target.is_file() or any(target.iterdir())):
         raise InputError(f"folder is '{target}', which holds other files; expected a new folder")
-    model, backbone = retriever.model, retriever.backbone
-    own_config = getattr(backbone, "model_config", None)
-    config = model.model_config
-    for name, module, found in (("model", model, config), ("backbone", backbone, own_config)):
-        if module is not None and found is None:
+    parts = _parts(retriever.model, retriever.backbone, retriever.text_backbone)
+    configs: dict[str, Any] = {
+        name: getattr(module, "model_config", None) for name, module in parts.items()
+    }
+    for name, module in parts.items():
+        if configs[name] is None:
             raise InputError(
                 f"{name} is a {type(module).__name__} that was built in code; expected one with "
                 "model_config, its class_path and init_args, as of a run or by name"
             )
-    assert config is not None
+    config = configs["model"]
     arguments = config.get("init_args", {})
     kept = {name: value for name, value in arguments.items() if name not in _OF_TRAINING}
     manifest = {
         "format": FORMAT,
         "model": {"class_path": config["class_path"], "init_args": kept},
-        "backbone": own_config,
+        "backbone": configs.get("backbone"),
+        "text_backbone": configs.get("text_backbone"),
         "tokenizer": _tokenizer_config(retriever.tokenizer),
         "preprocessing": retriever.preprocessing.to_dict(),
         "feature_dtype": retriever.feature_dtype,
+        "text_feature_dtype": retriever.text_feature_dtype,
         "relation_threshold": retriever.relation_threshold,
     }
-    parts = [*model.modules(), *(() if backbone is None else backbone.modules())]
+    modules = [one for module in parts.values() for one in module.modules()]
     target.parent.mkdir(parents=True, exist_ok=True)
     work, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
         write_text(work / MANIFEST, yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
-        content = json.dumps(sources(retriever.tokenizer, *parts), ensure_ascii=False)
+        content = json.dumps(sources(retriever.tokenizer, *modules), ensure_ascii=False)
         write_text(work / PRETRAINED, content)
         if isinstance(retriever.tokenizer, WordTokenizer):
             retriever.tokenizer.vocabulary.save(work / WORDS)
-        save_file(_weights(model, backbone), work / WEIGHTS)
+        save_file(_weights(parts), work / WEIGHTS)
         if target.exists():
             target.rename(old)
         work.rename(target)
@@ -111,14 +116,17 @@ def read(folder: str | Path, trust: Sequence[str]) -> dict[str, Any]:
         wrong = ", ".join(sorted(content.keys() ^ _FIELDS))
         raise InputError(f"{source} has wrong or missing entries: {wrong}")
     stored = read_json(folder / PRETRAINED)
-    backbone = None
     with weights_follow(stored):
         model = build_system(content["model"], Matcher, {}, source=str(source), trust=trust)
         tokenizer = _tokenizer(content["tokenizer"], folder)
-        if content["backbone"] is not None:
-            backbone = build_backbone(content["backbone"], source=str(source), trust=trust)
+        backbone, text_backbone = (
+            None
+            if content[name] is None
+            else build_backbone(content[name], source=str(source), trust=trust)
+            for name in ("backbone", "text_backbone")
+        )
     model.model_config = content["model"]
-    _load_weights(folder / WEIGHTS, model, backbone)
+    _load_weights(folder / WEIGHTS, _parts(model, backbone, text_backbone))
     return {
         "model": model,
         "tokenizer": tokenizer,
@@ -126,7 +134,9 @@ def read(folder: str | Path, trust: Sequence[str]) -> dict[str, Any]:
             content["preprocessing"], source=f"preprocessing in {source}"
         ),
         "backbone": backbone,
+        "text_backbone": text_backbone,
         "feature_dtype": content["feature_dtype"],
+        "text_feature_dtype": content["text_feature_dtype"],
         "relation_threshold": content["relation_threshold"],
     }
 
@@ -160,27 +170,29 @@ def _tokenizer(content: Any, folder: Path) -> Tokenizer:
     raise InputError(f"{folder / MANIFEST} has the tokenizer {content!r}; expected one of itmkit")
 
 
-def _parts(model: nn.Module, backbone: nn.Module | None) -> dict[str, nn.Module]:
-    return {"model": model} | ({} if backbone is None else {"backbone": backbone})
+def _parts(
+    model: nn.Module, backbone: nn.Module | None, text_backbone: nn.Module | None
+) -> dict[str, nn.Module]:
+    found = {"model": model, "backbone": backbone, "text_backbone": text_backbone}
+    return {name: module for name, module in found.items() if module is not None}
 
 
-def _weights(model: nn.Module, backbone: nn.Module | None) -> dict[str, Tensor]:
+def _weights(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """All weights, each with its own memory, which safetensors asks for."""
     return {
         f"{part}.{name}": tensor.detach().cpu().clone().contiguous()
-        for part, module in _parts(model, backbone).items()
+        for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
 
 
-def _load_weights(path: Path, model: nn.Module, backbone: nn.Module | None) -> None:
+def _load_weights(path: Path, parts: Mapping[str, nn.Module]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
         weights = load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole file of safetensors: {error}") from error
-    parts = _parts(model, backbone)
     known = {name for name in weights if name.partition(".")[0] in parts}
     for part, module in parts.items():
         own = {n.partition(".")[2]: t for n, t in weights.items() if n.partition(".")[0] == part}

@@ -15,9 +15,11 @@ from torch import nn
 from itmkit.checks import InputError
 from itmkit.data.array_writer import digest_of_weights
 from itmkit.data.preprocessing import Preprocessing
+from itmkit.data.token_file import digest_of_tokenizer
 from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.files import read_json, read_text, user_path
+from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.pretrained import fetching, weights_follow
 from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
 from itmkit.retriever.retriever import Retriever
@@ -123,12 +125,17 @@ def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> R
     with weights_follow(stored.get("pretrained")):
         model = restore_system(stored, Matcher, {}, source=source, trust=trust)
         state: Mapping[str, Any] = next(filter(_is_data, stored.values()), {})
-        tokenizer = _run_tokenizer(options.get("tokenizer"), state, folder, trust)
+        stored_text = state.get("text_features")
+        if stored_text is None:
+            tokenizer = _run_tokenizer(options.get("tokenizer"), state, folder, trust)
     if "preprocessing" not in state:
         raise InputError(
             f"{source} does not say how its images were made of pictures (preprocessing); expected "
             "a run on photos, or on features that itmkit extract wrote"
         )
+    text_backbone = None
+    if stored_text is not None:
+        text_backbone, tokenizer = _stored_text_backbone(stored_text, source)
     notes = _feature_notes(options.get("dataset"), state["preprocessing"])
     if notes is not None and backbone is None:
         backbone = _stored_backbone(*notes, trust)
@@ -137,7 +144,9 @@ def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> R
         tokenizer,
         Preprocessing.from_dict(state["preprocessing"], source=f"preprocessing in {source}"),
         backbone=backbone,
+        text_backbone=text_backbone,
         feature_dtype="float32" if notes is None else notes[1]["dtype"],
+        text_feature_dtype="float32" if stored_text is None else stored_text["dtype"],
         relation_threshold=options.get("relation_threshold"),
     )
 
@@ -211,3 +220,32 @@ def _stored_backbone(path: Path, notes: dict[str, Any], trust: Sequence[str]) ->
             "or backbone=MODULE"
         )
     return backbone
+
+
+def _stored_text_backbone(
+    stored: Mapping[str, Any], source: str
+) -> tuple[TransformerBackbone, Tokenizer]:
+    """The text model whose features a run was trained on, and its tokenizer."""
+    name = stored["text_model"]
+    arguments = {
+        "name_or_path": name,
+        "layers": stored["layers"],
+        "layers_name": "layers",
+        "frozen": True,
+    }
+    try:
+        backbone: Any = TransformerBackbone(**arguments)
+        tokenizer = TransformersTokenizer(name, max_length=stored["max_length"])
+    except InputError as error:
+        raise InputError(
+            f"the captions of {source} are features of {name!r}, which cannot be loaded: {error}"
+        ) from error
+    same = digest_of_weights(backbone.backbone) == stored["weights"]
+    if not same or digest_of_tokenizer(tokenizer) != stored["tokenizer"]:
+        raise InputError(
+            f"the weights or the tokenizer of {name!r} are not those that the captions of {source} "
+            "were made with; expected the same"
+        )
+    path = f"{TransformerBackbone.__module__}.{TransformerBackbone.__qualname__}"
+    backbone.model_config = {"class_path": path, "init_args": arguments}
+    return backbone, tokenizer

@@ -21,6 +21,8 @@ from itmkit.data.images import relate
 from itmkit.data.pictures import Picture, picture_pixels
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.tokenizer import Tokenizer, pad_texts
+from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
+from itmkit.nn.functional import fill_padding
 from itmkit.retrieval import Encoding, best_captions, best_images, evaluating, score_matrix
 from itmkit.systems import Matcher
 from itmkit.systems.vocabulary import most_tokens
@@ -56,7 +58,10 @@ class Retriever:
         preprocessing: of its images.
         backbone: makes the features of images from their pixels, for a model that was trained on
             stored features; None for one that takes pixels.
-        feature_dtype: of those stored features, to which the backbone's are rounded.
+        text_backbone: makes the features of captions from their tokens, for a model that was
+            trained on stored text features; None for one that takes tokens.
+        feature_dtype: of the stored features of images, to which the backbone's are rounded.
+        text_feature_dtype: the same of captions.
         relation_threshold: see :class:`itmkit.data.ImageTextData`.
 
     Attributes:
@@ -84,18 +89,24 @@ class Retriever:
         preprocessing: Preprocessing,
         *,
         backbone: nn.Module | None = None,
+        text_backbone: TransformerBackbone | None = None,
         feature_dtype: Literal["float16", "float32"] = "float32",
+        text_feature_dtype: Literal["float16", "float32"] = "float32",
         relation_threshold: float | None = None,
     ) -> None:
         check_choice("feature_dtype", feature_dtype, ("float16", "float32"))
+        check_choice("text_feature_dtype", text_feature_dtype, ("float16", "float32"))
         self.source: str | None = None
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.backbone = None if backbone is None else backbone.eval()
+        self.text_backbone = None if text_backbone is None else text_backbone.eval()
         self.feature_dtype = feature_dtype
+        self.text_feature_dtype = text_feature_dtype
         self.relation_threshold = relation_threshold
-        most = most_tokens(model)
+        limits = [most_tokens(model), getattr(text_backbone, "max_length", None)]
+        most = min((limit for limit in limits if limit is not None), default=None)
         if most is not None and (tokenizer.max_length is None or tokenizer.max_length > most):
             tokenizer.max_length = most
 
@@ -107,8 +118,9 @@ class Retriever:
     def to(self, device: torch.device | str) -> Self:
         """Move the model; encodings and scores stay on the CPU."""
         self.model.to(device)
-        if self.backbone is not None:
-            self.backbone.to(device)
+        for backbone in (self.backbone, self.text_backbone):
+            if backbone is not None:
+                backbone.to(device)
         return self
 
     # ------------------------------------------------------------------------------ encoding
@@ -173,6 +185,10 @@ class Retriever:
                 ids = [self.tokenizer.encode(_utf8(text)).ids for text in batch]
                 stack = pad_texts(ids, self.tokenizer.pad_id)
                 stack.ids, stack.mask = stack.ids.to(self.device), stack.mask.to(self.device)
+                if self.text_backbone is not None:
+                    states = torch.cat(self.text_backbone.hidden_states(stack.ids, stack.mask), -1)
+                    states = states.to(getattr(torch, self.text_feature_dtype)).float()
+                    stack.features = fill_padding(states, stack.mask)
                 parts.append(self.model.encode_text(stack).to("cpu"))
         return Encoding.cat(parts)
 
@@ -276,9 +292,11 @@ class Retriever:
     def fingerprint(self) -> str:
         """Equal for equal models: of names, shapes and samples of all weights, and settings."""
         digest = hashlib.blake2b(digest_size=8)
-        digest.update(repr((type(self.model).__name__, self.feature_dtype)).encode())
+        digest.update(
+            repr((type(self.model).__name__, self.feature_dtype, self.text_feature_dtype)).encode()
+        )
         digest.update(repr((len(self.tokenizer), self.relation_threshold)).encode())
-        for module in (self.model, self.backbone):
+        for module in (self.model, self.backbone, self.text_backbone):
             for name, tensor in ({} if module is None else module.state_dict()).items():
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
                 values = tensor.detach().flatten()

@@ -15,8 +15,12 @@ from PIL import Image
 from text_models import WIDTH, save_text_model
 from tiny_runs import differences, everything
 
+import itmkit
+from itmkit.checks import InputError
 from itmkit.cli import main
-from itmkit.data import ShapesDataset
+from itmkit.data import KarpathyDataset, ShapesDataset
+from itmkit.retrieval import encode, score_matrix
+from itmkit.systems import load_run
 
 
 def part(path: str, **arguments: Any) -> dict[str, Any]:
@@ -119,6 +123,26 @@ def test_training_on_stored_features_resumes_evaluates_and_predicts(
     main(["predict", "--config", str(runs[0] / "config.yaml"), "--ckpt_path", best])
     encodings = torch.load(next(Path("runs/run").glob("*-predict")) / "encodings.pt")
     assert encodings["texts"]["vector"].shape == (20, 8)
+    # Pictures and sentences themselves, through both frozen models, get the scores of the run.
+    retriever = itmkit.load(runs[0], device="cpu")
+    val = KarpathyDataset("val", folder / "data.json", folder / "images")
+    found = retriever.scores([folder / "images" / name for name in val.names], val.captions)
+    model, data = load_run(runs[0])
+    gallery = encode(model, data.val_dataloader())
+    expected = score_matrix(model, gallery.images, gallery.texts)
+    assert expected.std() > 1e-4
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    retriever.save_pretrained(tmp_path / "saved")
+    (folder / "text").rename(folder / "elsewhere")
+    try:
+        again = itmkit.load(tmp_path / "saved", device="cpu")
+        with pytest.raises(InputError, match=r"captions of .* are features of .*cannot be loaded"):
+            itmkit.load(runs[0])
+    finally:
+        (folder / "elsewhere").rename(folder / "text")
+    assert again.fingerprint == retriever.fingerprint
+    pair = ([folder / "images/val_0.jpg"], ["a red circle"])
+    assert torch.equal(again.scores(*pair), retriever.scores(*pair))
 
 
 def test_captions_alone_of_every_kind_of_annotations(

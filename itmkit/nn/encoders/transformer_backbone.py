@@ -54,7 +54,7 @@ class TransformerBackbone(nn.Module):
     def __init__(
         self,
         name_or_path: str | Path | nn.Module | None,
-        config: dict[str, Any] | str | Path | None,
+        config: dict[str, Any] | str | Path | None = None,
         *,
         layers: Sequence[int],
         layers_name: str,
