@@ -24,6 +24,7 @@ demo: env
 	$(BIN)/itmkit fit --config mate/shapes --name demo
 	$(BIN)/itmkit test --config mate/shapes --name demo --untrained true \
 		--ckpt_path runs/demo/latest/checkpoints/best.ckpt
+	$(BIN)/python examples/hits_of_shapes.py runs/demo/latest
 
 test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -40,11 +40,19 @@ class Shown:
 
 @dataclass
 class Group:
-    """A query and its hits."""
+    """A query and its hits.
+
+    Args:
+        heading: above the hits.
+        hits: best first.
+        picture: the query, where it is one.
+        words: whether the hits are sentences, in a list.
+    """
 
     heading: str
     hits: list[Shown] = field(default_factory=list)
     picture: Path | Image.Image | None = None
+    words: bool = False
 
 
 def write_page(path: str | Path, title: str, groups: Sequence[Group], *, note: str = "") -> None:
@@ -65,7 +73,8 @@ def write_page(path: str | Path, title: str, groups: Sequence[Group], *, note: s
     content = [
         {
             "heading": group.heading,
-            "picture": group.picture and thumbnail(group.picture),
+            "picture": thumbnail(group.picture),
+            "words": group.words,
             "hits": [
                 {
                     "picture": thumbnail(shown.picture),
