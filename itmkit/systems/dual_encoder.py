@@ -21,6 +21,7 @@ from itmkit.losses import MomentumDistillationLoss
 from itmkit.losses.functional import info_nce_loss, siglip_loss
 from itmkit.losses.kind import check_kind
 from itmkit.nn import ClipModel, l2_normalize
+from itmkit.nn.encoders.transformer_backbone import ModelConfig
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.matcher import Matcher, cosine_scores
@@ -46,8 +47,8 @@ class DualEncoder(Matcher):
     Args:
         name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
             or a module, such as a transformers model or one with LoRA.
-        config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
-            from random weights.
+        config: instead of it, a config with its ``model_type`` (a dict, a JSON file, or a config
+            object of transformers), to start from random weights.
         frozen: the model is never trained: for evaluation and search.
         pad_id: see :class:`itmkit.nn.ClipModel`.
         loss: any loss of :mod:`itmkit.losses`: of scores, which gets the cosines, or of vectors,
@@ -80,7 +81,7 @@ class DualEncoder(Matcher):
         self,
         name_or_path: str | Path | nn.Module | None = None,
         *,
-        config: dict[str, Any] | str | Path | None = None,
+        config: dict[str, Any] | str | Path | ModelConfig | None = None,
         frozen: bool = False,
         pad_id: int | None = None,
         loss: nn.Module | None = None,

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError
 from itmkit.modes import evaluation_mode
-from itmkit.nn.encoders.transformer_backbone import build_transformer, text_part, text_sizes
+from itmkit.nn.encoders.transformer_backbone import (
+    ModelConfig,
+    build_transformer,
+    text_part,
+    text_sizes,
+)
 from itmkit.nn.encoders.transformer_image import (
     check_pixels,
     pixel_inputs,
@@ -41,8 +46,8 @@ class ClipModel(nn.Module):
         name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
             or a module, such as a transformers model or one with LoRA, which is trained where it
             has gradients.
-        config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
-            from random weights.
+        config: instead of it, a config with its ``model_type`` (a dict, a JSON file, or a config
+            object of transformers), to start from random weights.
         frozen: the model is never trained: no gradient, always in eval mode.
         pad_id: token that fills up the captions of a model that reads its padding; None: that of
             the tokenizer of ``name_or_path``, or else of the config.
@@ -77,7 +82,7 @@ class ClipModel(nn.Module):
         self,
         name_or_path: str | Path | nn.Module | None = None,
         *,
-        config: dict[str, Any] | str | Path | None = None,
+        config: dict[str, Any] | str | Path | ModelConfig | None = None,
         frozen: bool = False,
         pad_id: int | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,17 @@ from itmkit.nn.weights import freeze_unused
 from itmkit.pretrained import Source, fetching, following_weights, stored_content
 
 
+@runtime_checkable
+class ModelConfig(Protocol):
+    """A config object of transformers, such as ``BertConfig``."""
+
+    model_type: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, as plain values."""
+        ...
+
+
 class TransformerBackbone(nn.Module):
     """Base of the encoders of tokens: a transformers text model, read after some of its layers.
 
@@ -29,8 +40,8 @@ class TransformerBackbone(nn.Module):
     Args:
         name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
             or a module, whose parameters are trained where they have a gradient.
-        config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
-            from random weights.
+        config: instead of it, a config with its ``model_type`` (a dict, a JSON file, or a config
+            object of transformers), to start from random weights.
         layers: hidden states to read: 0 the embeddings, k the output of layer k, -1 the last.
         layers_name: the argument that an error about ``layers`` names.
         frozen: the model is never trained: no gradient, always in eval mode.
@@ -54,7 +65,7 @@ class TransformerBackbone(nn.Module):
     def __init__(
         self,
         name_or_path: str | Path | nn.Module | None,
-        config: dict[str, Any] | str | Path | None = None,
+        config: dict[str, Any] | str | Path | ModelConfig | None = None,
         *,
         layers: Sequence[int],
         layers_name: str,
@@ -201,13 +212,15 @@ def text_sizes(model: Any, kind: str) -> tuple[int, int | None]:
 
 
 def build_transformer(
-    name_or_path: str | Path | nn.Module | None, config: dict[str, Any] | str | Path | None
+    name_or_path: str | Path | nn.Module | None,
+    config: dict[str, Any] | str | Path | ModelConfig | None,
 ) -> tuple[Any, str | None, Source | None]:
     """A transformers model: one that is given, or of a name or path, or of a config.
 
     Args:
         name_or_path: a model name of the hub or a local folder, with its weights; or a module.
-        config: instead of it, a config (a dict, or a JSON file), to start from random weights.
+        config: instead of it, a config (a dict, a JSON file, or a config object), to start from
+            random weights.
 
     Returns:
         The model; its name or path, None for a config or a module; and what checkpoints keep of it,
@@ -224,6 +237,8 @@ def build_transformer(
         )
     if isinstance(name_or_path, nn.Module):
         return name_or_path, None, None
+    if isinstance(config, ModelConfig):
+        config = config.to_dict()
     name = None if name_or_path is None else str(user_path(name_or_path))
     model = _build(name, config)
     source = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from itmkit.checks import InputError, check_count
 from itmkit.modes import evaluation_mode
 from itmkit.nn.contract import Tokens
-from itmkit.nn.encoders.transformer_backbone import build_transformer
+from itmkit.nn.encoders.transformer_backbone import ModelConfig, build_transformer
 from itmkit.nn.layers.linear import Linear
 from itmkit.nn.weights import freeze_unused
 from itmkit.pretrained import Source
@@ -28,8 +28,8 @@ class TransformerImage(nn.Module):
     Args:
         name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
             or a module, such as a transformers model, which is trained where it has gradients.
-        config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
-            from random weights.
+        config: instead of it, a config with its ``model_type`` (a dict, a JSON file, or a config
+            object of transformers), to start from random weights.
         dim: width D of the tokens; None for the width of the model, unprojected.
         image_size: height and width of the images, in pixels; None: that of the model.
         frozen: the model is never trained: no gradient, always in eval mode.
@@ -62,7 +62,7 @@ class TransformerImage(nn.Module):
         self,
         name_or_path: str | Path | nn.Module | None = None,
         *,
-        config: dict[str, Any] | str | Path | None = None,
+        config: dict[str, Any] | str | Path | ModelConfig | None = None,
         dim: int | None = None,
         image_size: int | None = None,
         frozen: bool = False,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError
 from itmkit.nn.contract import Tokens
-from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
+from itmkit.nn.encoders.transformer_backbone import ModelConfig, TransformerBackbone
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.layers.linear import Linear
 from itmkit.nn.pooling.feature_discriminability import FeatureDiscriminability
@@ -24,8 +24,8 @@ class TransformerLevels(TransformerBackbone):
     Args:
         name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
             or a module, such as a transformers model, which is trained where it has gradients.
-        config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
-            from random weights.
+        config: instead of it, a config with its ``model_type`` (a dict, a JSON file, or a config
+            object of transformers), to start from random weights.
         layers: hidden states to read: 0 the embeddings, k the output of layer k, -1 the last, -2
             the one before it.
         dim: width D of the tokens.
@@ -66,7 +66,7 @@ class TransformerLevels(TransformerBackbone):
         self,
         name_or_path: str | Path | nn.Module | None = None,
         *,
-        config: dict[str, Any] | str | Path | None = None,
+        config: dict[str, Any] | str | Path | ModelConfig | None = None,
         layers: Sequence[int] = (4, 10, 12),
         dim: int = 768,
         frozen: bool = False,

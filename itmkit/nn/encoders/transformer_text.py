@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError
 from itmkit.nn.contract import Tokens
-from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
+from itmkit.nn.encoders.transformer_backbone import ModelConfig, TransformerBackbone
 from itmkit.nn.functional import fill_padding
 
 
@@ -19,8 +19,8 @@ class TransformerText(TransformerBackbone):
     Args:
         name_or_path: a model name of the hub, or a local folder, to take pretrained weights from;
             or a module, such as a transformers model, which is trained where it has gradients.
-        config: instead of it, a config (a dict, or a JSON file) with its ``model_type``, to start
-            from random weights.
+        config: instead of it, a config with its ``model_type`` (a dict, a JSON file, or a config
+            object of transformers), to start from random weights.
         dim: width D of the tokens, by a Linear; None for the width of the model, unprojected.
         layer: hidden state to read: 0 the embeddings, k the output of layer k, -1 the last, -2 the
             one before it.
@@ -56,7 +56,7 @@ class TransformerText(TransformerBackbone):
         self,
         name_or_path: str | Path | nn.Module | None = None,
         *,
-        config: dict[str, Any] | str | Path | None = None,
+        config: dict[str, Any] | str | Path | ModelConfig | None = None,
         dim: int | None = None,
         layer: int = -1,
         frozen: bool = False,

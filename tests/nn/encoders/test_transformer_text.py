@@ -147,13 +147,17 @@ KINDS: dict[str, tuple[dict[str, Any], int | None]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_text_model(kind: str, tmp_path: Path) -> None:
-    """From a config, from its saved weights and as a module, with as many tokens as it takes."""
+    """From a config of any form, its saved weights or a module, with as many tokens as it takes."""
     from transformers import AutoConfig, AutoModel
 
     config, most = KINDS[kind]
     model = AutoModel.from_config(AutoConfig.for_model(kind, **config)).eval()
     model.save_pretrained(tmp_path)
     TransformerText(config={"model_type": kind, **config}, dim=8)
+    before = model.config.to_dict()
+    from_object = TransformerText(config=model.config).backbone.state_dict()
+    assert model.config.to_dict() == before
+    assert from_object.keys() == TransformerText(tmp_path).backbone.state_dict().keys()
     saved, given = TransformerText(tmp_path).eval(), TransformerText(model).eval()
     assert (saved.vocab_size, saved.max_length, saved.dim) == (30, most, 16)
     length = most or 20
