@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.nn._internals import linear_pointwise
+from itmkit.nn._internals import has_onednn_linear, onednn_linear
 
 _LEAST_PRODUCTS = 2**22  # below, the call costs more than it saves
 
@@ -16,8 +16,13 @@ _LEAST_PRODUCTS = 2**22  # below, the call costs more than it saves
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     r"""As :func:`torch.nn.functional.linear`, :math:`x W^\top + b`: every inner product of rows.
 
-    PyTorch multiplies fp32 matrices on a CPU by MKL, which runs at half speed on processors that
-    are not Intel's. Large products hence go through oneDNN, wherever PyTorch has it.
+    PyTorch multiplies fp32 matrices on a CPU by MKL, which is slower than oneDNN on some processors
+    that are not Intel's. Products of at least 2²² multiplications hence go through oneDNN, wherever
+    PyTorch has it, unless ``torch.backends.mkldnn.enabled`` is False.
+
+    The rule is fixed, not measured, because the two round differently: a run must take the same way
+    when it is repeated, resumed, or run in another process, and their times are often too close to
+    give the same order twice (on one busy AMD EPYC, MKL took 0.9 to 1.3 times as long as oneDNN).
 
     Shape:
         x: ``(..., D)``; weight: ``(O, D)``; bias: ``(O,)`` or None; result: ``(..., O)``.
@@ -33,7 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not x.dtype == weight.dtype == torch.float32
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
-        or linear_pointwise is None
+        or not torch.backends.mkldnn.enabled
+        or not has_onednn_linear()
     ):
         return F.linear(x, weight, bias)
     rows: Tensor = _OneDNNLinear.apply(x.flatten(0, -2), weight, bias)
@@ -50,8 +56,7 @@ class Linear(nn.Linear):
 class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows: Tensor = linear_pointwise(x, weight, bias, "none", [], "")
-        return rows
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Any], output: Tensor) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad
 
+from itmkit.nn import _internals
+from itmkit.nn.layers import linear as source
 from itmkit.nn.layers.linear import Linear, linear
 
 LARGE = (2**8, 2**7, 2**7)  # rows, width, outputs: just large enough for oneDNN
@@ -84,3 +88,65 @@ def test_state_dict_is_that_of_torch() -> None:
     ours, plain = Linear(x.shape[1], 128), nn.Linear(x.shape[1], 128)
     ours.load_state_dict(plain.state_dict())
     torch.testing.assert_close(ours(x), plain(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The operator is looked at anew, and each use of it after that is listed."""
+    made: list[int] = []
+
+    def counted(*args: Tensor) -> Tensor:
+        made.append(1)
+        return _internals.onednn_linear(*args)
+
+    monkeypatch.setattr(source, "onednn_linear", counted)
+    _internals.has_onednn_linear.cache_clear()
+    yield made
+    _internals.has_onednn_linear.cache_clear()
+
+
+needs_onednn = pytest.mark.skipif(
+    not _internals.has_onednn_linear(), reason="this PyTorch has no linear operator of oneDNN"
+)
+
+
+@needs_onednn
+def test_the_way_depends_on_size_and_switch_alone(calls: list[int]) -> None:
+    large, small = inputs(LARGE), inputs((3, 8, 5))
+    before = torch.get_rng_state()
+    first = linear(*large)
+    assert calls == [1]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(linear(*large), first) for _ in range(5))
+    assert len(calls) == 6
+    linear(*small)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(linear(*large), F.linear(*large))
+    assert len(calls) == 6
+
+
+def wrong_signature(*args: object) -> Tensor:
+    raise RuntimeError("_linear_pointwise() takes another argument\nand more lines")
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (wrong_signature, "another argument\\)"),
+        (lambda x, weight, bias: F.linear(x, -weight, bias), "its result is wrong"),
+    ],
+)
+def test_an_operator_that_fails_is_not_used(
+    broken: Callable[..., Tensor],
+    message: str,
+    calls: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_internals, "onednn_linear", broken)
+    large = inputs(LARGE)
+    with pytest.warns(RuntimeWarning, match=message):
+        result = linear(*large)
+    assert torch.equal(result, F.linear(*large))
+    linear(*large)  # warned of once
+    assert calls == []
