@@ -117,6 +117,13 @@ def check_share(**numbers: float) -> None:
             raise InputError(f"{name} is {value!r}; expected a number in [0, 1]")
 
 
+def check_dropout(**numbers: float) -> None:
+    """Raise unless each number, a probability that something is left out, lies in [0, 1)."""
+    for name, value in numbers.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} is {value!r}; expected a number in [0, 1)")
+
+
 def check_count(least: int = 1, /, **numbers: int) -> None:
     """Raise unless each number is at least ``least``."""
     for name, value in numbers.items():

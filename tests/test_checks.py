@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
-from itmkit.checks import InputError, check_finite
+import itmkit
+from itmkit.checks import InputError, check_dropout, check_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -19,3 +25,37 @@ def test_error_not_finite(dtype, value):
         check_finite(largest, lambda row, column: f"row {5 + row}, {column}")
     with pytest.raises(InputError, match=rf"^pair 1 is {value}; expected a finite number$"):
         check_finite(largest[2], lambda place: f"pair {place}")
+
+
+def test_error_dropout():
+    check_dropout(dropout=0, drop=0.99)
+    for value in (1.0, -0.1, torch.nan):
+        with pytest.raises(InputError, match=rf"^drop is {value}; expected a number in \[0, 1\)$"):
+            check_dropout(dropout=0.5, drop=value)
+
+
+OTHER_PHRASING = re.compile(r"\bmust\b|\bgot\b|: expected")
+
+
+def messages(source: str) -> Iterator[str]:
+    """The fixed parts of each message of an InputError that a source raises."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError":
+            constants = [part for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            yield "…".join(str(constant.value) for constant in constants)
+
+
+@pytest.mark.parametrize("package", ["callbacks", "metrics", "nn", "retrieval", "systems"])
+def test_errors_say_what_a_value_is_and_what_was_expected(package: str) -> None:
+    found = [
+        message
+        for path in sorted((Path(itmkit.__file__).parent / package).rglob("*.py"))
+        for message in messages(path.read_text(encoding="utf-8"))
+    ]
+    assert found
+    assert [message for message in found if OTHER_PHRASING.search(message)] == []
+
+
+@pytest.mark.parametrize("words", ["must be 1", "got 2", "dim: expected 3"])
+def test_other_phrasings_are_found(words: str) -> None:
+    assert OTHER_PHRASING.search(next(messages(f"raise InputError(f'dim {words} {{dim}}')")))

@@ -40,7 +40,7 @@ class CompileModules(Callback):
         dynamic: bool | None = None,
     ) -> None:
         if isinstance(submodules, str) or not submodules:
-            raise InputError(f"submodules must be a list of names, got {submodules!r}")
+            raise InputError(f"submodules is {submodules!r}; expected a list of names")
         self.submodules = list(submodules)
         self.backend = backend
         self.dynamic = dynamic

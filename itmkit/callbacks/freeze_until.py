@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from itmkit._internals import wrap_anew
-from itmkit.checks import InputError, TimeUnit, check_choice
+from itmkit.checks import InputError, TimeUnit, check_choice, check_count
 
 
 class FreezeUntil(Callback):
@@ -51,9 +51,8 @@ class FreezeUntil(Callback):
         unit: TimeUnit = "epoch",
     ) -> None:
         if isinstance(submodules, str) or not submodules:
-            raise InputError(f"submodules: expected a list of names, got {submodules!r}")
-        if until < 0:
-            raise InputError(f"until: expected at least 0, got {until!r}")
+            raise InputError(f"submodules is {submodules!r}; expected a list of names")
+        check_count(0, until=until)
         check_choice("unit", unit, TimeUnit)
         self.submodules = list(submodules)
         self.until = until
@@ -67,7 +66,8 @@ class FreezeUntil(Callback):
         strategy = trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy) and _wrapper(strategy) is None:
             raise InputError(
-                f"strategy: FreezeUntil expects one device or DDP, got {type(strategy).__name__}"
+                f"strategy is a {type(strategy).__name__}; expected one device or DDP, for "
+                "FreezeUntil"
             )
 
     def on_train_batch_start(

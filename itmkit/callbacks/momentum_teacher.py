@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_share
 
 
 class MomentumTeacher(Callback):
@@ -56,10 +56,9 @@ class MomentumTeacher(Callback):
     """
 
     def __init__(self, momentum: float = 0.995, submodules: Sequence[str] | None = None) -> None:
-        if not 0 <= momentum <= 1:
-            raise InputError(f"momentum: expected a number in [0, 1], got {momentum!r}")
+        check_share(momentum=momentum)
         if isinstance(submodules, str):
-            raise InputError(f"submodules: expected a list of names, got {submodules!r}")
+            raise InputError(f"submodules is {submodules!r}; expected a list of names")
         self.momentum = momentum
         self.submodules = None if submodules is None else list(submodules)
         self.teacher: nn.Module | None = None

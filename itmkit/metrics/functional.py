@@ -50,7 +50,7 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
         [1, 0]
     """
     if dim not in (0, 1):
-        raise InputError(f"dim must be 0 or 1, got {dim!r}")
+        raise InputError(f"dim is {dim!r}; expected 0 or 1")
     _check_scores(scores)
     check_bool(tuple(scores.shape), relevant=relevant)
     pairs = relevant.nonzero()

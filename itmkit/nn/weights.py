@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, type_of
 from itmkit.files import user_path
 
 
@@ -39,20 +39,22 @@ def load_weights(module: nn.Module, path: str | Path, *, by_order: bool = False)
     own = module.state_dict()
     if by_order:
         if len(tensors) != len(own):
-            raise InputError(f"{path} holds {len(tensors)} tensors, the model has {len(own)}")
+            raise InputError(
+                f"{path} holds {len(tensors)} tensors; expected {len(own)}, those of the model"
+            )
         tensors = dict(zip(own, tensors.values(), strict=True))
     missing = [name for name in own if name not in tensors]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         raise InputError(
-            f"{path} does not fit the model: {len(missing)} missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}"
+            f"{path} lacks {len(missing)} tensors {missing[:3]} and has {len(unexpected)} unknown "
+            f"ones {unexpected[:3]}; expected those of the model"
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise InputError(
-                f"{path} does not fit the model: {name} has shape {tuple(tensor.shape)} in the "
-                f"file and {tuple(own[name].shape)} in the model"
+                f"{name} in {path} has the shape {tuple(tensor.shape)}; expected "
+                f"{tuple(own[name].shape)}, that of the model"
             )
     module.load_state_dict(tensors)
 
@@ -91,5 +93,5 @@ def _read(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise InputError(f"checkpoint {path} does not hold a state dict")
+        raise InputError(f"checkpoint {path} holds {type_of(content)}; expected a state dict")
     return dict(content)

@@ -62,7 +62,7 @@ class Gallery:
             InputError: no parts.
         """
         if not parts:
-            raise InputError("parts must hold at least one gallery, got none")
+            raise InputError("parts is empty; expected at least one gallery")
         image_ids = torch.cat([part.image_ids for part in parts])
         text_image_ids = torch.cat([part.text_image_ids for part in parts])
         text_ids = torch.cat([part.text_ids for part in parts])

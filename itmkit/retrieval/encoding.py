@@ -66,7 +66,8 @@ class Encoding:
                 raise InputError(f"{name} has {len(value)} rows, but {rows[0]} has {rows[1]}")
             if name.endswith("mask") and (value.dtype != torch.bool or value.ndim != 2):
                 raise InputError(
-                    f"{name} must be bool (n, N), got {value.dtype} of shape {tuple(value.shape)}"
+                    f"{name} is {type_of(value)} of the shape {tuple(value.shape)}; expected a "
+                    "bool tensor (n, N)"
                 )
             tokens = fields.get(name.removesuffix("mask") + "tokens")
             if name.endswith("mask") and tokens is not None and value.shape != tokens.shape[:2]:
@@ -74,7 +75,7 @@ class Encoding:
                     f"{name} has shape {tuple(value.shape)}, its tokens {tuple(tokens.shape)}"
                 )
         if rows is None:
-            raise InputError("an Encoding needs at least one tensor, got none")
+            raise InputError("Encoding has no tensor; expected at least one")
         self._fields = dict(fields)
 
     def __getattr__(self, name: str) -> Any:
@@ -174,7 +175,7 @@ class Encoding:
             InputError: nothing to join, fields that differ, or padding that no mask would record.
         """
         if len(parts) == 0:
-            raise InputError("parts must hold at least one Encoding, got none")
+            raise InputError("parts is empty; expected at least one Encoding")
         names = dict.fromkeys(name for part in parts for name in part.items())
         for name in [n for n in names if n.endswith("tokens")]:
             if len({p.items()[name].shape[1] for p in parts if name in p.items()}) > 1:
@@ -209,7 +210,7 @@ def _field(part: Encoding, name: str) -> Tensor:
         return fields[name]
     tokens = fields.get(name.removesuffix("mask") + "tokens") if name.endswith("mask") else None
     if tokens is None:
-        raise InputError(f"parts must have the same fields: {name} is not in {part}")
+        raise InputError(f"{name} is not in {part}; expected the same fields in all parts")
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 

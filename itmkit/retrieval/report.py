@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, type_of
 from itmkit.files import user_path, write_text
 
 
@@ -75,7 +75,7 @@ def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         MATE    61.2     -     -   1.0       -     -     -     -   523.8
     """
     if not rows:
-        raise InputError("rows must hold at least one row, got none")
+        raise InputError("rows is empty; expected at least one row")
     width = max(len(name) for name in rows)
     sides = [" " * width, *(f"{title:^24}" for _, title in _SIDES)]
     heads = [" " * width]
@@ -126,7 +126,7 @@ def write_metrics(
     """
     path = user_path(path)
     if not stage:
-        raise InputError(f"stage must be a name, got {stage!r}")
+        raise InputError(f"stage is {stage!r}; expected a name")
     content: dict[str, Any] = {}
     if path.exists():
         try:
@@ -134,7 +134,7 @@ def write_metrics(
         except ValueError as error:
             raise InputError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
-            raise InputError(f"{path} must hold a JSON object, got {type(content).__name__}")
+            raise InputError(f"{path} holds {type_of(content)}; expected a JSON object")
     described = content.pop("about", {})
     described.pop(stage, None)
     content.update({f"{stage}/{name}": round(float(v), 4) for name, v in metrics.items()})
@@ -145,5 +145,7 @@ def write_metrics(
     try:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     except ValueError as error:
-        raise InputError(f"metrics of {stage} must be finite, got {dict(metrics)}") from error
+        raise InputError(
+            f"metrics of {stage} is {dict(metrics)}; expected finite numbers"
+        ) from error
     write_text(path, text)

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, TimeUnit, check_choice, check_count
+from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_share
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
 from itmkit.nn.layers.linear import linear
@@ -103,10 +103,8 @@ class Matcher(LightningModule, ABC):
         self._warmed_up: list[tuple[str, Any]] = []  # names of losses, and their own negatives
         self.warmup_unit: TimeUnit = warmup_unit
         check_choice("lr_scheduler_interval", lr_scheduler_interval, TimeUnit)
-        if rerank_top_k < 0:
-            raise InputError(f"rerank_top_k must be at least 0, got {rerank_top_k}")
-        if not 0 <= rerank_weight <= 1:
-            raise InputError(f"rerank_weight must lie in [0, 1], got {rerank_weight}")
+        check_count(0, rerank_top_k=rerank_top_k)
+        check_share(rerank_weight=rerank_weight)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval: TimeUnit = lr_scheduler_interval
@@ -154,7 +152,10 @@ class Matcher(LightningModule, ABC):
 
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         """Second-stage scores ``(p,)`` of the pairs ``(p, 2)`` of an image and a caption row."""
-        raise InputError(f"{type(self).__name__} has no second stage; rerank_top_k must be 0")
+        raise InputError(
+            f"rerank_top_k is not 0; expected 0 for a {type(self).__name__}, which has no second "
+            "stage"
+        )
 
     def batch_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scores of a training batch over all processes, and which of its pairs are true.

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from itmkit.callbacks import MomentumTeacher
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count, check_non_negative
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss, SigLIPLoss
@@ -137,13 +137,10 @@ class MATE(Matcher):
             "distillation": distillation_weight,
             "fusion": fusion_weight if fusion is not None else 0.0,
         }
-        numbers: dict[str, float] = {"queue_size": queue_size}
-        numbers |= {f"{name}_weight": weight for name, weight in self.weights.items()}
-        for name, value in numbers.items():
-            if value < 0:
-                raise InputError(f"{name} must be at least 0, got {value}")
-        if fusion_pairs is not None and fusion_pairs < 1:
-            raise InputError(f"fusion_pairs must be at least 1 or None, got {fusion_pairs}")
+        check_count(0, queue_size=queue_size)
+        check_non_negative(**{f"{name}_weight": weight for name, weight in self.weights.items()})
+        if fusion_pairs is not None:
+            check_count(fusion_pairs=fusion_pairs)
         self.views = views
         self.fusion_pairs = fusion_pairs
         self.momentum = momentum

@@ -133,6 +133,6 @@ def _relations(images: Images, tokens: Tensor) -> Tensor:
             len(tokens), -1, -1
         )
     raise InputError(
-        "images.relations must be given with region features, got None: set relation_threshold "
-        "of the data"
+        "images.relations is None; expected a tensor with region features: set "
+        "relation_threshold of the data"
     )

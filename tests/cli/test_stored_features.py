@@ -177,7 +177,7 @@ def test_photos_of_a_table(folder: Path) -> None:
         ([], "model and text_model are both null"),
         (["--text_model=TEXT", "--annotations=null"], "annotations is null; expected where the"),
         (["--text_model=nowhere"], "name_or_path is 'nowhere'"),
-        (["--text_model=TEXT", "--text_layers=[3]"], "text_layers must lie in [-3, 3)"),
+        (["--text_model=TEXT", "--text_layers=[3]"], "text_layers is 3; expected [-3, 3)"),
         (["--text_model=TEXT", "--split=test"], "no image of the split 'test'"),
         (["--text_model=TEXT", "--max_length=2"], "max_length is 2; expected 3 or more"),
         (["--model=test_resnet", "--pretrained=true", "--images=null"], "images is null"),

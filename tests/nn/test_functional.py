@@ -9,10 +9,14 @@ from itmkit.nn.functional import check_ids, check_tokens, fill_padding, xavier_l
 @pytest.mark.parametrize(
     ("shape", "mask", "message"),
     [
-        ((2, 4), None, r"x must have shape \(batch, tokens, 4\), got \(2, 4\)"),
-        ((2, 3, 5), None, r"got \(2, 3, 5\)"),
-        ((2, 3, 4), torch.ones(2, 3), "mask must be bool .* torch.float32"),
-        ((2, 3, 4), torch.ones(2, 4, dtype=torch.bool), r"mask must have shape \(2, 3\)"),
+        ((2, 4), None, r"x has the shape \(2, 4\); expected \(batch, tokens, 4\)"),
+        ((2, 3, 5), None, r"x has the shape \(2, 3, 5\)"),
+        ((2, 3, 4), torch.ones(2, 3), "mask is a torch.float32 tensor; expected a bool tensor"),
+        (
+            (2, 3, 4),
+            torch.ones(2, 4, dtype=torch.bool),
+            r"mask has the shape .*; expected \(2, 3\)",
+        ),
     ],
 )
 def test_check_tokens_error(
@@ -25,9 +29,9 @@ def test_check_tokens_error(
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.tensor([[1, 17]]), r"vocab_size=10\), got 17"),
-        (torch.tensor([[1, -2]]), "got -2"),
-        (torch.tensor([1, 2]), r"ids must have shape \(batch, length\), got \(2,\)"),
+        (torch.tensor([[1, 17]]), r"id 17; expected ids in \[0, 10\)"),
+        (torch.tensor([[1, -2]]), "id -2; expected"),
+        (torch.tensor([1, 2]), r"ids has the shape \(2,\); expected \(batch, length\)"),
     ],
 )
 def test_check_ids_error(ids: torch.Tensor, message: str) -> None:
@@ -37,9 +41,9 @@ def test_check_ids_error(ids: torch.Tensor, message: str) -> None:
 
 def test_check_ids_mask_error() -> None:
     ids = torch.zeros(1, 2, dtype=torch.long)
-    with pytest.raises(ValueError, match="mask must be bool"):
+    with pytest.raises(ValueError, match=r"mask is .*; expected a bool tensor"):
         check_ids(ids, torch.ones(1, 2), 10)
-    with pytest.raises(ValueError, match=r"mask must have the shape of ids \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"mask has the shape .*; expected \(1, 2\)"):
         check_ids(ids, torch.ones(1, 3, dtype=torch.bool), 10)
 
 

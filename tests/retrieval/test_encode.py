@@ -143,7 +143,7 @@ def test_a_batch_of_images_without_captions_does_no_harm():
 
 
 def test_error_of_gallery_cat_of_nothing():
-    with pytest.raises(ValueError, match="at least one gallery, got none"):
+    with pytest.raises(ValueError, match="parts is empty; expected at least one gallery"):
         Gallery.cat([])
 
 

@@ -96,11 +96,11 @@ def test_to_and_copies():
 
 
 def test_error():
-    with pytest.raises(ValueError, match="at least one tensor"):
+    with pytest.raises(ValueError, match="no tensor; expected at least one"):
         Encoding(vector=None)
     with pytest.raises(ValueError, match="tokens has 3 rows, but vector has 2"):
         Encoding(vector=torch.zeros(2, 4), tokens=torch.zeros(3, 1, 4))
-    with pytest.raises(ValueError, match="mask must be bool"):
+    with pytest.raises(ValueError, match=r"mask is .*; expected a bool tensor"):
         Encoding(tokens=torch.zeros(2, 3, 4), mask=torch.ones(2, 3))
     with pytest.raises(ValueError, match="mask has shape"):
         Encoding(tokens=torch.zeros(2, 3, 4), mask=torch.ones(2, 4, dtype=torch.bool))
@@ -112,7 +112,7 @@ def test_error():
 
 def test_error_cat():
     vector = Encoding(vector=torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(ValueError, match="expected at least one"):
         Encoding.cat([])
     with pytest.raises(ValueError, match="tokens is not in"):
         Encoding.cat([some(2, 3), vector])

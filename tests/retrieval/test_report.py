@@ -34,7 +34,7 @@ def test_table():
 def test_table_takes_tensors_and_missing_keys():
     row = recall_table({"a": {"t2i_r1": torch.tensor(12.34)}}).splitlines()[-1]
     assert row.split() == "a - - - - 12.3 - - - -".split()
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(ValueError, match="expected at least one"):
         recall_table({})
 
 
@@ -55,9 +55,9 @@ def test_error_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_metrics(path, {"rsum": 1.0}, "val")
     before = path.read_text()
-    with pytest.raises(ValueError, match="metrics of test must be finite"):
+    with pytest.raises(ValueError, match=r"metrics of test is .*; expected finite"):
         write_metrics(path, {"rsum": float("nan")}, "test")
-    with pytest.raises(ValueError, match="stage must be"):
+    with pytest.raises(ValueError, match=r"stage is .*; expected a name"):
         write_metrics(path, {"rsum": 2.0}, "")
 
     def full(*_):

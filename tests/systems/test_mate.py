@@ -169,9 +169,9 @@ def test_parameter_groups_follow_lr_factors():
             "triplet.group_size is 2; expected 3, as views",
         ),
         ({"fusion": None, "rerank_top_k": 5}, "rerank_top_k is 5, but there is no fusion encoder"),
-        ({"hect_weight": -1.0}, "hect_weight must be at least 0, got -1.0"),
-        ({"fusion_pairs": 0}, "fusion_pairs must be at least 1 or None, got 0"),
-        ({"rerank_weight": 1.5}, r"rerank_weight must lie in \[0, 1\], got 1.5"),
+        ({"hect_weight": -1.0}, "hect_weight is -1.0; expected 0 or more"),
+        ({"fusion_pairs": 0}, "fusion_pairs is 0; expected 1 or more"),
+        ({"rerank_weight": 1.5}, r"rerank_weight is 1.5; expected a number in \[0, 1\]"),
     ],
 )
 def test_error_of_an_argument(options, message):

@@ -136,12 +136,14 @@ def test_error_of_regions_without_relations():
     tvrn = make_tvrn()
     assert tvrn.loss(first_batch("unrelated", relation_threshold=0.2))["loss"].isfinite()
     batch = first_batch("unrelated")
-    with pytest.raises(ValueError, match=r"images.relations .* got None: set relation_threshold"):
+    with pytest.raises(
+        ValueError, match=r"images.relations is None; expected .*: set relation_threshold"
+    ):
         tvrn.loss(batch)
 
 
 def test_error_of_another_number_of_regions():
-    with pytest.raises(ValueError, match="wants 6 tokens an item and none padded, got 8"):
+    with pytest.raises(ValueError, match="tokens has 8 tokens an item; expected 6 and none padded"):
         make_tvrn(num_regions=3).loss(first_batch("four"))
 
 
@@ -156,9 +158,9 @@ def test_error_of_several_captions_an_image():
     [
         ({"reasoning": "gsr"}, "reasoning is 'gsr'; expected one of"),
         ({"focal": "hard"}, "focal is 'hard'; expected one of"),
-        ({"chunk_pairs": 0}, "chunk_pairs must be at least 1, got 0"),
-        ({"num_regions": 0}, "num_regions must be at least 1, got 0"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"chunk_pairs": 0}, "chunk_pairs is 0; expected 1 or more"),
+        ({"num_regions": 0}, "num_regions is 0; expected 1 or more"),
+        ({"dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
     ],
 )
 def test_error_of_an_argument(options, message):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from itmkit.checks import InputError, check_choice
+from itmkit.checks import InputError, check_choice, check_count, check_positive
 from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.layers.linear import linear
 from itmkit.precision import warn_if_slow_on_cpu
@@ -83,7 +83,7 @@ def cross_attention_scores(
     """
     _check_options(direction, smooth, chunk_elements)
     if text.ndim != 3:
-        raise InputError(f"text must have shape (batch, tokens, D), got {tuple(text.shape)}")
+        raise InputError(f"text has the shape {tuple(text.shape)}; expected (batch, tokens, D)")
     check_tokens("image", image, text.shape[2], image_mask, "image_mask")
     check_tokens("text", text, text.shape[2], text_mask, "text_mask")
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
@@ -294,10 +294,8 @@ def _block_shape(n: int, regions: int, m: int, words: int, elements: int) -> tup
 
 def _check_options(direction: str, smooth: float, chunk_elements: int) -> None:
     check_choice("direction", direction, Direction)
-    if not 0 < smooth < float("inf"):
-        raise InputError(f"smooth must be a finite number above 0, got {smooth}")
-    if chunk_elements < 1:
-        raise InputError(f"chunk_elements must be at least 1, got {chunk_elements}")
+    check_positive(smooth=smooth)
+    check_count(chunk_elements=chunk_elements)
 
 
 class CrossAttentionSimilarity(nn.Module):

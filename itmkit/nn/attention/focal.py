@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_choice
+from itmkit.checks import InputError, check_choice, type_of
 
 Focal = Literal["none", "equal", "prob", "global"]
 
@@ -54,8 +54,10 @@ def focal_attention(
     """
     check_focal(focal)
     if (focal == "global") != (relevance is not None):
-        given = "None" if relevance is None else "a tensor"
-        raise InputError(f'relevance goes with focal="global", got {given} and {focal!r}')
+        expected = "a tensor" if relevance is None else "None"
+        raise InputError(
+            f"relevance is {type_of(relevance)}; expected {expected} for focal={focal!r}"
+        )
     if focal == "none":
         return weights
     if relevance is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count, check_positive
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.precision import at_least_float32
 from itmkit.vectors import inverse_norm, l2_normalize
@@ -91,10 +89,8 @@ class ScanAttention(nn.Module):
 
     def __init__(self, dim: int, *, smooth: float = 9.0) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
-        if not 0 < smooth < math.inf:
-            raise InputError(f"smooth must be a finite number above 0, got {smooth}")
+        check_count(dim=dim)
+        check_positive(smooth=smooth)
         self.dim = dim
         self.smooth = smooth
         self.query = xavier_linear(dim, dim)

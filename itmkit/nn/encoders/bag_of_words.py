@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count, check_dropout
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.word_embedding import WordEmbedding
 
@@ -38,10 +38,8 @@ class BagOfWords(nn.Module):
         self, vocab_size: int | None = None, dim: int = 1024, *, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
+        check_count(dim=dim)
+        check_dropout(dropout=dropout)
         self.dim = dim
         self.embedding = WordEmbedding(vocab_size, dim)
         self.dropout = nn.Dropout(dropout)

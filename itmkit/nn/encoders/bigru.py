@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count, check_dropout
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.word_embedding import WordEmbedding
 
@@ -59,12 +59,8 @@ class BiGRU(nn.Module):
         word_vectors: str | Path | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"embed_dim": embed_dim, "dim": dim, "num_layers": num_layers}
-        for name, size in sizes.items():
-            if size < 1:
-                raise InputError(f"{name} must be at least 1, got {size}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
+        check_count(embed_dim=embed_dim, dim=dim, num_layers=num_layers)
+        check_dropout(dropout=dropout)
         self.dim = dim
         self.embedding = WordEmbedding(vocab_size, embed_dim, word_vectors=word_vectors)
         self.dropout = nn.Dropout(dropout)
@@ -78,7 +74,7 @@ class BiGRU(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tokens:
         words = self.dropout(self.embedding(ids, mask))
         if mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise InputError("mask must be True on the first words of a row and False after them")
+            raise InputError("mask has padding before a word; expected words first in every row")
         lengths = mask.sum(1).clamp_min(1).cpu()  # a caption without a word runs on one pad
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         out, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=len(ids.T))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count
 from itmkit.nn.contract import Tokens, encoder_width
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.layers.linear import Linear
@@ -41,10 +41,9 @@ class SharedLevels(nn.Module):
 
     def __init__(self, encoder: nn.Module, levels: int = 3, dim: int | None = None) -> None:
         super().__init__()
-        if levels < 1:
-            raise InputError(f"levels must be at least 1, got {levels}")
-        if dim is not None and dim < 1:
-            raise InputError(f"dim must be at least 1 or None, got {dim}")
+        check_count(levels=levels)
+        if dim is not None:
+            check_count(dim=dim)
         width = encoder_width("encoder", encoder)
         self.encoder = encoder
         self.levels = levels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count, check_dropout
 from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.layers.masked_batch_norm import MaskedBatchNorm
@@ -49,11 +49,8 @@ class RegionProjection(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, size in (("in_dim", in_dim), ("dim", dim), ("hidden_dim", hidden_dim)):
-            if size < 1:
-                raise InputError(f"{name} must be at least 1, got {size}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
+        check_count(in_dim=in_dim, dim=dim, hidden_dim=hidden_dim)
+        check_dropout(dropout=dropout)
         self.in_dim = in_dim
         self.dim = dim
         self.dropout = nn.Dropout(dropout)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count, did_you_mean, type_of
 from itmkit.modes import evaluation_mode
 from itmkit.nn.pooling.block_discriminability import discriminate_blocks
 from itmkit.nn.pooling.feature_discriminability import FeatureDiscriminability
@@ -63,17 +63,16 @@ class TimmBackbone(nn.Module):
         block_discriminability: FeatureDiscriminability | None = None,
     ) -> None:
         super().__init__()
-        if image_size < 1:
-            raise InputError(f"image_size must be at least 1, got {image_size}")
+        check_count(image_size=image_size)
         if pretrained and checkpoint is not None:
-            raise InputError(f"checkpoint must be None when pretrained is True, got {checkpoint}")
+            raise InputError(f"checkpoint is {checkpoint}; expected None, as pretrained is true")
         if checkpoint_by_order and checkpoint is None:
-            raise InputError("checkpoint_by_order needs a checkpoint, got checkpoint=None")
+            raise InputError("checkpoint_by_order is true; expected false without a checkpoint")
         given = isinstance(model_name, nn.Module)
         if given and (pretrained or model_args):
             raise InputError(
-                f"model_name is a {type(model_name).__name__}; expected pretrained=False and no "
-                f"model_args, got pretrained={pretrained} and model_args={model_args}"
+                f"pretrained is {pretrained} and model_args is {model_args}; expected False and "
+                f"None, as model_name is a module, a {type(model_name).__name__}"
             )
         model_args = model_args or {}
         self.image_size = image_size
@@ -121,11 +120,11 @@ class TimmBackbone(nn.Module):
         """Feature maps ``(B, rows, columns, channels)`` of pixels, the mask checked to be None."""
         if features.ndim != 4 or features.shape[1] != self.in_channels:
             raise InputError(
-                f"features must be pixels (batch, {self.in_channels}, height, width), "
-                f"got shape {tuple(features.shape)}"
+                f"features has the shape {tuple(features.shape)}; expected pixels (batch, "
+                f"{self.in_channels}, height, width)"
             )
         if mask is not None:
-            raise InputError("mask must be None for pixels: an image has no padded tokens")
+            raise InputError(f"mask is {type_of(mask)}; expected None for pixels: none is padding")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._maps(features)
 
@@ -141,8 +140,8 @@ class TimmBackbone(nn.Module):
         """Add embeddings of rows and columns to a map, which must have the size they are for."""
         if grid.shape[1:3] != self.grids[level]:
             raise InputError(
-                f"features must give a grid of {self.grids[level]} tokens, that of "
-                f"image_size={self.image_size}, got {tuple(grid.shape[1:3])}"
+                f"features gives a grid of {tuple(grid.shape[1:3])} tokens; expected "
+                f"{self.grids[level]}, that of image_size={self.image_size}, for positions"
             )
         return grid + row + column
 
@@ -155,10 +154,10 @@ class TimmBackbone(nn.Module):
         count = len(self.backbone.feature_info)
         for stage in stages:
             if not -count <= stage < count:
-                raise InputError(f"{name} must lie in [{-count}, {count}) for {kind}, got {stage}")
+                raise InputError(f"{name} is {stage}; expected [{-count}, {count}) for {kind}")
         ascending = [stage % count for stage in stages]
         if not ascending or ascending != sorted(set(ascending)):
-            raise InputError(f"{name} must be ascending stages, at least one, got {stages}")
+            raise InputError(f"{name} is {stages}; expected ascending stages, at least one")
         return ascending
 
     def _probe(self, block_discriminability: FeatureDiscriminability | None) -> None:
@@ -189,7 +188,9 @@ class TimmBackbone(nn.Module):
             channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
             return [out if channels_last else out.permute(0, 2, 3, 1)]
         if out.ndim != 3:
-            raise InputError(f"model_name must give a grid, got features {tuple(out.shape)}")
+            raise InputError(
+                f"model_name gives features of the shape {tuple(out.shape)}; expected a grid"
+            )
         out = out[:, getattr(model, "num_prefix_tokens", 0) :]
         if hasattr(getattr(model, "patch_embed", None), "dynamic_feat_size"):
             rows, columns = model.patch_embed.dynamic_feat_size(pixels.shape[-2:])
@@ -201,7 +202,7 @@ class TimmBackbone(nn.Module):
         else:
             rows = columns = round(out.shape[1] ** 0.5)
         if rows * columns != out.shape[1]:
-            raise InputError(f"model_name must give a grid, got {out.shape[1]} tokens")
+            raise InputError(f"model_name gives {out.shape[1]} tokens; expected a square grid")
         return [out.unflatten(1, (rows, columns))]
 
 
@@ -218,7 +219,10 @@ def _build(
     place, colon, name = model_name.partition(":")
     if not colon:
         if not timm.is_model(model_name.split(".")[0]):
-            raise InputError(f"model_name must be one that timm knows, got {model_name!r}")
+            similar = did_you_mean(model_name, timm.list_models())
+            raise InputError(
+                f"model_name is {model_name!r}; expected a model that timm knows{similar}"
+            )
         known = timm.get_pretrained_cfg(model_name) if pretrained else None
         needed = fetching(
             "pretrained is true and model_name",

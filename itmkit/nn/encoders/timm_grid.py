@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.nn.contract import Tokens, encoder_width
 from itmkit.nn.encoders.timm_backbone import TimmBackbone
 from itmkit.nn.layers.linear import Linear
@@ -71,10 +71,10 @@ class TimmGrid(TimmBackbone):
         frozen: bool = False,
         projection: nn.Module | None = None,
     ) -> None:
-        if dim is not None and dim < 1:
-            raise InputError(f"dim must be at least 1 or None, got {dim}")
+        if dim is not None:
+            check_count(dim=dim)
         if projection is not None and dim not in (None, encoder_width("projection", projection)):
-            raise InputError(f"dim must be None when projection is given, got {dim}")
+            raise InputError(f"dim is {dim}; expected None, or the dim of projection")
         super().__init__(
             model_name,
             stages=None if out_index == -1 else [out_index],

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.region_projection import RegionProjection
 from itmkit.nn.encoders.timm_backbone import TimmBackbone
@@ -82,10 +82,9 @@ class TimmLevels(TimmBackbone):
         positions: bool = False,
         hidden_dim: int | None = None,
     ) -> None:
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
-        if hidden_dim is not None and hidden_dim < 1:
-            raise InputError(f"hidden_dim must be at least 1 or None, got {hidden_dim}")
+        check_count(dim=dim)
+        if hidden_dim is not None:
+            check_count(hidden_dim=hidden_dim)
         super().__init__(
             model_name,
             stages=out_indices,

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, did_you_mean
 from itmkit.files import read_json, user_path
 from itmkit.modes import evaluation_mode
 from itmkit.nn.functional import check_ids
@@ -106,8 +106,8 @@ class TransformerBackbone(nn.Module):
         check_ids(ids, mask, self.vocab_size)
         if self.max_length is not None and ids.shape[1] > self.max_length:
             raise InputError(
-                f"ids must have at most {self.max_length} tokens a row, the positions of the "
-                f"model, got {ids.shape[1]}"
+                f"ids has {ids.shape[1]} tokens a row; expected at most {self.max_length}, the "
+                "positions of the model"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             last, states = self._run(ids, mask)
@@ -141,7 +141,7 @@ class TransformerBackbone(nn.Module):
             for layer in self.layers:
                 if layer != -1 and not -count <= layer < count:
                     raise InputError(
-                        f"{layers_name} must lie in [{-count}, {count}) for this model, got {layer}"
+                        f"{layers_name} is {layer}; expected [{-count}, {count}) for this model"
                     )
             if not self.frozen:
                 read = [last if layer == -1 else states[layer] for layer in self.layers]
@@ -177,8 +177,8 @@ def _layer_list(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise InputError(
-        f"block_discriminability needs a model with a list of its layers, "
-        f"num_hidden_layers={count} long, got {type(model).__name__}, which has none"
+        f"name_or_path or config is of a {type(model).__name__} without a list of its layers, "
+        f"num_hidden_layers={count} long; expected one, for block_discriminability"
     )
 
 
@@ -231,10 +231,8 @@ def build_transformer(
             known ``model_type``.
     """
     if (name_or_path is None) == (config is None):
-        raise InputError(
-            "exactly one of name_or_path and config must be given, got "
-            f"name_or_path={name_or_path!r} and config={config!r}"
-        )
+        given = "None" if config is None else "both given"
+        raise InputError(f"name_or_path and config are {given}; expected exactly one of the two")
     if isinstance(name_or_path, nn.Module):
         return name_or_path, None, None
     if isinstance(config, ModelConfig):
@@ -266,11 +264,11 @@ def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None)
     elif isinstance(config, (str, Path)):
         config = read_json(user_path(config))
     if not isinstance(config, dict) or "model_type" not in config:
-        raise InputError(f"config must be a mapping with a model_type, got {config!r}")
+        raise InputError(f"config is {config!r}; expected a mapping with a model_type")
     if config["model_type"] not in CONFIG_MAPPING:
         raise InputError(
-            f"model_type of config must be one that transformers knows, "
-            f"got {config['model_type']!r}"
+            f"model_type of config is {config['model_type']!r}; expected one that transformers "
+            f"knows{did_you_mean(str(config['model_type']), CONFIG_MAPPING)}"
         )
     own = AutoConfig.for_model(**config)
     return AutoModel.from_config(own, dtype=torch.float32, trust_remote_code=False)

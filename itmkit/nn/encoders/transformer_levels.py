@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count, check_dropout
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.transformer_backbone import ModelConfig, TransformerBackbone
 from itmkit.nn.functional import fill_padding
@@ -75,11 +75,9 @@ class TransformerLevels(TransformerBackbone):
         level_discriminability: FeatureDiscriminability | None = None,
     ) -> None:
         if not layers:
-            raise InputError(f"layers must name at least one hidden state, got {layers}")
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
+            raise InputError(f"layers is {layers}; expected at least one hidden state")
+        check_count(dim=dim)
+        check_dropout(dropout=dropout)
         super().__init__(
             name_or_path,
             config,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count, check_dropout
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.transformer_backbone import ModelConfig, TransformerBackbone
 from itmkit.nn.functional import fill_padding
@@ -62,10 +62,9 @@ class TransformerText(TransformerBackbone):
         frozen: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        if dim is not None and dim < 1:
-            raise InputError(f"dim must be at least 1 or None, got {dim}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
+        if dim is not None:
+            check_count(dim=dim)
+        check_dropout(dropout=dropout)
         super().__init__(name_or_path, config, layers=[layer], layers_name="layer", frozen=frozen)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Identity() if dim is None else nn.Linear(self.width, dim)

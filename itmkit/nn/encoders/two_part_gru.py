@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count, check_shape
 from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.layers.linear import Linear, linear
 from itmkit.vectors import l2_normalize
@@ -39,8 +39,7 @@ class TwoPartGRU(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
+        check_count(dim=dim)
         self.dim = dim
         self.input = Linear(dim, 3 * dim)  # reset, update and new gate, as in nn.GRU
         self.hidden = Linear(dim, 3 * dim)
@@ -51,11 +50,7 @@ class TwoPartGRU(nn.Module):
         self, first: Tensor, second: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         check_tokens("first", first, self.dim, mask, "mask")
-        if second.shape != first.shape:
-            raise InputError(
-                f"second must have the shape of first {tuple(first.shape)}, "
-                f"got {tuple(second.shape)}"
-            )
+        check_shape(tuple(first.shape), second=second)
         first, second = fill_padding(first, mask), fill_padding(second, mask)
         tokens, state = self.first(first, mask)
         others = self.second(self.gates(second), state, first, mask)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.files import user_path
 from itmkit.nn.functional import check_ids
 from itmkit.pretrained import following_weights
@@ -49,8 +49,8 @@ class WordEmbedding(nn.Module):
         self, vocab_size: int | None, dim: int, *, word_vectors: str | Path | None = None
     ) -> None:
         super().__init__()
-        if vocab_size is not None and vocab_size < 1:
-            raise InputError(f"vocab_size must be at least 1, got {vocab_size}")
+        if vocab_size is not None:
+            check_count(vocab_size=vocab_size)
         self.weight = nn.Parameter(torch.empty(0, dim))
         self._vectors = None
         if word_vectors is not None and not following_weights():
@@ -89,8 +89,8 @@ class WordEmbedding(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         if not self.vocab_size:
             raise InputError(
-                "vocab_size is None and the number of words unknown; give a number, or train with "
-                "a data module that has vocabulary_size (ImageTextData)"
+                "vocab_size is None; expected a number, or training with a data module that has "
+                "vocabulary_size (ImageTextData)"
             )
         check_ids(ids, mask, self.vocab_size)
         return F.embedding(ids, self.weight)
@@ -113,7 +113,9 @@ def _read(path: Path, vocab_size: int | None, dim: int) -> Tensor:
     try:
         vectors = torch.from_numpy(np.load(path, allow_pickle=False))
     except (ValueError, TypeError, EOFError) as error:
-        raise InputError(f"word_vectors {path} is not a .npy file of numbers: {error}") from error
+        raise InputError(
+            f"word_vectors {path} cannot be read ({error}); expected a .npy file of numbers"
+        ) from error
     _check_shape(path, vectors, (vocab_size or len(vectors) if vectors.ndim else 0, dim))
     return vectors
 
@@ -121,6 +123,6 @@ def _read(path: Path, vocab_size: int | None, dim: int) -> Tensor:
 def _check_shape(path: str | Path | None, vectors: Tensor, shape: tuple[int, int]) -> None:
     if vectors.shape != shape:
         raise InputError(
-            f"word_vectors {path} must hold an array of shape {shape}, a row a word id, "
-            f"got {tuple(vectors.shape)}"
+            f"word_vectors {path} has the shape {tuple(vectors.shape)}; expected {shape}, a row a "
+            "word id"
         )

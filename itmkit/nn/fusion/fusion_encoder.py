@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count, check_dropout, check_positive, check_shape
 from itmkit.nn.functional import check_tokens
 from itmkit.nn.layers.linear import Linear
 from itmkit.vectors import l2_normalize
@@ -63,15 +63,11 @@ class FusionEncoder(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise InputError(f"num_layers must be at least 1, got {num_layers}")
-        if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise InputError(f"dim must be a multiple of num_heads={num_heads}, got {dim}")
-        for name, p in (("dropout", dropout), ("attention_dropout", attention_dropout)):
-            if not 0 <= p < 1:
-                raise InputError(f"{name} must lie in [0, 1), got {p}")
-        if mlp_ratio <= 0:
-            raise InputError(f"mlp_ratio must be positive, got {mlp_ratio}")
+        check_count(num_layers=num_layers, num_heads=num_heads, dim=dim)
+        if dim % num_heads:
+            raise InputError(f"dim is {dim}; expected a multiple of num_heads, {num_heads}")
+        check_dropout(dropout=dropout, attention_dropout=attention_dropout)
+        check_positive(mlp_ratio=mlp_ratio)
         self.dim = dim
         self.norm_in = nn.LayerNorm(dim)
         self.type_embedding = nn.Parameter(0.02 * torch.randn(4, dim))
@@ -94,11 +90,12 @@ class FusionEncoder(nn.Module):
         check_tokens("image_tokens", image_tokens, self.dim, image_mask, "image_mask")
         check_tokens("text_tokens", text_tokens, self.dim, text_mask, "text_mask")
         pairs = len(image_tokens)
-        for name, x in (("image_vector", image_vector), ("text_vector", text_vector)):
-            if x.shape != (pairs, self.dim):
-                raise InputError(f"{name} must be ({pairs}, {self.dim}), got {tuple(x.shape)}")
+        check_shape((pairs, self.dim), image_vector=image_vector, text_vector=text_vector)
         if len(text_tokens) != pairs:
-            raise InputError(f"text_tokens must hold {pairs} pairs, got {len(text_tokens)}")
+            raise InputError(
+                f"text_tokens has {len(text_tokens)} rows; expected {pairs}, one a pair as "
+                "image_tokens"
+            )
         # Attention does not see the order, so both global positions come first: the last layer
         # then computes these two alone.
         parts = [image_vector.unsqueeze(1), text_vector.unsqueeze(1), image_tokens, text_tokens]

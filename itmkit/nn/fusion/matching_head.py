@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count, check_shape
 from itmkit.nn.layers.linear import Linear
 
 
@@ -33,16 +33,12 @@ class MatchingHead(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
+        check_count(dim=dim)
         self.dim = dim
         self.hidden = Linear(3 * dim, dim)
         self.logit = Linear(dim, 1)
 
     def forward(self, image_out: Tensor, text_out: Tensor) -> Tensor:
-        for name, x in (("image_out", image_out), ("text_out", text_out)):
-            if x.shape != (len(image_out), self.dim):
-                expected = f"({len(image_out)}, {self.dim}), that of image_out"
-                raise InputError(f"{name} must be {expected}, got {tuple(x.shape)}")
+        check_shape((len(image_out), self.dim), image_out=image_out, text_out=text_out)
         both = torch.cat([image_out, text_out, image_out * text_out], dim=-1)
         return self.logit(F.gelu(self.hidden(both))).squeeze(-1)

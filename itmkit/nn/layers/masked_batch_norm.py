@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count, check_shape
 from itmkit.distributed import gather
 
 
@@ -45,8 +45,7 @@ class MaskedBatchNorm(nn.Module):
 
     def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
+        check_count(dim=dim)
         self.dim = dim
         self.eps = eps
         self.momentum = momentum
@@ -61,9 +60,9 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if x.shape[-1] != self.dim:
-            raise InputError(f"x must have {self.dim} channels last, got shape {tuple(x.shape)}")
-        if mask is not None and mask.shape != x.shape[:-1]:
-            raise InputError(f"mask must have shape {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
+            raise InputError(f"x has the shape {tuple(x.shape)}; expected (..., {self.dim})")
+        if mask is not None:
+            check_shape(tuple(x.shape[:-1]), mask=mask)
         rows = x.reshape(-1, self.dim)
         if not self.training:
             mean, var = self.running_mean, self.running_var

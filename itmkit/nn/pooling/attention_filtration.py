@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.layers.masked_batch_norm import MaskedBatchNorm
 from itmkit.vectors import l2_normalize
@@ -41,8 +41,7 @@ class AttentionFiltration(nn.Module):
 
     def __init__(self, dim: int = 256) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
+        check_count(dim=dim)
         self.dim = dim
         self.weight = xavier_linear(dim, 1)
         self.norm = MaskedBatchNorm(1)

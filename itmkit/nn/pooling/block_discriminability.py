@@ -55,15 +55,15 @@ def discriminate_blocks(
     name = timm_config.get("architecture", type(model).__name__)
     if not blocks:
         raise InputError(
-            f"model must have transformer blocks with norm2 and mlp to put the feature "
-            f"discriminability into, got {name}, which has none"
+            f"model is a {name} without transformer blocks that have norm2 and mlp; expected some, "
+            "to put the feature discriminability into"
         )
     faults = _faults(model, blocks, pixels)
     if faults:
         block_name, fault = next(iter(faults.items()))
         raise InputError(
-            f"model must have blocks that add mlp(norm2(x)) to the tokens x (B, N, D), "
-            f"got {name}, whose {block_name} {fault}"
+            f"model is a {name}, whose {block_name} {fault}; expected blocks that add "
+            "mlp(norm2(x)) to the tokens x (B, N, D)"
         )
     for block in blocks.values():
         inserted = _InBlock(discriminability)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count, check_dropout
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 
 
@@ -47,12 +47,9 @@ class ExternalSpatialAttention(nn.Module):
 
     def __init__(self, dim: int, num_views: int = 1, drop: float = 0.2) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
-        if num_views < 1:
-            raise InputError(f"num_views must be at least 1, got {num_views}")
-        if not 0 <= drop < 1:
-            raise InputError(f"drop must lie in [0, 1), got {drop}")
+        check_count(dim=dim)
+        check_count(num_views=num_views)
+        check_dropout(drop=drop)
         self.dim = dim
         self.num_views = num_views
         self.drop = drop

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_non_negative, check_positive
 from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.vectors import l2_normalize
 
@@ -46,10 +44,8 @@ class FeatureDiscriminability(nn.Module):
 
     def __init__(self, scale: float = 0.1, temperature: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= scale < math.inf:
-            raise InputError(f"scale must be at least 0 and finite, got {scale}")
-        if not 0 < temperature < math.inf:
-            raise InputError(f"temperature must be above 0 and finite, got {temperature}")
+        check_non_negative(scale=scale)
+        check_positive(temperature=temperature)
         self.scale = scale
         self.temperature = temperature
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_choice
+from itmkit.checks import InputError, check_choice, check_count, check_dropout
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.layers.masked_batch_norm import MaskedBatchNorm
 from itmkit.vectors import l2_normalize
@@ -55,15 +55,14 @@ class GuidedPooling(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"dim must be at least 1, got {dim}")
+        check_count(dim=dim)
         check_choice("norm", norm, Norm)
         if (norm == "batch") != (num_tokens is not None):
-            raise InputError(f'num_tokens goes with norm="batch", got {num_tokens} and {norm!r}')
-        if num_tokens is not None and num_tokens < 1:
-            raise InputError(f"num_tokens must be at least 1, got {num_tokens}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
+            expected = "a number" if norm == "batch" else "None"
+            raise InputError(f"num_tokens is {num_tokens}; expected {expected} for norm={norm!r}")
+        if num_tokens is not None:
+            check_count(num_tokens=num_tokens)
+        check_dropout(dropout=dropout)
         self.dim = dim
         self.num_tokens = num_tokens
         self.local = xavier_linear(dim, dim)
@@ -81,8 +80,9 @@ class GuidedPooling(nn.Module):
         check_tokens("tokens", tokens, self.dim, mask, "mask")
         if self.num_tokens is not None and (tokens.shape[1] != self.num_tokens or mask is not None):
             raise InputError(
-                f'norm="batch" wants {self.num_tokens} tokens an item and none padded, got '
-                f'{tokens.shape[1]}{"" if mask is None else " and a mask"}; norm="layer" allows it'
+                f"tokens has {tokens.shape[1]} tokens an item{' and a mask' * (mask is not None)}; "
+                f'expected {self.num_tokens} and none padded for norm="batch" (norm="layer" takes '
+                "any)"
             )
         tokens = fill_padding(tokens, mask)
         return self.pool(tokens, self.gate(tokens), mask)

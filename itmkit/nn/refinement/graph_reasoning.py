@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 
 
@@ -38,9 +38,7 @@ class GraphReasoning(nn.Module):
 
     def __init__(self, dim: int = 256, *, steps: int = 3) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("steps", steps)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        check_count(dim=dim, steps=steps)
         self.dim = dim
         self.steps = nn.ModuleList(_Step(dim) for _ in range(steps))
 

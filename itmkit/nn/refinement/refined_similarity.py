@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from itmkit.checks import InputError, check_choice
+from itmkit.checks import check_choice, check_count
 from itmkit.nn.attention.focal import Focal, check_focal, focal_attention
 from itmkit.nn.attention.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.functional import xavier_linear
@@ -87,10 +87,8 @@ class RefinedSimilarity(nn.Module):
         super().__init__()
         check_choice("reasoning", reasoning, Reasoning)
         check_focal(focal)
-        if similarity_dim < 1:
-            raise InputError(f"similarity_dim must be at least 1, got {similarity_dim}")
-        if chunk_pairs < 1:
-            raise InputError(f"chunk_pairs must be at least 1, got {chunk_pairs}")
+        check_count(similarity_dim=similarity_dim)
+        check_count(chunk_pairs=chunk_pairs)
         self.dim = dim
         self.focal: Focal = focal
         self.smooth = smooth

@@ -108,7 +108,7 @@ class TextRefinement(nn.Module):
         self.dim = dim
         self.attention = attention or ScanAttention(dim)
         if self.attention.dim != dim:
-            raise InputError(f"attention must have dim {dim}, got {self.attention.dim}")
+            raise InputError(f"attention.dim is {self.attention.dim}; expected {dim}, that of dim")
         self.gru = TwoPartGRU(dim)
         self.pool = GuidedPooling(dim, dropout=dropout)
 

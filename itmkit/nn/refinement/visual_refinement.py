@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count, check_shape
 from itmkit.nn.attention.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.encoders.two_part_gru import TwoPartGRU
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
@@ -84,12 +84,12 @@ class VisualRefinement(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_regions is not None and num_regions < 1:
-            raise InputError(f"num_regions must be at least 1, got {num_regions}")
+        if num_regions is not None:
+            check_count(num_regions=num_regions)
         self.dim = dim
         self.attention = attention or ScanAttention(dim)
         if self.attention.dim != dim:
-            raise InputError(f"attention must have dim {dim}, got {self.attention.dim}")
+            raise InputError(f"attention.dim is {self.attention.dim}; expected {dim}, that of dim")
         self.relation_query = xavier_linear(dim, dim)
         self.relation_key = xavier_linear(dim, dim)
         self.gru = TwoPartGRU(dim)
@@ -105,11 +105,7 @@ class VisualRefinement(nn.Module):
     def geometric(self, image: Tensor, relations: Tensor, mask: Tensor | None = None) -> Tensor:
         """``pos`` ``(B, N, D)``: what each region finds in those it overlaps with."""
         check_tokens("image", image, self.dim, mask, "mask")
-        if relations.shape != (*image.shape[:2], image.shape[1]):
-            raise InputError(
-                f"relations must have shape {(*image.shape[:2], image.shape[1])}, "
-                f"got {tuple(relations.shape)}"
-            )
+        check_shape((*image.shape[:2], image.shape[1]), relations=relations)
         image = fill_padding(image, mask)
         relations = fill_padding(fill_padding(relations, mask).mT, mask).mT
         query, key = self.relation_query(image), self.relation_key(image)

@@ -317,9 +317,9 @@ def test_smoke_module() -> None:
     ("options", "message"),
     [
         ({"direction": "i2i"}, "direction is 'i2i'; expected one of 't2i', 'i2t', 'both'"),
-        ({"smooth": 0.0}, "smooth must be a finite number above 0, got 0.0"),
-        ({"smooth": float("inf")}, "smooth must be a finite number above 0, got inf"),
-        ({"chunk_elements": 0}, "chunk_elements must be at least 1, got 0"),
+        ({"smooth": 0.0}, "smooth is 0.0; expected a finite number above 0"),
+        ({"smooth": float("inf")}, "smooth is inf; expected a finite number above 0"),
+        ({"chunk_elements": 0}, "chunk_elements is 0; expected 1 or more"),
     ],
 )
 def test_error(options: dict[str, Any], message: str) -> None:
@@ -332,13 +332,19 @@ def test_error(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 4)), "text must have shape"),
-        ((torch.zeros(2, 4), torch.zeros(2, 3, 4)), "image must have shape"),
-        ((torch.zeros(2, 3, 5), torch.zeros(2, 3, 4)), r"image must have shape .*tokens, 4\)"),
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)), "image_mask must be bool"),
+        ((torch.zeros(2, 3, 4), torch.zeros(2, 4)), "text has the shape"),
+        ((torch.zeros(2, 4), torch.zeros(2, 3, 4)), "image has the shape"),
+        (
+            (torch.zeros(2, 3, 5), torch.zeros(2, 3, 4)),
+            r"image has the shape .*; expected .*tokens, 4\)",
+        ),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)),
+            "image_mask is .*; expected a bool tensor",
+        ),
         (
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), None, torch.ones(2, 4).bool()),
-            "text_mask must have shape",
+            "text_mask has the shape",
         ),
     ],
 )

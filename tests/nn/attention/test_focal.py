@@ -138,8 +138,8 @@ def test_compile_fullgraph(focal: Focal) -> None:
     ("focal", "relevance", "message"),
     [
         ("glo", None, "focal is 'glo'; expected one of 'none', 'equal', 'prob', 'global'"),
-        ("global", None, "relevance goes with focal=\"global\", got None and 'global'"),
-        ("prob", torch.ones(3), "got a tensor and 'prob'"),
+        ("global", None, "relevance is None; expected a tensor for focal='global'"),
+        ("prob", torch.ones(3), "relevance is .*; expected None for focal='prob'"),
     ],
 )
 def test_error(focal: Focal, relevance: Tensor | None, message: str) -> None:

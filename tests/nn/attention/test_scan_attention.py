@@ -152,10 +152,10 @@ def test_smoke_repr() -> None:
 @pytest.mark.parametrize(
     ("dim", "smooth", "message"),
     [
-        (0, 9.0, "dim must be at least 1, got 0"),
-        (4, 0.0, "smooth must be a finite number above 0, got 0.0"),
-        (4, math.inf, "smooth must be a finite number above 0, got inf"),
-        (4, math.nan, "smooth must be a finite number above 0, got nan"),
+        (0, 9.0, "dim is 0; expected 1 or more"),
+        (4, 0.0, "smooth is 0.0; expected a finite number above 0"),
+        (4, math.inf, "smooth is inf; expected a finite number above 0"),
+        (4, math.nan, "smooth is nan; expected a finite number above 0"),
     ],
 )
 def test_error(dim: int, smooth: float, message: str) -> None:
@@ -166,15 +166,18 @@ def test_error(dim: int, smooth: float, message: str) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((torch.zeros(2, 4), torch.zeros(2, 3, 4)), r"query must have shape .* got \(2, 4\)"),
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)), r"context must have shape .* 5\)"),
+        ((torch.zeros(2, 4), torch.zeros(2, 3, 4)), r"query has the shape \(2, 4\); expected"),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)),
+            r"context has the shape .*; expected .* 5\)",
+        ),
         (
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)),
-            "query_mask must be bool .* torch.float32",
+            "query_mask is a torch.float32 tensor; expected a bool tensor",
         ),
         (
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), None, torch.ones(2, 4).bool()),
-            r"context_mask must have shape \(2, 3\), .* got \(2, 4\)",
+            r"context_mask has the shape \(2, 4\); expected \(2, 3\)",
         ),
     ],
 )

@@ -49,9 +49,9 @@ def test_state_dict_round_trip() -> None:
 
 
 def test_error() -> None:
-    with pytest.raises(ValueError, match="vocab_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="vocab_size is 0; expected 1 or more"):
         BagOfWords(0, 8)
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got -1"):
+    with pytest.raises(ValueError, match=r"dropout is -1; expected a number in \[0, 1\)"):
         BagOfWords(10, 8, dropout=-1)
-    with pytest.raises(ValueError, match=r"vocab_size=5\), got 5"):
+    with pytest.raises(ValueError, match=r"id 5; expected ids in \[0, 5\)"):
         BagOfWords(5, 8)(IDS, MASK)

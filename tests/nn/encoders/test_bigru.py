@@ -86,7 +86,7 @@ def test_word_vectors(tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", vectors)
     encoder = BiGRU(10, embed_dim=5, dim=7, word_vectors=tmp_path / "vectors.npy")
     torch.testing.assert_close(encoder.embedding.weight.data, torch.from_numpy(vectors).float())
-    with pytest.raises(ValueError, match=r"shape \(11, 5\), a row a word id, got \(10, 5\)"):
+    with pytest.raises(ValueError, match=r"shape \(10, 5\); expected \(11, 5\), a row a word id"):
         BiGRU(11, embed_dim=5, dim=7, word_vectors=tmp_path / "vectors.npy")
     with pytest.raises(FileNotFoundError):
         BiGRU(10, embed_dim=5, dim=7, word_vectors=tmp_path / "none.npy")
@@ -122,12 +122,12 @@ def test_state_dict_round_trip() -> None:
 
 
 def test_error() -> None:
-    with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_layers is 0; expected 1 or more"):
         BiGRU(10, num_layers=0)
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"dropout is 1; expected a number in \[0, 1\)"):
         BiGRU(10, dropout=1)
     encoder = BiGRU(10, embed_dim=5, dim=7)
-    with pytest.raises(ValueError, match=r"vocab_size=10\), got 12"):
+    with pytest.raises(ValueError, match=r"id 12; expected ids in \[0, 10\)"):
         encoder(torch.tensor([[3, 12]]), torch.ones(1, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="mask must be True on the first words"):
+    with pytest.raises(ValueError, match="mask has padding before a word; expected words first"):
         encoder(torch.tensor([[3, 2]]), torch.tensor([[False, True]]))

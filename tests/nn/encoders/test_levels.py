@@ -88,8 +88,8 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"levels": 0}, "levels must be at least 1, got 0"),
-        ({"dim": 0}, "dim must be at least 1 or None, got 0"),
+        ({"levels": 0}, "levels is 0; expected 1 or more"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
     ],
 )
 def test_error(kwargs: dict[str, int], message: str) -> None:

@@ -134,9 +134,9 @@ def test_state_dict_round_trip() -> None:
 
 
 def test_error() -> None:
-    with pytest.raises(ValueError, match="hidden_dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="hidden_dim is 0; expected 1 or more"):
         RegionProjection(6, 4, hidden_dim=0)
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"dropout is 1; expected a number in \[0, 1\)"):
         RegionProjection(6, 4, dropout=1)
-    with pytest.raises(ValueError, match=r"features must have shape .*6\), got \(2, 3, 7\)"):
+    with pytest.raises(ValueError, match=r"features has the shape \(2, 3, 7\); expected .*6\)"):
         RegionProjection(6, 4)(torch.zeros(2, 3, 7))

@@ -100,5 +100,7 @@ def test_error_of_sizes_and_of_ids() -> None:
             StoredTokens(**arguments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"features is a torch.int64 tensor; .* text_features of"):
         StoredTokens(8)(IDS, MASK)
-    with pytest.raises(ValueError, match=r"features must have shape \(batch, tokens, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"features has the shape .*; expected \(batch, tokens, 16\)"
+    ):
         StoredTokens(8, levels=2)(torch.randn(3, 5, 8), MASK)

@@ -116,7 +116,9 @@ def test_positions_are_a_row_plus_a_column() -> None:
 
 def test_positions_need_their_image_size() -> None:
     encoder = grid("test_resnet", dim=8, positions=True)
-    with pytest.raises(ValueError, match=r"grid of \(2, 2\) tokens.*image_size=64, got \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"grid of \(3, 3\) tokens; expected \(2, 2\).*image_size=64"
+    ):
         encoder(torch.zeros(1, 3, 96, 96))
 
 
@@ -224,16 +226,16 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1 or None, got 0"),
-        ({"pretrained": True, "checkpoint": "w.pth"}, "checkpoint must be None.*got w.pth"),
-        ({"checkpoint_by_order": True}, "checkpoint_by_order needs a checkpoint"),
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
-        ({"out_index": 9}, r"out_index must lie in \[-5, 5\) for test_resnet, got 9"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
+        ({"pretrained": True, "checkpoint": "w.pth"}, "checkpoint is w.pth; expected None"),
+        ({"checkpoint_by_order": True}, "checkpoint_by_order is true; expected false"),
+        ({"image_size": 0}, "image_size is 0; expected 1 or more"),
+        ({"out_index": 9}, r"out_index is 9; expected \[-5, 5\) for test_resnet"),
         (
             {"projection": nn.Linear(96, 8)},
             "projection is a Linear without a width dim; expected an encoder",
         ),
-        ({"projection": RegionProjection(96, 8), "dim": 4}, "dim must be None .*got 4"),
+        ({"projection": RegionProjection(96, 8), "dim": 4}, "dim is 4; expected None"),
     ],
 )
 def test_error(kwargs: dict[str, Any], message: str) -> None:
@@ -242,17 +244,21 @@ def test_error(kwargs: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_model_error() -> None:
-    with pytest.raises(ValueError, match="model_name must be one that timm knows, got 'resnot'"):
+    with pytest.raises(
+        ValueError, match=r"model_name is 'resnot'; expected a model that timm knows. Did you mean"
+    ):
         TimmGrid("resnot")
 
 
 def test_input_error() -> None:
     encoder = grid("test_resnet", dim=8)
-    with pytest.raises(ValueError, match=r"features must be pixels .*got shape \(2, 36, 2048\)"):
+    with pytest.raises(
+        ValueError, match=r"features has the shape \(2, 36, 2048\); expected pixels"
+    ):
         encoder(torch.zeros(2, 36, 2048))
-    with pytest.raises(ValueError, match=r"got shape \(2, 1, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"features has the shape \(2, 1, 64, 64\)"):
         encoder(torch.zeros(2, 1, 64, 64))
-    with pytest.raises(ValueError, match="mask must be None for pixels"):
+    with pytest.raises(ValueError, match=r"mask is .*; expected None for pixels"):
         encoder(torch.zeros(2, 3, 64, 64), torch.ones(2, 4, dtype=torch.bool))
 
 

@@ -137,7 +137,7 @@ def test_block_discriminability_and_gradients() -> None:
 
 
 def test_block_discriminability_needs_blocks() -> None:
-    with pytest.raises(ValueError, match="got test_byobnet, which has none"):
+    with pytest.raises(ValueError, match="model is a test_byobnet without"):
         levels("test_byobnet", block_discriminability=FeatureDiscriminability())
 
 
@@ -182,7 +182,7 @@ def test_checkpoint(tmp_path: Path) -> None:
 
 def test_positions_need_their_image_size() -> None:
     encoder = levels("test_byobnet", positions=True)
-    with pytest.raises(ValueError, match=r"image_size=64, got \(24, 24\)"):
+    with pytest.raises(ValueError, match=r"grid of \(24, 24\) tokens; expected .*image_size=64"):
         encoder(torch.zeros(1, 3, 96, 96))
     assert levels("test_byobnet")(torch.zeros(1, 3, 96, 64))[0][0].shape == (1, 24 * 16, 8)
 
@@ -226,13 +226,13 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"hidden_dim": 0}, "hidden_dim must be at least 1 or None, got 0"),
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
-        ({"pretrained": True, "checkpoint": "w.pth"}, "checkpoint must be None.*got w.pth"),
-        ({"out_indices": (1, 9)}, r"out_indices must lie in \[-5, 5\) for test_byobnet, got 9"),
-        ({"out_indices": (2, 1)}, r"out_indices must be ascending .*got \(2, 1\)"),
-        ({"out_indices": ()}, r"out_indices must be ascending stages, at least one, got \(\)"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
+        ({"hidden_dim": 0}, "hidden_dim is 0; expected 1 or more"),
+        ({"image_size": 0}, "image_size is 0; expected 1 or more"),
+        ({"pretrained": True, "checkpoint": "w.pth"}, "checkpoint is w.pth; expected None"),
+        ({"out_indices": (1, 9)}, r"out_indices is 9; expected \[-5, 5\) for test_byobnet"),
+        ({"out_indices": (2, 1)}, r"out_indices is \(2, 1\); expected ascending"),
+        ({"out_indices": ()}, r"out_indices is \(\); expected ascending stages, at least one"),
     ],
 )
 def test_error(kwargs: dict[str, Any], message: str) -> None:
@@ -242,9 +242,11 @@ def test_error(kwargs: dict[str, Any], message: str) -> None:
 
 def test_input_error() -> None:
     encoder = levels("test_byobnet")
-    with pytest.raises(ValueError, match=r"features must be pixels .*got shape \(2, 36, 2048\)"):
+    with pytest.raises(
+        ValueError, match=r"features has the shape \(2, 36, 2048\); expected pixels"
+    ):
         encoder(torch.zeros(2, 36, 2048))
-    with pytest.raises(ValueError, match="mask must be None for pixels"):
+    with pytest.raises(ValueError, match=r"mask is .*; expected None for pixels"):
         encoder(pixels(), torch.ones(2, 4, dtype=torch.bool))
 
 

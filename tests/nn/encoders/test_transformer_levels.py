@@ -195,11 +195,11 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"name_or_path": "bert"}, "exactly one of name_or_path and config"),
-        ({"layers": ()}, r"layers must name at least one hidden state, got \(\)"),
-        ({"layers": (1, 4)}, r"layers must lie in \[-4, 4\) for this model, got 4"),
-        ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"name_or_path": "bert"}, "name_or_path and config are .*; expected exactly one"),
+        ({"layers": ()}, r"layers is \(\); expected at least one hidden state"),
+        ({"layers": (1, 4)}, r"layers is 4; expected \[-4, 4\) for this model"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
+        ({"dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
     ],
 )
 def test_error(kwargs: dict[str, Any], message: str) -> None:
@@ -210,16 +210,18 @@ def test_error(kwargs: dict[str, Any], message: str) -> None:
 def test_block_discriminability_needs_a_list_of_layers() -> None:
     albert = {**BERT, "model_type": "albert", "embedding_size": 16}
     levels(albert)
-    with pytest.raises(ValueError, match="num_hidden_layers=3 long, got AlbertModel"):
+    with pytest.raises(
+        ValueError, match="of a AlbertModel without a list of its layers, num_hidden_layers=3 long"
+    ):
         levels(albert, block_discriminability=SPREAD)
 
 
 def test_input_error() -> None:
     encoder = levels()
-    with pytest.raises(ValueError, match=r"vocab_size=20\), got 25"):
+    with pytest.raises(ValueError, match=r"id 25; expected ids in \[0, 20\)"):
         encoder(torch.tensor([[25]]), torch.tensor([[True]]))
     long = torch.ones(1, 13, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"ids must have at most 12 tokens a row.*got 13"):
+    with pytest.raises(ValueError, match=r"ids has 13 tokens a row; expected at most 12"):
         encoder(long, long > 0)
 
 

@@ -169,7 +169,9 @@ def test_every_kind_of_text_model(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(tokens[1:, :3], alone, atol=1e-5, rtol=0)
     if most is not None:
         long = torch.full((1, most + 1), 3)
-        with pytest.raises(InputError, match=f"at most {most} tokens a row.*got {most + 1}"):
+        with pytest.raises(
+            InputError, match=f"ids has {most + 1} tokens a row; expected at most {most}"
+        ):
             saved(long, long > 0)
 
 
@@ -288,14 +290,17 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({}, "exactly one of name_or_path and config"),
-        ({"name_or_path": "bert", "config": BERT}, "exactly one of name_or_path and config"),
-        ({"config": {"vocab_size": 20}}, "config must be a mapping with a model_type"),
+        ({}, "name_or_path and config are .*; expected exactly one"),
+        (
+            {"name_or_path": "bert", "config": BERT},
+            "name_or_path and config are .*; expected exactly one",
+        ),
+        ({"config": {"vocab_size": 20}}, "config is .*; expected a mapping with a model_type"),
         ({"config": {**BERT, "model_type": "bart_simpson"}}, "model_type .*'bart_simpson'"),
-        ({"config": BERT, "dim": 0}, "dim must be at least 1 or None, got 0"),
-        ({"config": BERT, "layer": 3}, r"layer must lie in \[-3, 3\) for this model, got 3"),
-        ({"config": BERT, "layer": -4}, r"layer must lie in \[-3, 3\) for this model, got -4"),
-        ({"config": BERT, "dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"config": BERT, "dim": 0}, "dim is 0; expected 1 or more"),
+        ({"config": BERT, "layer": 3}, r"layer is 3; expected \[-3, 3\) for this model"),
+        ({"config": BERT, "layer": -4}, r"layer is -4; expected \[-3, 3\) for this model"),
+        ({"config": BERT, "dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
     ],
 )
 def test_error(kwargs: dict[str, Any], message: str) -> None:
@@ -305,8 +310,8 @@ def test_error(kwargs: dict[str, Any], message: str) -> None:
 
 def test_input_error() -> None:
     encoder = TransformerText(config=BERT)
-    with pytest.raises(ValueError, match=r"vocab_size=20\), got 25"):
+    with pytest.raises(ValueError, match=r"id 25; expected ids in \[0, 20\)"):
         encoder(torch.tensor([[25]]), torch.tensor([[True]]))
     long = torch.ones(1, 13, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"ids must have at most 12 tokens a row.*got 13"):
+    with pytest.raises(ValueError, match=r"ids has 13 tokens a row; expected at most 12"):
         encoder(long, long > 0)

@@ -125,22 +125,28 @@ def test_state_dict_round_trip() -> None:
 
 
 def test_error() -> None:
-    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="dim is 0; expected 1 or more"):
         TwoPartGRU(0)
 
 
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((torch.zeros(2, 3, 5), torch.zeros(2, 3, 5)), r"first must have shape .* got \(2, 3, 5\)"),
+        (
+            (torch.zeros(2, 3, 5), torch.zeros(2, 3, 5)),
+            r"first has the shape \(2, 3, 5\); expected",
+        ),
         (
             (torch.zeros(2, 3, 4), torch.zeros(2, 2, 4)),
-            r"second must have the shape of first \(2, 3, 4\), got \(2, 2, 4\)",
+            r"second has the shape \(2, 2, 4\); expected \(2, 3, 4\)",
         ),
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)), "mask must be bool"),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)),
+            "mask is .*; expected a bool tensor",
+        ),
         (
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 4).bool()),
-            r"mask must have shape \(2, 3\)",
+            r"mask has the shape .*; expected \(2, 3\)",
         ),
     ],
 )

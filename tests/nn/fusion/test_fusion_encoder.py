@@ -178,11 +178,11 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"num_heads": 3}, "dim must be a multiple of num_heads=3, got 8"),
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"attention_dropout": -0.1}, r"attention_dropout must lie in \[0, 1\), got -0.1"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio must be positive, got 0.0"),
+        ({"num_heads": 3}, "dim is 8; expected a multiple of num_heads, 3"),
+        ({"num_layers": 0}, "num_layers is 0; expected 1 or more"),
+        ({"dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
+        ({"attention_dropout": -0.1}, r"attention_dropout is -0.1; expected a number in \[0, 1\)"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0; expected a finite number above 0"),
     ],
 )
 def test_error(kwargs: dict[str, Any], message: str) -> None:
@@ -193,11 +193,11 @@ def test_error(kwargs: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (0, torch.zeros(2, 8), r"image_vector must be \(3, 8\), got \(2, 8\)"),
-        (1, torch.zeros(3, 5, 7), r"image_tokens must have shape .*got \(3, 5, 7\)"),
-        (2, torch.ones(3, 4, dtype=torch.bool), r"image_mask must have shape \(3, 5\)"),
-        (3, torch.zeros(3, 9), r"text_vector must be \(3, 8\), got \(3, 9\)"),
-        (5, torch.ones(3, 6), "text_mask must be bool"),
+        (0, torch.zeros(2, 8), r"image_vector has the shape \(2, 8\); expected \(3, 8\)"),
+        (1, torch.zeros(3, 5, 7), r"image_tokens has the shape \(3, 5, 7\); expected"),
+        (2, torch.ones(3, 4, dtype=torch.bool), r"image_mask has the shape .*; expected \(3, 5\)"),
+        (3, torch.zeros(3, 9), r"text_vector has the shape \(3, 9\); expected \(3, 8\)"),
+        (5, torch.ones(3, 6), "text_mask is .*; expected a bool tensor"),
     ],
 )
 def test_input_error(position: int, value: Tensor, message: str) -> None:
@@ -209,5 +209,5 @@ def test_input_error(position: int, value: Tensor, message: str) -> None:
 
 def test_number_of_pairs_error() -> None:
     inputs = [*pairs()[:4], torch.zeros(2, 6, 8), None]
-    with pytest.raises(ValueError, match="text_tokens must hold 3 pairs, got 2"):
+    with pytest.raises(ValueError, match="text_tokens has 2 rows; expected 3"):
         fusion()(*inputs)

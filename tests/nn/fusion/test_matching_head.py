@@ -35,9 +35,9 @@ def test_learns_to_tell_pairs_apart() -> None:
 
 
 def test_error() -> None:
-    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="dim is 0; expected 1 or more"):
         MatchingHead(0)
-    with pytest.raises(ValueError, match=r"text_out must be \(2, 8\), that of image_out"):
+    with pytest.raises(ValueError, match=r"text_out has the shape .*; expected \(2, 8\)"):
         MatchingHead(8)(torch.zeros(2, 8), torch.zeros(3, 8))
 
 

@@ -258,7 +258,7 @@ def test_compile_fullgraph(name: str) -> None:
 
 def test_error() -> None:
     model = timm.create_model("test_resnet")
-    with pytest.raises(ValueError, match=r"norm2 and mlp .*got test_resnet, which has none"):
+    with pytest.raises(ValueError, match=r"model is a test_resnet without .* norm2 and mlp"):
         discriminate_blocks(model, DISCRIMINABILITY, torch.randn(1, 3, 64, 64))
 
 
@@ -267,7 +267,7 @@ def test_error_of_blocks_that_normalise_after_the_branch() -> None:
     model = timm.create_model("swinv2_tiny_window8_256", **swin)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
-    message = r"got swinv2_tiny_window8_256, whose layers.0.blocks.0 does not"
+    message = r"is a swinv2_tiny_window8_256, whose layers.0.blocks.0 does not"
     with pytest.raises(ValueError, match=message):
         discriminate_blocks(model, DISCRIMINABILITY, images(1))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -275,5 +275,5 @@ def test_error_of_blocks_that_normalise_after_the_branch() -> None:
 
 def test_error_of_blocks_with_channels_first() -> None:
     model = timm.models.metaformer.MetaFormer(depths=(1, 1), dims=(8, 8))
-    with pytest.raises(ValueError, match=r"got MetaFormer, whose .* gives norm2 the shape"):
+    with pytest.raises(ValueError, match=r"is a MetaFormer, whose .* gives norm2 the shape"):
         discriminate_blocks(model, DISCRIMINABILITY, images(1))

@@ -142,9 +142,9 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"dim": 4, "num_views": 0}, "num_views must be at least 1, got 0"),
-        ({"dim": 4, "drop": 1.0}, r"drop must lie in \[0, 1\), got 1.0"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
+        ({"dim": 4, "num_views": 0}, "num_views is 0; expected 1 or more"),
+        ({"dim": 4, "drop": 1.0}, r"drop is 1.0; expected a number in \[0, 1\)"),
     ],
 )
 def test_error(kwargs: dict[str, float], message: str) -> None:
@@ -153,5 +153,5 @@ def test_error(kwargs: dict[str, float], message: str) -> None:
 
 
 def test_input_error() -> None:
-    with pytest.raises(ValueError, match="x must have shape"):
+    with pytest.raises(ValueError, match="x has the shape"):
         ExternalSpatialAttention(4)(torch.zeros(2, 3, 5))

@@ -148,9 +148,9 @@ def test_no_parameters() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"scale": -0.1}, "scale must be at least 0 and finite, got -0.1"),
-        ({"scale": float("nan")}, "scale must be at least 0 and finite, got nan"),
-        ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
+        ({"scale": -0.1}, "scale is -0.1; expected a finite number of at least 0"),
+        ({"scale": float("nan")}, "scale is nan; expected a finite number of at least 0"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected a finite number above 0"),
     ],
 )
 def test_error(kwargs: dict[str, float], message: str) -> None:
@@ -160,9 +160,9 @@ def test_error(kwargs: dict[str, float], message: str) -> None:
 
 def test_input_error() -> None:
     module = FeatureDiscriminability()
-    with pytest.raises(ValueError, match=r"x must have shape .*got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"x has the shape \(3, 4\); expected"):
         module(torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="mask must be bool"):
+    with pytest.raises(ValueError, match=r"mask is .*; expected a bool tensor"):
         module(torch.zeros(2, 3, 4), torch.ones(2, 3))
-    with pytest.raises(ValueError, match=r"mask must have shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"mask has the shape .*; expected \(2, 3\)"):
         module(torch.zeros(2, 3, 4), torch.ones(2, 4, dtype=torch.bool))

@@ -152,15 +152,15 @@ def test_state_dict_round_trip(norm: Any, num_tokens: int | None) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
         ({"dim": 4, "norm": "group"}, "norm is 'group'; expected one of 'none', 'batch', 'layer'"),
-        ({"dim": 4, "norm": "batch"}, "num_tokens goes with norm=\"batch\", got None and 'batch'"),
-        ({"dim": 4, "num_tokens": 5}, "num_tokens goes with norm=\"batch\", got 5 and 'none'"),
+        ({"dim": 4, "norm": "batch"}, "num_tokens is None; expected a number for norm='batch'"),
+        ({"dim": 4, "num_tokens": 5}, "num_tokens is 5; expected None for norm='none'"),
         (
             {"dim": 4, "norm": "batch", "num_tokens": 0},
-            "num_tokens must be at least 1, got 0",
+            "num_tokens is 0; expected 1 or more",
         ),
-        ({"dim": 4, "dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"dim": 4, "dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
     ],
 )
 def test_error(options: dict[str, Any], message: str) -> None:
@@ -170,13 +170,18 @@ def test_error(options: dict[str, Any], message: str) -> None:
 
 def test_input_error() -> None:
     tokens, mask = batch()
-    with pytest.raises(ValueError, match=r"tokens must have shape \(batch, tokens, 8\), got"):
+    with pytest.raises(ValueError, match=r"tokens has the shape .*; expected \(batch, tokens, 8\)"):
         GuidedPooling(8)(tokens)
-    with pytest.raises(ValueError, match="mask must be bool"):
+    with pytest.raises(ValueError, match=r"mask is .*; expected a bool tensor"):
         GuidedPooling(4)(tokens, mask.float())
     module = biased(GuidedPooling(4, norm="batch", num_tokens=6))
-    with pytest.raises(ValueError, match=r'norm="batch" wants 6 tokens an item .* got 5;'):
+    with pytest.raises(
+        ValueError,
+        match=r'tokens has 5 tokens an item; expected 6 and none padded for norm="batch"',
+    ):
         module(tokens)
     module = biased(GuidedPooling(4, norm="batch", num_tokens=5))
-    with pytest.raises(ValueError, match=r"wants 5 tokens .* none padded, got 5 and a mask"):
+    with pytest.raises(
+        ValueError, match=r"5 tokens an item and a mask; expected 5 and none padded"
+    ):
         module(tokens, mask)

@@ -91,7 +91,7 @@ def test_state_dict_round_trip() -> None:
 
 @pytest.mark.parametrize(
     ("dim", "steps", "message"),
-    [(0, 3, "dim must be at least 1, got 0"), (4, 0, "steps must be at least 1, got 0")],
+    [(0, 3, "dim is 0; expected 1 or more"), (4, 0, "steps is 0; expected 1 or more")],
 )
 def test_error(dim: int, steps: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -101,9 +101,12 @@ def test_error(dim: int, steps: int, message: str) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((torch.zeros(2, 3, 5),), r"similarities must have shape \(batch, tokens, 4\), got"),
-        ((torch.zeros(2, 3, 4), torch.ones(2, 3)), "mask must be bool"),
-        ((torch.zeros(2, 3, 4), torch.ones(2, 4).bool()), r"mask must have shape \(2, 3\)"),
+        ((torch.zeros(2, 3, 5),), r"similarities has the shape .*; expected \(batch, tokens, 4\)"),
+        ((torch.zeros(2, 3, 4), torch.ones(2, 3)), "mask is .*; expected a bool tensor"),
+        (
+            (torch.zeros(2, 3, 4), torch.ones(2, 4).bool()),
+            r"mask has the shape .*; expected \(2, 3\)",
+        ),
     ],
 )
 def test_input_error(inputs: tuple[Tensor, ...], message: str) -> None:

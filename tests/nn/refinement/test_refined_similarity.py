@@ -558,14 +558,14 @@ def test_state_dict_round_trip(reasoning: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"similarity_dim": 0}, "similarity_dim must be at least 1, got 0"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
+        ({"similarity_dim": 0}, "similarity_dim is 0; expected 1 or more"),
         ({"reasoning": "sfa"}, "reasoning is 'sfa'; expected one of 'sgr', 'saf'"),
         ({"focal": "glo"}, "focal is 'glo'; expected one of"),
-        ({"chunk_pairs": 0}, "chunk_pairs must be at least 1, got 0"),
-        ({"smooth": 0.0}, "smooth must be a finite number above 0, got 0.0"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"num_regions": 0}, "num_regions must be at least 1, got 0"),
+        ({"chunk_pairs": 0}, "chunk_pairs is 0; expected 1 or more"),
+        ({"smooth": 0.0}, "smooth is 0.0; expected a finite number above 0"),
+        ({"dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
+        ({"num_regions": 0}, "num_regions is 0; expected 1 or more"),
     ],
 )
 def test_error(options: dict[str, Any], message: str) -> None:
@@ -576,14 +576,14 @@ def test_error(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": torch.zeros(3, 4, 9)}, r"image must have shape .* 8\), got \(3, 4, 9\)"),
-        ({"text": torch.zeros(5, 8)}, r"text must have shape .* 8\), got \(5, 8\)"),
+        ({"image": torch.zeros(3, 4, 9)}, r"image has the shape \(3, 4, 9\); expected .*8\)"),
+        ({"text": torch.zeros(5, 8)}, r"text has the shape \(5, 8\); expected .*8\)"),
         (
             {"relations": torch.zeros(3, 4, 5)},
-            r"relations must have shape \(3, 4, 4\), got \(3, 4, 5\)",
+            r"relations has the shape \(3, 4, 5\); expected \(3, 4, 4\)",
         ),
-        ({"image_mask": torch.ones(3, 4)}, "mask must be bool"),
-        ({"text_mask": torch.ones(5, 6).bool()}, r"text_mask must have shape \(5, 5\)"),
+        ({"image_mask": torch.ones(3, 4)}, "mask is .*; expected a bool tensor"),
+        ({"text_mask": torch.ones(5, 6).bool()}, r"text_mask has the shape .*; expected \(5, 5\)"),
     ],
 )
 def test_input_error(change: dict[str, Tensor], message: str) -> None:

@@ -184,9 +184,9 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"dim": 4, "attention": ScanAttention(5)}, "attention must have dim 4, got 5"),
-        ({"dim": 4, "dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
+        ({"dim": 4, "attention": ScanAttention(5)}, "attention.dim is 5; expected 4"),
+        ({"dim": 4, "dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
     ],
 )
 def test_error(options: dict[str, Any], message: str) -> None:
@@ -197,12 +197,15 @@ def test_error(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((torch.zeros(2, 3, 5), torch.zeros(2, 3, 4)), r"text must have shape .* got \(2, 3, 5\)"),
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 4)), r"context must have shape .* got \(2, 4\)"),
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)), "text_mask must be bool"),
+        ((torch.zeros(2, 3, 5), torch.zeros(2, 3, 4)), r"text has the shape \(2, 3, 5\); expected"),
+        ((torch.zeros(2, 3, 4), torch.zeros(2, 4)), r"context has the shape \(2, 4\); expected"),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)),
+            "text_mask is .*; expected a bool tensor",
+        ),
         (
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), None, torch.ones(2, 4).bool()),
-            r"context_mask must have shape \(2, 3\)",
+            r"context_mask has the shape .*; expected \(2, 3\)",
         ),
     ],
 )

@@ -213,10 +213,10 @@ def test_state_dict_round_trip(num_regions: int | None) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"dim": 4, "attention": ScanAttention(5)}, "attention must have dim 4, got 5"),
-        ({"dim": 4, "num_regions": 0}, "num_regions must be at least 1, got 0"),
-        ({"dim": 4, "dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
+        ({"dim": 0}, "dim is 0; expected 1 or more"),
+        ({"dim": 4, "attention": ScanAttention(5)}, "attention.dim is 5; expected 4"),
+        ({"dim": 4, "num_regions": 0}, "num_regions is 0; expected 1 or more"),
+        ({"dim": 4, "dropout": -0.1}, r"dropout is -0.1; expected a number in \[0, 1\)"),
     ],
 )
 def test_error(options: dict[str, Any], message: str) -> None:
@@ -227,12 +227,18 @@ def test_error(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((torch.zeros(2, 3, 5), torch.zeros(2, 3, 3)), r"image must have shape .* got \(2, 3, 5\)"),
+        (
+            (torch.zeros(2, 3, 5), torch.zeros(2, 3, 3)),
+            r"image has the shape \(2, 3, 5\); expected",
+        ),
         (
             (torch.zeros(2, 3, 4), torch.zeros(1, 3, 3)),
-            r"relations must have shape \(2, 3, 3\), got \(1, 3, 3\)",
+            r"relations has the shape \(1, 3, 3\); expected \(2, 3, 3\)",
         ),
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 3), torch.ones(2, 3)), "mask must be bool"),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3, 3), torch.ones(2, 3)),
+            "mask is .*; expected a bool tensor",
+        ),
     ],
 )
 def test_input_error(inputs: tuple[Tensor, ...], message: str) -> None:
