@@ -19,7 +19,7 @@ from benchmarks.timing import Comparison, interleave
 from itmkit.metrics import QueryRanks, bootstrap_recall
 from itmkit.metrics.functional import cross_modal_recall, recall_from_ranks
 from itmkit.retrieval import Encoding, Gallery, evaluate, score_matrix
-from itmkit.systems.matcher import cosine_scores
+from itmkit.systems import cosine_scores
 
 IMAGES, CAPTIONS, DIM, CHUNK = 5_000, 25_000, 1024, 512
 SAMPLES = 1_000

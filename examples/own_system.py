@@ -12,8 +12,7 @@ from itmkit.losses import InfoNCELoss
 from itmkit.nn import ExternalSpatialAttention, l2_normalize
 from itmkit.nn.contract import common_width
 from itmkit.retrieval import Encoding
-from itmkit.systems import Matcher
-from itmkit.systems.matcher import cosine_scores
+from itmkit.systems import Matcher, cosine_scores
 
 
 class TwoTowers(Matcher):

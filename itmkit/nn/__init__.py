@@ -21,6 +21,7 @@ from itmkit.nn.encoders.word_embedding import WordEmbedding
 from itmkit.nn.fusion.fusion_encoder import FusionEncoder
 from itmkit.nn.fusion.matching_head import MatchingHead
 from itmkit.nn.layers.masked_batch_norm import MaskedBatchNorm
+from itmkit.nn.layers.synchronised_batch_norm import synchronise_batch_norm
 from itmkit.nn.pooling.attention_filtration import AttentionFiltration
 from itmkit.nn.pooling.external_attention import ExternalSpatialAttention
 from itmkit.nn.pooling.feature_discriminability import FeatureDiscriminability
@@ -60,4 +61,5 @@ __all__ = [
     "VisualRefinement",
     "WordEmbedding",
     "l2_normalize",
+    "synchronise_batch_norm",
 ]

@@ -3,9 +3,18 @@
 from itmkit.systems.daim import DAIM
 from itmkit.systems.dual_encoder import DualEncoder
 from itmkit.systems.load import load_run
-from itmkit.systems.matcher import Matcher
+from itmkit.systems.matcher import Matcher, cosine_scores
 from itmkit.systems.mate import MATE
 from itmkit.systems.schedule import WarmupCosine
 from itmkit.systems.tvrn import TVRN
 
-__all__ = ["DAIM", "MATE", "TVRN", "DualEncoder", "Matcher", "WarmupCosine", "load_run"]
+__all__ = [
+    "DAIM",
+    "MATE",
+    "TVRN",
+    "DualEncoder",
+    "Matcher",
+    "WarmupCosine",
+    "cosine_scores",
+    "load_run",
+]

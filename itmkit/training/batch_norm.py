@@ -6,7 +6,7 @@ from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from itmkit.nn.layers.synchronised_batch_norm import synchronise_batch_norm
+from itmkit.nn import synchronise_batch_norm
 
 
 class BatchNormSync(TorchSyncBatchNorm):

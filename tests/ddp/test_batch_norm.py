@@ -14,7 +14,7 @@ from processes import join, leave, run_ranks
 from torch import Tensor, nn
 
 from itmkit.distributed import gather
-from itmkit.nn.layers.synchronised_batch_norm import synchronise_batch_norm
+from itmkit.nn import synchronise_batch_norm
 
 ROWS = {0: slice(0, 4), 1: slice(4, 7)}  # of a global batch of seven
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from itmkit.metrics import CrossModalRecall, cross_modal_recall, recall
 from itmkit.metrics import functional as metrics_functional
 from itmkit.retrieval import Encoding, Gallery, best_captions, best_images, evaluate, score_matrix
-from itmkit.systems.matcher import cosine_scores
+from itmkit.systems import cosine_scores
 
 N, DUPLICATES = 150, 60
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from itmkit.data import Batch, Images, Texts
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.retrieval import Encoding
-from itmkit.systems import Matcher
-from itmkit.systems.matcher import cosine_scores
+from itmkit.systems import Matcher, cosine_scores
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250,) * 3}
 
