@@ -30,7 +30,9 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_systems_keep_the_laws(name: str) -> None:
     case = SYSTEMS[name]
-    check_matcher(case.make, make_batch(case), pads_regions=case.images != "four")
+    processes = 2 if name in ("mate", "daim") else 1  # tests/systems/test_ddp.py has all of them
+    pads = case.images != "four"
+    check_matcher(case.make, make_batch(case), processes=processes, pads_regions=pads)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -71,11 +71,16 @@ def made(make: Callable[[], Matcher]) -> Matcher:
 
 def loss_of(matcher: Matcher, batch: Batch) -> dict[str, Tensor]:
     """The loss of a batch, with the teachers that the system's callbacks would give it."""
+    attach_teachers(matcher)
+    return matcher.loss(batch)
+
+
+def attach_teachers(matcher: Matcher) -> None:
+    """Give a system the teachers that its callbacks would give it at the start of training."""
     callbacks = matcher.configure_callbacks()
     for callback in callbacks if isinstance(callbacks, Sequence) else [callbacks]:
         if isinstance(callback, MomentumTeacher):
             callback.attach(matcher)
-    return matcher.loss(batch)
 
 
 def _step(matcher: Matcher, batch: Batch) -> dict[str, Tensor]:

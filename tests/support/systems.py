@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from clip_models import clip_config
@@ -22,6 +22,7 @@ from itmkit.nn import (
     MatchingHead,
     RegionProjection,
     SharedLevels,
+    StoredTokens,
     TimmGrid,
     TimmLevels,
     TransformerLevels,
@@ -75,32 +76,45 @@ TEXT_LEVELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Case(NamedTuple):
-    """A system, what its images are, and how many views a batch has of each."""
+#: texts that come as stored features, of width 6
+STORED_TEXT: dict[str, Callable[[], nn.Module]] = {
+    "stored": partial(StoredTokens, 6, DIM),
+    "stored_levels": partial(StoredTokens, 3, DIM, levels=2),
+    "stored_regions": partial(RegionProjection, 6, DIM, hidden_dim=8),
+}
+PLAIN, LEVELS = ("regions", "gru"), ("region_levels", "gru_levels")
 
-    make: Callable[[], Matcher]
+
+class Case(NamedTuple):
+    """A system, the encoders it is built from, what its images are, and the views of each."""
+
+    build: Callable[..., Matcher]  # from an image encoder and a text encoder, where it takes them
+    encoders: tuple[str, str] | None = PLAIN
     images: Literal["regions", "four", "pixels"] = "regions"
     views: int = 1
 
+    def make(self, image: str | None = None, text: str | None = None) -> Matcher:
+        """The system, with its encoders or others by their names."""
+        if self.encoders is None:
+            return self.build()
+        images, texts = IMAGE | IMAGE_LEVELS, TEXT | TEXT_LEVELS | STORED_TEXT
+        return self.build(images[image or self.encoders[0]](), texts[text or self.encoders[1]]())
 
-def _mate(head: bool = False) -> MATE:
+    def reading(self, image: str | None) -> Case:
+        """The same, with the images that an encoder takes."""
+        return self._replace(images="pixels") if image in ("grid", "stages") else self
+
+
+def _mate(image: nn.Module, text: nn.Module, head: bool = False, **options: Any) -> MATE:
     fusion = FusionEncoder(DIM, 1, 2, dropout=0.0, attention_dropout=0.0)
-    return MATE(
-        IMAGE["regions"](),
-        TEXT["gru"](),
-        fusion,
-        matching_head=MatchingHead(DIM) if head else None,
-        token_drop=0.0,
-        warmup=0,
-        queue_size=6,
-    )
+    head_of_pairs = MatchingHead(DIM) if head else None
+    options = {"fusion": fusion, "queue_size": 6, "warmup": 0} | options
+    return MATE(image, text, matching_head=head_of_pairs, token_drop=0.0, **options)
 
 
-def _daim(levels: bool = False) -> DAIM:
-    image, text = (IMAGE_LEVELS, TEXT_LEVELS) if levels else (IMAGE, TEXT)
-    names = ("region_levels", "gru_levels") if levels else ("regions", "gru")
+def _daim(image: nn.Module, text: nn.Module, kind: type[DAIM] = DAIM, **options: Any) -> DAIM:
     loss = AdaptiveMarginTripletLoss(margin=0.4, min_rows=2)
-    return DAIM(image[names[0]](), text[names[1]](), loss=loss)
+    return kind(image, text, loss=loss, **options)
 
 
 class OwnCaptions(DAIM):
@@ -113,24 +127,49 @@ class OwnCaptions(DAIM):
 
 def own_captions() -> DAIM:
     """The system with that fault."""
-    loss = AdaptiveMarginTripletLoss(margin=0.4, min_rows=2)
-    return OwnCaptions(IMAGE["regions"](), TEXT["gru"](), loss=loss)
+    return _daim(IMAGE["regions"](), TEXT["gru"](), OwnCaptions)
 
 
-def _tvrn(**options: object) -> TVRN:
-    return TVRN(IMAGE["regions"](), TEXT["gru"](), similarity_dim=8, chunk_pairs=20, **options)  # type: ignore[arg-type]
+def _tvrn(image: nn.Module, text: nn.Module, **options: Any) -> TVRN:
+    return TVRN(image, text, similarity_dim=8, **{"chunk_pairs": 20} | options)
 
 
 SYSTEMS: dict[str, Case] = {
     "mate": Case(_mate, views=2),
-    "mate_matching_head": Case(partial(_mate, True), views=2),
+    "mate_matching_head": Case(partial(_mate, head=True), views=2),
     "daim": Case(_daim),
-    "daim_levels": Case(partial(_daim, True)),
+    "daim_levels": Case(_daim, LEVELS),
     "tvrn_sgr": Case(_tvrn),
     "tvrn_saf_global": Case(partial(_tvrn, reasoning="saf", focal="global")),
-    "dual_encoder": Case(partial(DualEncoder, config=clip_config("clip")), "pixels"),
-    "tvrn_four_regions": Case(partial(_tvrn, reasoning="saf", num_regions=4), "four"),
+    "tvrn_four_regions": Case(partial(_tvrn, reasoning="saf", num_regions=4), images="four"),
+    "dual_encoder": Case(partial(DualEncoder, config=clip_config("clip")), None, "pixels"),
 }
+#: Further settings of them, for the tests of scores and of processes.
+VARIANTS: dict[str, Case] = {
+    "mate_one_view": Case(partial(_mate, views=1, distillation_weight=0.0)),
+    "mate_no_fusion": Case(partial(_mate, fusion=None), views=2),
+    "mate_few_pairs": Case(partial(_mate, fusion_pairs=3), views=2),
+    "daim_warming_up": Case(partial(_daim, warmup=1)),
+    "tvrn_saf": Case(partial(_tvrn, reasoning="saf")),
+    "tvrn_equal": Case(partial(_tvrn, focal="equal")),
+    "tvrn_prob": Case(partial(_tvrn, focal="prob")),
+    "tvrn_chunks": Case(partial(_tvrn, reasoning="saf", focal="global", chunk_pairs=3)),
+    "tvrn_sgr_four_regions": Case(partial(_tvrn, num_regions=4), images="four"),
+}
+ALL = SYSTEMS | VARIANTS
+
+
+def with_encoders(cases: dict[str, Case]) -> list[tuple[str, str | None, str | None]]:
+    """Every system with every pair of encoders that fit it; None: those that it has."""
+    found: list[tuple[str, str | None, str | None]] = []
+    for name, case in cases.items():
+        if case.encoders is None or case.images == "four":
+            found.append((name, None, None))
+            continue
+        levels = case.encoders == LEVELS
+        images, texts = (IMAGE_LEVELS, TEXT_LEVELS) if levels else (IMAGE, TEXT)
+        found += [(name, image, text) for image in images for text in texts]
+    return found
 
 
 def dataset_of(case: Case, length: int) -> Callable[[str], ImageTextDataset]:

@@ -2,62 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cache, partial
-from typing import Any, Literal
+from collections.abc import Iterable
+from functools import cache
+from typing import Literal
 
 import pytest
 import torch
-from related_shapes import RelatedShapes
-from systems import DIM, IMAGE, IMAGE_LEVELS, TEXT, TEXT_LEVELS
-from torch import Tensor, nn
+from systems import ALL, SYSTEMS, VARIANTS, Case, dataset_of, with_encoders
+from torch import Tensor
 from torch.nn.functional import pad
 
-from itmkit.data import Batch, Images, ImageTextData, ShapesDataset, Texts, collate_images
-from itmkit.data.dataset import ImageTextDataset
-from itmkit.nn import FusionEncoder, MatchingHead
+from itmkit.data import Batch, Images, ImageTextData, Texts, collate_images
 from itmkit.retrieval import Encoding, Gallery, encode, evaluating
-from itmkit.systems import DAIM, MATE, TVRN, Matcher
+from itmkit.systems import Matcher
 
-
-def fused(head: bool, image: nn.Module, text: nn.Module) -> MATE:
-    fusion = FusionEncoder(DIM, num_layers=1, num_heads=2)
-    return MATE(image, text, fusion, matching_head=MatchingHead(DIM) if head else None)
-
-
-small_tvrn = partial(TVRN, similarity_dim=8, chunk_pairs=20)
-SYSTEMS: dict[str, Callable[[nn.Module, nn.Module], Matcher]] = {
-    "mate": partial(fused, False),
-    "mate_matching_head": partial(fused, True),
-    "daim": DAIM,
-    "sgr": small_tvrn,
-    "saf": partial(small_tvrn, reasoning="saf"),
-    "equal": partial(small_tvrn, focal="equal"),
-    "prob": partial(small_tvrn, focal="prob"),
-    "global": partial(small_tvrn, focal="global"),
-    "sgr_four": partial(small_tvrn, num_regions=4),
-    "saf_four": partial(small_tvrn, num_regions=4, reasoning="saf"),
-}
-CASES = [(s, i, t) for s in ("mate", "daim", "sgr", "saf") for i in IMAGE for t in TEXT]
-CASES += [("daim", i, t) for i in IMAGE_LEVELS for t in TEXT_LEVELS]
-CASES += [(s, i, "gru") for s in ("equal", "prob", "global", "mate_matching_head") for i in IMAGE]
-CASES += [(s, "four_regions", "gru") for s in ("sgr_four", "saf_four")]
+CASES = with_encoders(SYSTEMS) + [(name, None, None) for name in VARIANTS]
 
 
 @cache
 def make_data(kind: Literal["regions", "four", "pixels"], eval_batch_size: int) -> ImageTextData:
-    dataset: Callable[[str], ImageTextDataset] = (
-        partial(ShapesDataset, length=6, image_size=32)
-        if kind == "pixels"
-        else partial(RelatedShapes, length=6, four=kind == "four")
-    )
+    dataset = dataset_of(Case(Matcher, images=kind), 6)
     return ImageTextData(dataset, eval_batch_size=eval_batch_size, batch_size=5, train_split="val")
 
 
-def make_matcher(system: str, image: str, text: str) -> Matcher:
+def make_matcher(system: str, image: str | None, text: str | None) -> Matcher:
     torch.manual_seed(0)
-    images = IMAGE | IMAGE_LEVELS | {"four_regions": IMAGE["regions"]}
-    matcher = SYSTEMS[system](images[image](), (TEXT | TEXT_LEVELS)[text]())
+    matcher = ALL[system].make(image, text)
     for name, buffer in matcher.named_buffers():  # as if trained, not 0 and 1
         if name.endswith("running_mean"):
             buffer.normal_(std=0.1)
@@ -115,10 +85,11 @@ def alone(matcher: Matcher, data: ImageTextData, row: int, caption: int) -> Tens
 
 
 @pytest.mark.parametrize(("system", "image", "text"), CASES)
-def test_a_score_depends_on_its_pair_alone(system: str, image: str, text: str) -> None:
+def test_a_score_depends_on_its_pair_alone(
+    system: str, image: str | None, text: str | None
+) -> None:
     matcher = make_matcher(system, image, text)
-    kinds: dict[str, Any] = {"grid": "pixels", "stages": "pixels", "four_regions": "four"}
-    kind = kinds.get(image, "regions")
+    kind = ALL[system].reading(image).images
     data = make_data(kind, 6)
     (batch,) = data.val_dataloader()
     together = encode(matcher, [batch])
