@@ -46,18 +46,20 @@ def test_error_leaves_the_module_alone(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
 
     torch.save({**state, "1.bias": torch.zeros(5)}, path)
-    with pytest.raises(ValueError, match=r"1.bias has shape \(5,\) in the file and \(4,\) in the"):
+    with pytest.raises(ValueError, match=r"^1.bias in .* has the shape \(5,\); expected \(4,\)"):
         load_weights(target, path)
-    with pytest.raises(ValueError, match=r"1.bias has shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"^1.bias in .* has the shape \(5,\)"):
         load_weights(target, path, by_order=True)
     torch.save({("x" if name == "0.bias" else name): t for name, t in state.items()}, path)
-    with pytest.raises(ValueError, match=r"1 missing \['0.bias'\], 1 unexpected \['x'\]"):
+    with pytest.raises(
+        ValueError, match=r"lacks 1 tensors \['0.bias'\] and has 1 unknown ones \['x'\]"
+    ):
         load_weights(target, path)
     torch.save({"only": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="holds 1 tensors, the model has 7"):
+    with pytest.raises(ValueError, match="holds 1 tensors; expected 7"):
         load_weights(target, path, by_order=True)
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="does not hold a state dict"):
+    with pytest.raises(ValueError, match=r"holds .*; expected a state dict"):
         load_weights(target, path)
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"w.pth cannot be read"):

@@ -122,5 +122,5 @@ def test_error_of_a_callback_that_searches(tmp_path, finder, command):
 def test_error_of_reranking_without_a_second_stage():
     tiny = TinyMatcher()
     tiny.rerank_top_k = 2
-    with pytest.raises(ValueError, match="TinyMatcher has no second stage"):
+    with pytest.raises(ValueError, match="for a TinyMatcher, which has no second stage"):
         run(None).validate(tiny, ImageTextData(TinyDataset, vocabulary_min_count=1), verbose=False)

@@ -169,7 +169,7 @@ def test_parameter_groups_follow_lr_factors():
             "triplet.group_size is 2; expected 3, as views",
         ),
         ({"fusion": None, "rerank_top_k": 5}, "rerank_top_k is 5, but there is no fusion encoder"),
-        ({"hect_weight": -1.0}, "hect_weight is -1.0; expected 0 or more"),
+        ({"hect_weight": -1.0}, "hect_weight is -1.0; expected a finite number of at least 0"),
         ({"fusion_pairs": 0}, "fusion_pairs is 0; expected 1 or more"),
         ({"rerank_weight": 1.5}, r"rerank_weight is 1.5; expected a number in \[0, 1\]"),
     ],

@@ -116,7 +116,7 @@ def test_evaluation_with_a_checkpoint_counts_no_words(
 
 def test_error_of_loaders_that_know_no_number_of_words(tmp_path: Path) -> None:
     loader = data_of().train_dataloader()
-    with pytest.raises(InputError, match="vocab_size is None and the number of words unknown"):
+    with pytest.raises(InputError, match="vocab_size is None; expected a number"):
         trainer(tmp_path).fit(mate(), loader)
 
 

@@ -165,7 +165,7 @@ def test_batch_norm_over_positions() -> None:
     module(image, relations)
     assert module.pool.local_norm.running_mean.shape == (10,)
     assert module.pool.local_norm.running_mean.any()
-    with pytest.raises(ValueError, match='norm="batch" wants 10 tokens'):
+    with pytest.raises(ValueError, match="tokens has 10 tokens an item and a mask; expected 10"):
         module(image, relations, mask)
 
 
