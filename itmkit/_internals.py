@@ -7,12 +7,16 @@ bound for that.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loops.evaluation_loop import RestartStage, _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
@@ -20,6 +24,8 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch.nn.parallel import DistributedDataParallel
+
+from itmkit.files import atomic_write
 
 Handler = Callable[[int, Any], None]
 
@@ -31,6 +37,7 @@ _METHODS: dict[type, tuple[str, ...]] = {
         "_should_accumulate",
         "_should_check_val_fx",
     ),
+    ExperimentWriter: ("_rewrite_with_new_header",),
     DistributedDataParallel: ("_remove_autograd_hooks",),
 }
 _ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -150,3 +157,21 @@ def wrap_anew(strategy: DDPStrategy, wrapper: DistributedDataParallel) -> None:
     strategy.model = wrapper.module
     strategy.configure_ddp()
     strategy._pl_static_graph_delay_done = False
+
+
+# ------------------------------------------------------------------------------------- loggers
+
+
+def rewrite_atomically(writer: ExperimentWriter) -> None:
+    """Let the table of a CSV logger, when a column is added, be replaced by a whole new one."""
+    vars(writer)["_rewrite_with_new_header"] = partial(_rewrite, writer)
+
+
+def _rewrite(table: ExperimentWriter, fieldnames: list[str]) -> None:
+    path, text = Path(table.metrics_file_path), io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames)
+    writer.writeheader()
+    with open(path, newline="") as file:
+        writer.writerows(csv.DictReader(file))
+    with atomic_write(path) as whole:
+        whole.write(text.getvalue().encode())

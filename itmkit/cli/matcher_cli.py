@@ -20,6 +20,7 @@ import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    Checkpoint,
     LambdaCallback,
     ModelCheckpoint,
     ProgressBar,
@@ -49,7 +50,7 @@ from itmkit.pretrained import weights_follow
 from itmkit.retrieval import Gallery, recall_table, write_metrics
 from itmkit.systems.vocabulary import complete_embeddings
 from itmkit.training.batch_norm import BatchNormSync
-from itmkit.training.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from itmkit.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from itmkit.training.initial_weights import load_initial_weights
 from itmkit.training.loggers import Curves, MetricsTable
 from itmkit.training.progress import RunProgressBar
@@ -63,7 +64,7 @@ from itmkit.training.run_folder import (
     requeued_from,
 )
 from itmkit.training.run_record import RunRecord
-from itmkit.training.signals import EndTogether, reporting_signal
+from itmkit.training.signals import StopOnSignal, exit_on_signal
 
 STAGES = {"validate": "val", "test": "test"}
 
@@ -125,7 +126,7 @@ class MatcherCLI(LightningCLI):
         parser.add_argument("--init_from", type=str | None, default=None)
         parser.add_argument("--init_strict", type=bool, default=True)
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
-        parser.add_class_arguments(LastCheckpoint, "last")
+        parser.add_class_arguments(LastCheckpoint, "last", skip={"dirpath"})
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -214,15 +215,14 @@ class MatcherCLI(LightningCLI):
                 ExactResume(self.plain_config),
                 LambdaCallback(on_train_start=self._announce),
             ]
-        self.ending = EndTogether()
-        record = RunRecord(self.run_folder, self.plain_config, self.arguments)
-        callbacks += [record, self.ending]
+        command = ["itmkit", *self.arguments]
+        callbacks += [RunRecord(self.run_folder, self.plain_config, command), StopOnSignal()]
         kwargs |= precision_on_cpu(options.precision, options.accelerator)
         if options.sync_batchnorm:
             kwargs["plugins"] = [*_as_list(options.plugins), BatchNormSync()]
         if options.fast_dev_run:
             kwargs["enable_checkpointing"] = False
-            callbacks = [one for one in callbacks if not isinstance(one, ModelCheckpoint)]
+            callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         elif options.enable_checkpointing is not False:
             self.checkpoint = self._get(self.config_init, "checkpoint")
             self.last = self._get(self.config_init, "last")
@@ -234,16 +234,14 @@ class MatcherCLI(LightningCLI):
         if folder is not None:
             kwargs["default_root_dir"] = folder
             for callback in callbacks:
-                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                    callback.dirpath = str(folder / "checkpoints")
+                if isinstance(callback, (ModelCheckpoint, LastCheckpoint)):
+                    callback.dirpath = callback.dirpath or str(folder / "checkpoints")
             if options.logger is not False:
-                table = MetricsTable(folder, name="", version="")
-                _ = table.experiment  # opened now: it warns of a folder that is not empty
-                curves = Curves(folder, name="", version="", default_hp_metric=False)
-                kwargs["logger"] = [table, *(_as_list(options.logger) or [curves])]
+                loggers = _as_list(options.logger) or [Curves(folder)]
+                kwargs["logger"] = [MetricsTable(folder), *loggers]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def fit(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
@@ -253,7 +251,7 @@ class MatcherCLI(LightningCLI):
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             return
         rows = {}
-        with self._reporting_signal(), self._discard_on_error():
+        with self._exit_on_signal(), self._discard_on_error():
             datamodule.trainer = self.trainer  # knows the number of processes
             datamodule.setup("fit")  # training data at fault is found before anything is measured
             steps_before = 0
@@ -270,7 +268,7 @@ class MatcherCLI(LightningCLI):
             minutes = (time.monotonic() - start) / 60
         self._report_result(steps_before)
         best = self.checkpoint.best_model_path if self.checkpoint else ""
-        with self._reporting_signal(), self._without_loggers():
+        with self._exit_on_signal(), self._without_loggers():
             rows["trained"] = self._measure("validate", best or None)
         self._write_skipped()
         self._report(rows, "val")
@@ -297,7 +295,7 @@ class MatcherCLI(LightningCLI):
 
     def predict(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
-        with self._reporting_signal(), self._discard_on_error():
+        with self._exit_on_signal(), self._discard_on_error():
             if self.trainer.world_size > 1:
                 raise InputError(f"predict takes one process, got {self.trainer.world_size}")
             parts = self.trainer.predict(
@@ -312,7 +310,7 @@ class MatcherCLI(LightningCLI):
 
     def _evaluate(self, command: str, ckpt_path: str | None) -> None:
         rows = {}
-        with self._reporting_signal(), self._discard_on_error():
+        with self._exit_on_signal(), self._discard_on_error():
             if self._measures_untrained(default=False) and ckpt_path is not None:
                 with self._without_loggers():
                     rows["untrained"] = self._measure(command)
@@ -391,9 +389,9 @@ class MatcherCLI(LightningCLI):
         finally:
             self.trainer.loggers = loggers
 
-    def _reporting_signal(self) -> AbstractContextManager[None]:
+    def _exit_on_signal(self) -> AbstractContextManager[None]:
         last = self.last.path if self.last is not None else None
-        return reporting_signal(self.trainer, self.ending, last)
+        return exit_on_signal(self.trainer, last)
 
     @contextmanager
     def _discard_on_error(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What ``--trainer.sync_batchnorm true`` does."""
+"""BatchNorm over all processes, for a Trainer with ``sync_batchnorm=True``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from itmkit.nn import synchronise_batch_norm
 
 
 class BatchNormSync(TorchSyncBatchNorm):
-    """Synchronises the BatchNorm layers of a model as they are; Lightning's replaces them."""
+    """Synchronises the BatchNorm layers of a model as they are; Lightning's replaces them.
+
+    So they keep what their classes add, such as a mask or an activation, and the names of their
+    weights (:func:`~itmkit.nn.synchronised_batch_norm.synchronise_batch_norm`). A plugin of the
+    Trainer, which needs ``sync_batchnorm`` too.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(
+        ...     accelerator="cpu", sync_batchnorm=True, plugins=[BatchNormSync()], logger=False
+        ... )
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -18,10 +18,10 @@ _MOST_LISTED = 5  # of what does not fit, in an error
 
 
 def load_initial_weights(
-    path: Path,
+    path: str | Path,
     checkpoint: Mapping[str, Any],
-    model: LightningModule,
-    data: ImageTextData,
+    model: nn.Module,
+    data: LightningDataModule | None = None,
     *,
     strict: bool = True,
 ) -> None:
@@ -33,35 +33,45 @@ def load_initial_weights(
     its rows are of other words.
 
     Args:
-        path: of the checkpoint.
+        path: of the checkpoint, for what is printed.
         checkpoint: with a ``state_dict``.
         model: that gets the weights.
-        data: it will be trained on.
+        data: it will be trained on; its words count where it is an :class:`ImageTextData`.
         strict: all must fit; else what does not is left out and listed.
 
     Raises:
         InputError: if something does not fit, or if nothing does.
+
+    Example:
+        >>> old, new = nn.Linear(2, 3), nn.Linear(2, 3)
+        >>> load_initial_weights("old.ckpt", {"state_dict": old.state_dict()}, new)
+        weights of old.ckpt: 2 of 2 tensors
+        >>> new.weight.equal(old.weight)
+        True
     """
     saved, own = checkpoint["state_dict"], model.state_dict()
-    run_state = _training_state(model)
+    modules = dict(model.named_modules())
+    run_state = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in modules.items()
+        for name in getattr(module, "training_state", ())
+    }
     misfits = dict.fromkeys(saved.keys() - own.keys() - run_state, "not in the model")
     for name in own.keys() - run_state:
         if name not in saved:
             misfits[name] = "not in the checkpoint"
         elif saved[name].shape != own[name].shape:
             misfits[name] = f"{tuple(saved[name].shape)}, expected {tuple(own[name].shape)}"
-    words, of_data = _other_words(checkpoint, model, data)
-    for name in words & own.keys():
-        misfits[name] = f"{misfits[name]}; {of_data}" if name in misfits else of_data
+    for name, why in _embeddings_of_other_words(checkpoint, modules, data).items():
+        misfits[name] = f"{misfits[name]}; {why}" if name in misfits else why
     unfit = [f"{name} ({misfits[name]})" for name in sorted(misfits)]
-    left_out = misfits.keys() | run_state
-    fitting = {name: value for name, value in saved.items() if name not in left_out}
     if strict and unfit:
         more = f" and {len(unfit) - _MOST_LISTED} more" if len(unfit) > _MOST_LISTED else ""
         raise InputError(
             f"init_from '{path}' does not fit: {', '.join(unfit[:_MOST_LISTED])}{more}; "
             "--init_strict false leaves out what does not fit"
         )
+    fitting = {n: value for n, value in saved.items() if n not in misfits.keys() | run_state}
     if not fitting:
         raise InputError(f"init_from '{path}' has no weights that fit the model; expected some")
     model.load_state_dict(fitting, strict=False)
@@ -71,30 +81,22 @@ def load_initial_weights(
         report(f"left out: {line}")
 
 
-def _training_state(model: nn.Module) -> set[str]:
-    return {
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in model.named_modules()
-        for name in getattr(module, "training_state", ())
-    }
-
-
-def _other_words(
-    checkpoint: Mapping[str, Any], model: nn.Module, data: ImageTextData
-) -> tuple[set[str], str]:
-    """The word embeddings of the model, where the checkpoint has other words; and why."""
-    words = checkpoint.get(type(data).__qualname__, {}).get("vocabulary")
-    if words is None or not isinstance(data.tokenizer, WordTokenizer):
-        return set(), ""
+def _embeddings_of_other_words(
+    checkpoint: Mapping[str, Any], modules: Mapping[str, nn.Module], data: object
+) -> dict[str, str]:
+    """Names of word embeddings, where the checkpoint has other words than the data; and why."""
+    if not isinstance(data, ImageTextData) or not isinstance(data.tokenizer, WordTokenizer):
+        return {}
     own = list(data.tokenizer.vocabulary.words)
-    if list(words) == own:
-        return set(), ""
+    words = checkpoint.get(type(data).__qualname__, {}).get("vocabulary")
+    if words is None or list(words) == own:
+        return {}
     saved, shared = checkpoint["state_dict"], len(set(words) & set(own))
-    found = {
-        f"{prefix}.weight"
-        for prefix, module in model.named_modules()
+    why = f"rows of {len(words)} words, of which {shared} are of the {len(own)} of the data"
+    return {
+        f"{prefix}.weight": why
+        for prefix, module in modules.items()
         if isinstance(module, (nn.Embedding, WordEmbedding))
         and len(module.weight) >= data.vocabulary_size
         and len(saved.get(f"{prefix}.weight", ())) >= len(words)
     }
-    return found, f"rows of {len(words)} words, of which {shared} are of the {len(own)} of the data"

@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-from itmkit.files import atomic_write
+from itmkit._internals import rewrite_atomically
 
 
 class MetricsTable(CSVLogger):
-    """Lightning's CSV logger that loses no rows where a process is killed.
+    """Lightning's CSV logger, as ``metrics.csv`` in a folder, that loses no rows to a kill.
 
     Lightning writes the whole table anew, over the old one, whenever a column is added.
+
+    Args:
+        folder: of the table; made if missing. A table that is there is replaced.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table = MetricsTable(folder)
+        ...     for metrics in ({"loss": 0.5}, {"recall": 80.0}):
+        ...         table.log_metrics(metrics, step=3)
+        ...         table.save()
+        ...     print(open(f"{folder}/metrics.csv").read())
+        loss,recall,step
+        0.5,,3
+        ,80.0,3
     """
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        if self._experiment is None:
-            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = _Writer(self.log_dir)
-        return cast(ExperimentWriter, self._experiment)
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder, name="", version="")
+        rewrite_atomically(self.experiment)  # which is made now: it warns of a folder with files
 
 
 class Curves(TensorBoardLogger):
-    """Lightning's TensorBoard logger whose hyper-parameters stand beside the curve ``val/rsum``.
+    """Lightning's TensorBoard logger whose hyper-parameters stand beside a curve.
 
     Lightning shows hyper-parameters only with a number that it logs for them alone.
+
+    Args:
+        folder: of the event files.
+        beside: the metric of that curve.
+
+    Example:
+        >>> trainer_loggers = [MetricsTable("runs/mine"), Curves("runs/mine", "val/loss")]
     """
+
+    def __init__(self, folder: str | Path, beside: str = "val/rsum") -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+        self.beside = beside
 
     @rank_zero_only
     def log_hyperparams(
@@ -49,18 +67,5 @@ class Curves(TensorBoardLogger):
         if metrics is None and params:
             plain = (bool, int, float, str)
             shown = {k: v if isinstance(v, plain) else str(v) for k, v in self.hparams.items()}
-            writer = self.experiment._get_file_writer()
-            for summary in hparams(shown, {"val/rsum": None}):
-                writer.add_summary(summary)
-
-
-class _Writer(ExperimentWriter):
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        path = Path(self.metrics_file_path)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames)
-        writer.writeheader()
-        with open(path, newline="") as file:
-            writer.writerows(csv.DictReader(file))
-        with atomic_write(path) as table:
-            table.write(text.getvalue().encode())
+            for summary in hparams(shown, {self.beside: None}):
+                self.experiment.file_writer.add_summary(summary)

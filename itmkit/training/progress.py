@@ -1,4 +1,4 @@
-"""The progress bar of ``itmkit fit``: that of the whole run."""
+"""A progress bar of the whole run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class RunProgressBar(TQDMProgressBar):
         refresh_rate: batches from one update to the next; 0 for no bar.
         process_position: offset of the bars, in lines.
         leave: ignored: the bar of the run stays.
+
+    Example:
+        >>> trainer = Trainer(accelerator="cpu", callbacks=[RunProgressBar()], logger=False)
     """
 
     def __init__(
@@ -85,18 +88,16 @@ class RunProgressBar(TQDMProgressBar):
     def remaining(self, trainer: Trainer) -> float | None:
         """Seconds that the run still takes; None where that cannot be told."""
         callbacks: list[Callback] = vars(trainer)["callbacks"]  # an attribute no annotation names
-        limits = [one.time_remaining() for one in callbacks if isinstance(one, Timer)]
-        step, total = trainer.global_step, _total_steps(trainer)
-        seconds = None
-        if total is not None and step > self._first_step:
+        left = [one.time_remaining() for one in callbacks if isinstance(one, Timer)]
+        step, total, first = trainer.global_step, _total_steps(trainer), self._first_step
+        if total is not None and step > first:
             done = self._validations[self._validations_before :]
-            training = monotonic() - self._start - sum(done)
-            seconds = (total - step) * training / (step - self._first_step)
-            planned = _validations(total, trainer) - _validations(self._first_step, trainer)
-            if self._validations and planned > len(done):
-                each = sum(self._validations) / len(self._validations)
-                seconds += (planned - len(done)) * each
-        known = [one for one in [seconds, *limits] if one is not None]
+            training = (monotonic() - self._start - sum(done)) * (total - step) / (step - first)
+            each = sum(self._validations) / max(len(self._validations), 1)
+            between = _steps_between_validations(trainer)
+            planned = total // between - first // between
+            left.append(training + max(planned - len(done), 0) * each)
+        known = [one for one in left if one is not None]
         return max(0.0, min(known)) if known else None
 
 
@@ -118,17 +119,12 @@ def _total_steps(trainer: Trainer) -> int | None:
     return int(steps) if 0 <= steps < math.inf else None
 
 
-def _validations(step: int, trainer: Trainer) -> int:
-    """Validations of the first optimizer steps of a run; 0 where that is unknown."""
-    batches, check = trainer.num_training_batches, trainer.val_check_batch
-    every, accumulated = trainer.check_val_every_n_epoch, trainer.accumulate_grad_batches
-    if not trainer.enable_validation or check is None:
-        return 0
-    if batches == math.inf:
-        return int(step * accumulated // check) if every is None else 0
-    epochs, steps = divmod(step, math.ceil(batches / accumulated))
-    rest = steps * accumulated  # batches of the last epoch
-    if every is None:
-        return int((epochs * batches + rest) // check)
-    last = rest // check if (epochs + 1) % every == 0 else 0
-    return int(epochs // every * (batches // check) + last)
+def _steps_between_validations(trainer: Trainer) -> float:
+    """Optimizer steps from one validation to the next; inf where there is none."""
+    batches, between = trainer.num_training_batches, trainer.val_check_batch
+    every, accumulated = trainer.check_val_every_n_epoch or 1, trainer.accumulate_grad_batches
+    if not trainer.enable_validation or between is None or between == math.inf:
+        return math.inf
+    if between == batches:  # at the end of epochs
+        return every * math.ceil(batches / accumulated)
+    return every * between / accumulated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Mapping
 from hashlib import sha256
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from itmkit._internals import (
     accumulates,
@@ -30,12 +31,13 @@ from itmkit.training.resumed_options import (
     Change,
     apply_options,
     changed_options,
-    constructor_arguments,
     describe,
     flat_options,
 )
 
 KEY = "resume"
+# Options that say which run it is, and not how it is trained.
+_OF_THE_RUN = {"config", "ckpt_path", "init_from", "init_strict", "name", "untrained"}
 # Of DDP: whether the next forward pass takes the buffers of the first process. Not right after an
 # evaluation, or a batch whose gradients are accumulated.
 _SHARES_BUFFERS = "require_forward_param_sync"
@@ -56,15 +58,42 @@ class ExactResume(Callback):
     (:func:`~itmkit.training.resumed_options.apply_options`), of callbacks, and the seed. A resumed
     run has all of its ``max_time``. On another number of processes each draws new random numbers.
 
+    The order of the data is not its part. Inside an epoch the training data must go on where it
+    was: a loader with ``state_dict``, such as those of :class:`~itmkit.data.ImageTextData`. At the
+    end of an epoch any loader does that shuffles by torch's random numbers.
+
     Args:
-        options: what the run was configured with, nested, in plain values.
+        options: what the run was configured with, nested, in plain values. Differences are printed
+            under these names.
 
     Raises:
         InputError: when a resumed fit starts, for an option that cannot be changed.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> class Tiny(BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), self.hparams.lr)
+        >>> def fit(lr, max_epochs, folder, ckpt_path=None):
+        ...     model = Tiny()
+        ...     model.save_hyperparameters({"lr": lr})
+        ...     trainer = Trainer(
+        ...         accelerator="cpu", max_epochs=max_epochs, limit_train_batches=2,
+        ...         logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        ...         enable_model_summary=False, callbacks=[ExactResume()],
+        ...     )
+        ...     trainer.fit(model, ckpt_path=ckpt_path, weights_only=True)
+        ...     trainer.save_checkpoint(f"{folder}/last.ckpt")
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fit(0.1, 1, folder)
+        ...     fit(0.2, 2, folder, ckpt_path=f"{folder}/last.ckpt")
+        changed since the checkpoint: optimizer.lr: 0.1 → 0.2
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        self._options = flat_options(options or {})
+        kept = {name: one for name, one in (options or {}).items() if name not in _OF_THE_RUN}
+        self._options = flat_options(kept)
         self._configured: dict[str, Any] = {}
         self._checkpoint: dict[str, Any] | None = None  # while it is restored
         self._arguments: dict[Callback, dict[str, Any]] = {}  # of callbacks, before that
@@ -119,7 +148,7 @@ class ExactResume(Callback):
             return
         self._resumed, self._checkpoint = checkpoint.get(KEY), checkpoint
         callbacks: list[Callback] = cast(Any, trainer).callbacks
-        self._arguments = {one: constructor_arguments(one) for one in callbacks}
+        self._arguments = {one: _constructor_arguments(one) for one in callbacks}
         for timer in callbacks:
             if isinstance(timer, Timer):
                 checkpoint["callbacks"].pop(timer.state_key, None)
@@ -129,12 +158,17 @@ class ExactResume(Callback):
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return
-        resumed = self._resumed or {}
-        changes = changed_options(resumed.get("options", self._options), self._options)
+        if self._resumed is None:
+            rank_zero_warn(
+                "the checkpoint was saved without ExactResume: the resumed run is not exactly the "
+                "one that was stopped, and options of its optimizer are those of the checkpoint"
+            )
+            return
+        changes = changed_options(self._resumed["options"], self._options)
         words = {change.name.rpartition(".")[2] for change in changes}
-        applied = apply_options(checkpoint, resumed.get("configured"), trainer, pl_module)
+        applied = apply_options(checkpoint, self._resumed["configured"], trainer, pl_module)
         for callback, arguments in self._arguments.items():
-            restored = constructor_arguments(callback)
+            restored = _constructor_arguments(callback)
             for name, value in arguments.items():
                 if restored[name] is not value and restored[name] != value:
                     setattr(callback, name, value)
@@ -184,6 +218,14 @@ def _begin_next_epoch(trainer: Trainer) -> None:
         for one in counts:
             one.completed = one.processed
         restart_epoch_anew(trainer)
+
+
+def _constructor_arguments(callback: Callback) -> dict[str, Any]:
+    """The arguments of a callback's constructor that it keeps under their names."""
+    kept = vars(callback)
+    return {
+        name: kept[name] for name in inspect.signature(type(callback)).parameters if name in kept
+    }
 
 
 def _random_state() -> dict[str, Any]:

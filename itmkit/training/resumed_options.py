@@ -1,33 +1,32 @@
 """Options of a resumed run that differ from those of its checkpoint: applied, or refused.
 
-What was configured is described in the checkpoint: the optimizer and its schedule right after they
-were made, before any step. On resume the same description of the new run is compared with it.
+The checkpoint holds a description of the optimizers and schedules as they were before their first
+step. On resume the same description of the new run is compared with it.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
-from torch.optim import Optimizer, RMSprop
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from itmkit.checks import InputError
 
 WEIGHTS_ALONE = "start from its weights alone with --init_from"
 INSTEAD = f"resume with the same, or {WEIGHTS_ALONE}"
-# Options that say which run it is, and not how it is trained.
-_OF_THE_RUN = {"config", "ckpt_path", "init_from", "init_strict", "name", "untrained"}
-_NEEDS_OTHER_STATE = {"amsgrad", "centered"}  # of an optimizer: not in the checkpoint
-_DEEPEST = 8
+#: of an optimizer, with a state that the checkpoint lacks; momentum may be added to SGD alone
+_NEED_STATE = {"amsgrad", "centered", "momentum"}
+_DEEPEST = 8  # of nested values that are described
 _FOLLOWS_THE_RATE = {"optimizer", "base_lrs", "_last_lr"}  # in a schedule
 
 
@@ -39,24 +38,21 @@ class Change(NamedTuple):
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: {_written(self.old)} → {_written(self.new)}"
-
-
-# ------------------------------------------------------------------------------------ by option
+        old, new = ("none" if value is None else value for value in (self.old, self.new))
+        return f"{self.name}: {old} → {new}"
 
 
 def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by the names that a user types, without those that do not bear on training.
+    """Nested options by the names that a user types.
 
     Example:
         >>> model = {"class_path": "Tiny", "init_args": {"rate": 0.1}}
-        >>> flat_options({"name": "mine", "model": model, "trainer": {"max_epochs": 2}})
-        {'model': 'Tiny', 'model.rate': 0.1, 'trainer.max_epochs': 2}
+        >>> flat_options({"model": model, "trainer": {"max_epochs": 2, "devices": [0]}})
+        {'model': 'Tiny', 'model.rate': 0.1, 'trainer.max_epochs': 2, 'trainer.devices': [0]}
     """
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        if name not in _OF_THE_RUN:
-            _flatten(name, value, flat)
+        _flatten(name, value, flat)
     return flat
 
 
@@ -67,10 +63,8 @@ def _flatten(name: str, value: Any, flat: dict[str, Any]) -> None:
         flat[name] = value
         return
     for key, one in value.items():
-        if key == "init_args" and isinstance(one, Mapping):
-            _flatten(name, one, flat)
-        else:
-            _flatten(name if key == "class_path" else f"{name}.{key}", one, flat)
+        same = key == "class_path" or (key == "init_args" and isinstance(one, Mapping))
+        _flatten(name if same else f"{name}.{key}", one, flat)
 
 
 def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -92,29 +86,21 @@ def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
     return found
 
 
-def constructor_arguments(callback: Callback) -> dict[str, Any]:
-    """The arguments of a callback's constructor that it keeps under their names."""
-    kept = vars(callback)
-    return {
-        name: kept[name] for name in inspect.signature(type(callback)).parameters if name in kept
-    }
-
-
-# ------------------------------------------------------------------------------------ by object
-
-
 def describe(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """The optimizers and schedules of a run that has made no step yet, in plain values."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {
-        "optimizers": [_describe_optimizer(one, names) for one in trainer.optimizers],
-        "schedules": [_describe_schedule(one) for one in trainer.lr_scheduler_configs],
+        "optimizer": [
+            {"class_path": _path(one), "groups": [_describe_group(g, names) for g in _groups(one)]}
+            for one in trainer.optimizers
+        ],
+        "lr_scheduler": [_describe_schedule(one) for one in trainer.lr_scheduler_configs],
     }
 
 
 def apply_options(
     checkpoint: dict[str, Any],
-    configured: dict[str, Any] | None,
+    configured: dict[str, Any],
     trainer: Trainer,
     module: LightningModule,
 ) -> list[Change]:
@@ -127,8 +113,7 @@ def apply_options(
 
     Args:
         checkpoint: as loaded; changed in place. Where nothing differs, nothing is changed.
-        configured: :func:`describe` of the run that saved it; None where it is not known, and
-            nothing is applied.
+        configured: :func:`describe` of the run that saved it.
         trainer: with new optimizers and schedules, which have not made a step.
         module: that is trained.
 
@@ -136,65 +121,69 @@ def apply_options(
         What differed.
 
     Raises:
-        InputError: if the checkpoint has no state of an optimizer, or that of another optimizer or
-            of other parameter groups.
+        InputError: if the checkpoint was trained with another optimizer, or other parameter groups,
+            or lacks a part of the optimizer's state.
     """
-    _check_states(checkpoint, trainer.optimizers, known=configured is not None)
     new = describe(trainer, module)
-    if configured is None or configured == new:
-        return []
-    found: list[Change] = []
-    for old_one, new_one in zip(configured["optimizers"], new["optimizers"], strict=True):
-        found += _optimizer_changes(old_one, new_one)
-    names = {change.name.removeprefix("optimizer.") for change in found}
-    made = [dict(group) for group in _groups(trainer.optimizers)]
+    changes = [
+        change._replace(name=re.sub(r"\.(\d+|groups)\b", "", change.name))
+        for change in changed_options(flat_options(configured), flat_options(new))
+    ]
+    for change in changes:
+        _refuse(change, new)
+    prefix = "optimizer."
+    of_optimizer = {c.name.removeprefix(prefix) for c in changes if c.name.startswith(prefix)}
+    groups = [group for one in trainer.optimizers for group in _groups(one)]
+    made = [dict(group) for group in groups]
     # A schedule may read all but what is the optimizer's alone.
     alone = {name for one in trainer.optimizers for name in one.defaults} - {"lr"}
-    if names - alone or configured["schedules"] != new["schedules"]:
-        found += _schedule_changes(configured["schedules"], new["schedules"])
+    if of_optimizer - alone or configured["lr_scheduler"] != new["lr_scheduler"]:
         checkpoint["lr_schedulers"] = [
             _state_at_checkpoint(checkpoint, configured, number, trainer)
             for number in range(len(trainer.lr_scheduler_configs))
         ]
-        names |= {"lr", "initial_lr"}
+        of_optimizer |= {"lr", "initial_lr"}
     saved = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
-    for old, before, now in zip(saved, made, _groups(trainer.optimizers), strict=True):
+    for old, before, now in zip(saved, made, groups, strict=True):
         scheduled = {name for name in now if name != "params" and now[name] != before.get(name)}
-        for name in names | scheduled:
+        for name in of_optimizer | scheduled if changes else ():
+            old.pop(name, None)
             if name in now:
                 old[name] = now[name]
-            else:
-                old.pop(name, None)
-    return list({str(change): change for change in found}.values())
+    return list({str(change): change for change in changes}.values())
 
 
-def _groups(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
-    return [group for one in optimizers for group in one.param_groups]
+def _refuse(change: Change, new: Mapping[str, Any]) -> None:
+    """Raise where a change of the optimizer is none that a checkpoint can go on with."""
+    name, old, now = change
+    word = name.rpartition(".")[2]
+    if name in ("optimizer", "optimizer.weights"):
+        if word == "weights":
+            moved = sorted(set(old or ()) ^ set(now or ())) or now
+            told = f"{moved[0]} is in another parameter group of the optimizer than in the "
+            told += "checkpoint (model.lr_factors, and which weights are trained)"
+        else:
+            told = f"model.optimizer is {now}; the checkpoint was trained with {old}"
+        raise InputError(f"{told}: {INSTEAD}")
+    stateless = word == "momentum" and (old or "RMSprop" not in str(new["optimizer"]))
+    if name.startswith("optimizer.") and word in _NEED_STATE and not stateless:
+        raise InputError(f"model.{name} is {now}; the checkpoint was trained with {old}: {INSTEAD}")
 
 
-def _describe_optimizer(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
-    groups = []
-    for group in optimizer.param_groups:
-        values = {name: _plain(value) for name, value in group.items() if name != "params"}
-        if "initial_lr" in values:  # the rate before the schedule
-            values["lr"] = values.pop("initial_lr")
-        weights = [names.get(id(parameter), "?") for parameter in group["params"]]
-        groups.append({"weights": weights, "values": values})
-    return {"class": _path(optimizer), "groups": groups}
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return optimizer.param_groups
+
+
+def _describe_group(group: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    values = {name: _plain(value) for name, value in group.items() if name != "params"}
+    if "initial_lr" in values:  # the rate before the schedule
+        values["lr"] = values.pop("initial_lr")
+    return {"weights": [names.get(id(one), "?") for one in group["params"]]} | values
 
 
 def _describe_schedule(config: LRSchedulerConfig) -> dict[str, Any]:
-    return {
-        "class": _path(config.scheduler),
-        "interval": config.interval,
-        "frequency": config.frequency,
-        "monitor": config.monitor,
-        "arguments": _plain(_attributes(config.scheduler)),
-    }
-
-
-def _attributes(schedule: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(schedule).items() if name not in _FOLLOWS_THE_RATE}
+    run = {name: getattr(config, name) for name in ("interval", "frequency", "monitor")}
+    return _plain(config.scheduler) | run
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -204,95 +193,24 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
     inner = partial(_plain, depth=depth + 1)
-    if depth < _DEEPEST and isinstance(value, (list, tuple)):
+    if depth >= _DEEPEST:
+        return _path(value)
+    if isinstance(value, (list, tuple)):
         return [inner(one) for one in value]
-    if depth < _DEEPEST and isinstance(value, Mapping):
+    if isinstance(value, Mapping):
         return {str(name): inner(one) for name, one in value.items()}
-    if depth < _DEEPEST and inspect.isfunction(value):
-        taken = inspect.getclosurevars(value).nonlocals
-        return {name: inner(taken[name]) for name in sorted(taken)}
-    if depth < _DEEPEST and isinstance(value, LRScheduler):  # in another
-        return {"class": _path(value)} | inner(_attributes(value))
+    if inspect.isfunction(value):
+        return {"class_path": value.__qualname__} | inner(inspect.getclosurevars(value).nonlocals)
+    if isinstance(value, partial):
+        return inner([value.func, value.args, value.keywords])
+    if isinstance(value, LRScheduler):
+        kept = {name: one for name, one in vars(value).items() if name not in _FOLLOWS_THE_RATE}
+        return {"class_path": _path(value)} | inner(kept)
     return _path(value)
 
 
 def _path(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _check_states(
-    checkpoint: Mapping[str, Any], optimizers: list[Optimizer], *, known: bool
-) -> None:
-    states = checkpoint["optimizer_states"]
-    found = [[len(group["params"]) for group in state["param_groups"]] for state in states]
-    made = [[len(group["params"]) for group in one.param_groups] for one in optimizers]
-    if found != made:
-        raise InputError(
-            f"the optimizer has parameter groups of {_counts(made)} weights; the checkpoint was "
-            f"trained with {_counts(found)} (model.lr_factors, and which weights are trained): "
-            f"{INSTEAD}"
-        )
-    for state, optimizer in zip(states, optimizers, strict=True):
-        missing = optimizer.defaults.keys() - state["param_groups"][0].keys()
-        if missing and not known:
-            raise InputError(
-                f"model.optimizer is {_path(optimizer)}; the checkpoint was trained with one "
-                f"without {sorted(missing)[0]}: {INSTEAD}"
-            )
-
-
-def _optimizer_changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    if old["class"] != new["class"]:
-        raise InputError(
-            f"model.optimizer is {new['class']}; the checkpoint was trained with {old['class']}: "
-            f"{INSTEAD}"
-        )
-    pairs = list(zip(old["groups"], new["groups"], strict=True))
-    for one, other in pairs:
-        if one["weights"] != other["weights"]:
-            moved = sorted(set(one["weights"]) ^ set(other["weights"])) or one["weights"]
-            raise InputError(
-                f"{moved[0]} is in another parameter group of the optimizer than in the checkpoint "
-                f"(model.lr_factors): {INSTEAD}"
-            )
-    found = []
-    for one, other in pairs:
-        values, others = one["values"], other["values"]
-        for name in sorted(values.keys() | others.keys()):
-            change = Change(f"optimizer.{name}", values.get(name), others.get(name))
-            if change.old == change.new:
-                continue
-            state = name in _NEEDS_OTHER_STATE or (
-                name == "momentum" and not change.old and new["class"] == _class_path(RMSprop)
-            )
-            if state:
-                raise InputError(
-                    f"model.optimizer.{name} is {change.new}; the checkpoint was trained with "
-                    f"{change.old}: {INSTEAD}"
-                )
-            found.append(change)
-    return found
-
-
-def _schedule_changes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[Change]:
-    found: list[Change] = []
-    nothing: dict[str, Any] = {}
-    for one, other in zip_longest(old, new, fillvalue=nothing):
-        if one.get("class") != other.get("class"):
-            found.append(Change("lr_scheduler", one.get("class"), other.get("class")))
-            continue
-        found += changed_options(
-            *({f"lr_scheduler.{n}": v for n, v in _numbers(it).items()} for it in (one, other))
-        )
-    return found
-
-
-def _numbers(schedule: dict[str, Any]) -> dict[str, Any]:
-    """The values of a described schedule by the last word of their names."""
-    flat: dict[str, Any] = {}
-    for name, value in {**schedule, **schedule["arguments"], "arguments": None}.items():
-        _flatten(name, value, flat)
-    return {name.rpartition(".")[2]: value for name, value in flat.items()}
 
 
 def _state_at_checkpoint(
@@ -301,16 +219,17 @@ def _state_at_checkpoint(
     """The state that a new schedule would have at the checkpoint; its optimizer gets the rates."""
     config = trainer.lr_scheduler_configs[number]
     schedule, new = config.scheduler, _describe_schedule(config)
-    known = dict(enumerate(configured["schedules"])).get(number, {})
+    known = dict(enumerate(configured["lr_scheduler"])).get(number, {})
     saved = dict(enumerate(checkpoint["lr_schedulers"])).get(number, {})
     if config.reduce_on_plateau:
         state = schedule.state_dict()
-        if known.get("class") == new["class"]:
-            old = known["arguments"]
-            state = saved | {n: state[n] for n, v in new["arguments"].items() if v != old.get(n)}
-            _reduce_alike(
-                checkpoint, configured, trainer.optimizers.index(schedule.optimizer), trainer
-            )
+        if known.get("class_path") == new["class_path"]:
+            state = saved | {n: state[n] for n in state if new.get(n) != known.get(n)}
+            at = trainer.optimizers.index(schedule.optimizer)
+            reduced = checkpoint["optimizer_states"][at]["param_groups"]
+            began = configured["optimizer"][at]["groups"]
+            for now, old, first in zip(_groups(schedule.optimizer), reduced, began, strict=True):
+                now["lr"] *= old["lr"] / first["lr"]  # reduced as far
         return deepcopy(state)
     steps = _steps(checkpoint, config)
     if all(known.get(name) == new[name] for name in ("interval", "frequency")):
@@ -328,16 +247,6 @@ def _state_at_checkpoint(
     return deepcopy(schedule.state_dict())
 
 
-def _reduce_alike(
-    checkpoint: dict[str, Any], configured: dict[str, Any], number: int, trainer: Trainer
-) -> None:
-    """Reduce an optimizer's rates by as much as those of the checkpoint were reduced."""
-    saved = checkpoint["optimizer_states"][number]["param_groups"]
-    began = configured["optimizers"][number]["groups"]
-    for now, old, first in zip(trainer.optimizers[number].param_groups, saved, began, strict=True):
-        now["lr"] = now["lr"] * old["lr"] / first["values"]["lr"]
-
-
 def _steps(checkpoint: Mapping[str, Any], config: LRSchedulerConfig) -> int:
     """How often a schedule would have advanced until the checkpoint."""
     if config.interval == "step":
@@ -346,15 +255,3 @@ def _steps(checkpoint: Mapping[str, Any], config: LRSchedulerConfig) -> int:
     count, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
     ends = count["processed"] < count["ready"] and batches["is_last_batch"]
     return (int(count["processed"]) + bool(ends)) // config.frequency
-
-
-def _class_path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _counts(groups: list[list[int]]) -> str:
-    return " and ".join("+".join(map(str, sizes)) for sizes in groups)
-
-
-def _written(value: Any) -> str:
-    return "none" if value is None else str(value)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
+import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import join
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parameter import is_lazy
 
 import itmkit
-from itmkit.files import write_text
+from itmkit.files import user_path, write_text
+from itmkit.training.resumed_options import flat_options
 
 _PACKAGES = ("torch", "lightning", "transformers", "timm")
 
@@ -31,16 +34,33 @@ class RunRecord(Callback):
 
     Args:
         folder: of the run; None to write no file.
-        config: the configuration, as plain data.
-        arguments: words behind ``itmkit``.
+        config: the configuration, as plain data; the loggers get it by the names of its options.
+        command: the words of the command line; None: of this process.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = Trainer(
+        ...         accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False,
+        ...         enable_progress_bar=False, enable_model_summary=False,
+        ...         callbacks=[RunRecord(folder, {"lr": 0.1}, ["train.py", "--lr=0.1"])],
+        ...     )
+        ...     trainer.fit(BoringModel())
+        ...     record = yaml.safe_load(Path(folder, "environment.yaml").read_text())
+        >>> record["command"], record["processes"], record["parameters"]
+        ('train.py --lr=0.1', 1, {'all': 66, 'trained': 66})
     """
 
     def __init__(
-        self, folder: Path | None, config: Mapping[str, Any], arguments: list[str]
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        config: Mapping[str, Any] | None = None,
+        command: list[str] | None = None,
     ) -> None:
-        self._folder = folder
-        self._options = flatten(config)
-        self._command = shlex.join(["itmkit", *arguments])
+        self._folder = None if folder is None else user_path(folder)
+        self._options = flat_options(config or {})
+        self._command = join(sys.argv if command is None else command)
         self._logged = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -61,48 +81,26 @@ class RunRecord(Callback):
             self._folder = None  # written
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of nested sections and lists by the names of their options.
-
-    Example:
-        >>> flatten({"trainer": {"max_epochs": 3, "callbacks": []}, "tags": ["a"]})
-        {'trainer.max_epochs': 3, 'trainer.callbacks': [], 'tags.0': 'a'}
-    """
-    items = enumerate(config) if isinstance(config, list) else config.items()
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        name = f"{prefix}{key}"
-        nested = isinstance(value, (list, Mapping)) and value
-        flat |= flatten(value, f"{name}.") if nested else {name: value}
-    return flat
-
-
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
     """Numbers of a model: all, and those that are trained; lazy ones have none yet."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters() if not is_lazy(p)]
-    return {
-        "all": sum(size for size, _ in sizes),
-        "trained": sum(size for size, trained in sizes if trained),
-    }
+    made = [one for one in model.parameters() if not is_lazy(one)]
+    trained = sum(one.numel() for one in made if one.requires_grad)
+    return {"all": sum(one.numel() for one in made), "trained": trained}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit of a working folder, and whether tracked files differ from it; None without git."""
+    # Nothing that the repository configures is run.
+    git = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder)]
+    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        commit, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10)
+            for words in asked
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "changed": bool(changed)}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    # Nothing that the repository configures is run.
-    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout.strip()
+    return {"commit": commit.stdout.strip(), "changed": bool(changed.stdout)}
 
 
 def _versions() -> dict[str, str]:
@@ -116,9 +114,8 @@ def _versions() -> dict[str, str]:
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    known = platform.processor() or platform.machine()
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return f"{value.strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+        known = next(iter(re.findall(r"model name\s*: (.+)", text)), known)
+    return f"{known}, {os.cpu_count()} cores"

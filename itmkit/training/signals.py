@@ -25,24 +25,42 @@ from itmkit._internals import (
 from itmkit.distributed import leave, world_size
 
 
-class EndTogether(Callback):
-    """Lets all processes of a run end at the same point, saved and ready to be resumed.
+class StopOnSignal(Callback):
+    """Lets all processes of a run stop at the same point, saved and ready to be resumed.
 
     A signal is only noted where it comes: a handler runs between any two lines, and Lightning's
     own would there wait for processes that are at other lines. After each training batch, and once
     in each evaluation, all agree whether any has noted one; this takes the place of a broadcast
     that Lightning makes in each step. In one process Lightning's handlers stay as they are, but
-    for one thing: a gallery, whose scores may take minutes, is not scored to its end.
+    for one thing: the end of an evaluation, which may score a gallery for minutes, is left out.
 
-    SIGTERM ends the run, and so does the first Ctrl-C (SIGINT) while it trains; a second one ends
-    the process at once. SLURM's signal before the time is up also requeues the job.
+    SIGTERM stops the run, and so does the first Ctrl-C (SIGINT) while it trains; a second one ends
+    the process at once. SLURM's signal before the time is up also requeues the job. ``fit`` then
+    raises Lightning's ``SIGTERMException``, a ``SystemExit``; :class:`LastCheckpoint` saves before.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> interrupt = LambdaCallback(
+        ...     on_train_batch_start=lambda *_: signal.raise_signal(signal.SIGINT)
+        ... )
+        >>> trainer = Trainer(
+        ...     accelerator="cpu", max_steps=9, logger=False, enable_checkpointing=False,
+        ...     enable_progress_bar=False, enable_model_summary=False,
+        ...     callbacks=[interrupt, StopOnSignal()],
+        ... )
+        >>> try:
+        ...     trainer.fit(BoringModel())
+        ... except SIGTERMException:
+        ...     print(f"stopped at step {trainer.global_step}")
+        stopped at step 1
     """
 
     def __init__(self) -> None:
         self.interrupted = False  # by Ctrl-C, this process or another
-        self._terminated = self._requeues = False
-        self._ends = False  # agreed on
-        self._scores = False  # the gallery, in one process
+        self._terminated = self._requeues = False  # noted here
+        self._stops = False  # agreed on
+        self._scores = False  # the end of an evaluation, in one process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if world_size() == 1:
@@ -95,12 +113,12 @@ class EndTogether(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         # Processes may have different numbers of batches, so not each of these is a meeting.
-        if self._ends or ((self._terminated or self._requeues) and self._agree(trainer)):
+        if self._stops or ((self._terminated or self._requeues) and self._agree(trainer)):
             raise SIGTERMException
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._scores = world_size() == 1
-        if trainer.received_sigterm or self._ends or (world_size() > 1 and self._agree(trainer)):
+        if trainer.received_sigterm or self._stops or (world_size() > 1 and self._agree(trainer)):
             raise SIGTERMException
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,23 +134,38 @@ class EndTogether(Callback):
         flags = [self._terminated, self._requeues, self.interrupted]
         noted = torch.tensor(flags, dtype=torch.int32, device=device)
         dist.all_reduce(noted, dist.ReduceOp.MAX)
-        terminated, requeues, interrupted = noted.tolist()
-        self.interrupted = bool(interrupted)
-        self._ends = bool(terminated or requeues)
+        terminated, requeues, self.interrupted = map(bool, noted.tolist())
         if requeues:
-            _, requeue = signal_handlers(trainer)
-            requeue(0, None)
-        return self._ends
+            signal_handlers(trainer)[1](0, None)
+        self._stops = terminated or requeues
+        return self._stops
 
 
 @contextmanager
-def reporting_signal(trainer: Trainer, ending: EndTogether, last: Path | None) -> Iterator[None]:
-    """End as processes do that a signal ended, with a line that says how to go on."""
+def exit_on_signal(trainer: Trainer, last: Path | None = None) -> Iterator[None]:
+    """End the process as one does that a signal ended, with a line that says how to go on.
+
+    Args:
+        trainer: that runs within, with a :class:`StopOnSignal`.
+        last: the checkpoint to go on from.
+
+    Raises:
+        SystemExit: with the status 128 + the number of the signal.
+
+    Example:
+        >>> trainer = Trainer(accelerator="cpu", callbacks=[StopOnSignal()], logger=False)
+        >>> with exit_on_signal(trainer):
+        ...     raise SIGTERMException  # what trainer.fit raises
+        Traceback (most recent call last):
+        SystemExit: 143
+    """
     try:
         yield
     except SystemExit as stop:  # Lightning's answer to SIGTERM and Ctrl-C
+        callbacks: list[Callback] = vars(trainer)["callbacks"]  # an attribute no annotation names
+        interrupted = any(isinstance(c, StopOnSignal) and c.interrupted for c in callbacks)
         if isinstance(stop, SIGTERMException):
-            ended_by = signal.SIGINT if ending.interrupted else signal.SIGTERM
+            ended_by = signal.SIGINT if interrupted else signal.SIGTERM
         elif isinstance(stop.__context__, KeyboardInterrupt):
             ended_by = signal.SIGINT
         else:

@@ -107,6 +107,7 @@ def _command(
 
 
 def _arm(kill: Kill, with_signal: int) -> None:
+    from itmkit import _internals
     from itmkit.systems import Matcher, matcher
     from itmkit.training import checkpoints, loggers
 
@@ -169,7 +170,7 @@ def _arm(kill: Kill, with_signal: int) -> None:
         "validate": lambda: before(Matcher, "validation_step"),
         "score": lambda: before(matcher, "evaluate"),
         "write": lambda: half(checkpoints),
-        "table": lambda: half(loggers),
+        "table": lambda: half(_internals),
         "rename": lambda: around_rename(after=False),
         "renamed": lambda: around_rename(after=True),
         "log": lambda: before(loggers.MetricsTable, "save"),

@@ -16,7 +16,7 @@ import torch
 
 from itmkit.cli import main
 from itmkit.files import atomic_write, copy_file
-from itmkit.training.checkpoints import LastCheckpoint, WholeCheckpointIO
+from itmkit.training.checkpoints import AtomicCheckpointIO, LastCheckpoint
 
 CONFIG = """\
 model: {class_path: tiny_matcher.TinyMatcher}
@@ -46,18 +46,18 @@ def largest_file(size: int) -> Iterator[None]:
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new/one.ckpt"
     content = {"state_dict": {"weight": torch.randn(3)}, "epoch": 1}
-    WholeCheckpointIO().save_checkpoint(content, path)
-    loaded = WholeCheckpointIO().load_checkpoint(path, weights_only=True)
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    loaded = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
     assert loaded["state_dict"]["weight"].equal(content["state_dict"]["weight"])
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_error_of_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "one.ckpt"
-    WholeCheckpointIO().save_checkpoint({"epoch": 1}, path)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
     with largest_file(500), pytest.raises(OSError, match=r"File too large: .*one\.ckpt"):
-        WholeCheckpointIO().save_checkpoint({"epoch": 2, "weight": torch.zeros(1000)}, path)
-    assert WholeCheckpointIO().load_checkpoint(path, weights_only=True) == {"epoch": 1}
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2, "weight": torch.zeros(1000)}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path, weights_only=True) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -67,10 +67,10 @@ def test_error_of_a_full_disk_in_a_run_is_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["itmkit"])
     Path("tiny.yaml").write_text(CONFIG)
-    save = WholeCheckpointIO.save_checkpoint
+    save = AtomicCheckpointIO.save_checkpoint
 
     def full_later(
-        self: WholeCheckpointIO, checkpoint: dict[str, Any], path: str, **options: Any
+        self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: str, **options: Any
     ) -> None:
         if checkpoint["global_step"] > 4:
             monkeypatch.setattr(os, "fsync", no_space)
@@ -79,7 +79,7 @@ def test_error_of_a_full_disk_in_a_run_is_one_line(
     def no_space(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(WholeCheckpointIO, "save_checkpoint", full_later)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", full_later)
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", "tiny.yaml"])
     assert stop.value.code == 2

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_cli import run
 
 import itmkit
-from itmkit.training.run_record import count_parameters, flatten, git_state
+from itmkit.training.resumed_options import flat_options
+from itmkit.training.run_record import count_parameters, git_state
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("tiny_folder")
 def test_every_logger_has_the_configuration(command: str) -> None:
     folder = run(command, "--model.rate", "0.25", "--untrained=true")
     told = yaml.safe_load((folder / "hparams.yaml").read_text())
-    assert told == flatten(yaml.safe_load((folder / "config.yaml").read_text()))
-    assert told["model.init_args.rate"] == 0.25
+    assert told == flat_options(yaml.safe_load((folder / "config.yaml").read_text()))
+    assert told["model.rate"] == 0.25
     assert told["trainer.max_epochs"] == 2
     curves = EventAccumulator(str(folder)).Reload()
     assert "_hparams_/session_start_info" in curves.PluginTagToContent("hparams")
