@@ -1,30 +1,50 @@
-"""The command line: ``itmkit COMMAND …``, of which ``itmkit --help`` has the list."""
+"""The command line: ``itmkit COMMAND …``; :data:`COMMANDS` is the table of its commands."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import itmkit
 from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail, report_user_errors
 
+#: name of a command → what it does in one line, and its ``module:function``, which is imported when
+#: it is called, with the words behind the command
+COMMANDS = {
+    "fit": (
+        "train a system; its folder gets the configuration, logs, checkpoints and recall",
+        "fit:fit",
+    ),
+    "validate": ("measure recall on the validation split", "fit:validate"),
+    "test": ("measure recall on the test split", "fit:test"),
+    "predict": (
+        "encode the images and captions of the test split with a checkpoint, to disk",
+        "fit:predict",
+    ),
+    "extract": (
+        "compute a backbone's features of a folder of images, once, to disk",
+        "extract:extract",
+    ),
+    "index": (
+        "make an index of a folder of pictures with a trained model, or bring it up to date",
+        "index:index",
+    ),
+    "search": ("find pictures of an index by words, a picture, or both", "search:search"),
+    "configs": (
+        "list the shipped configurations, or print one: configs show NAME",
+        "configs:configs",
+    ),
+}
 HELP = """\
 usage: itmkit <command> [--config NAME_OR_PATH] [options]
 
 Train, measure and use image-text matching systems.
 
 commands:
-  fit        train a system; its folder gets the configuration, logs, checkpoints and recall
-  validate   measure recall on the validation split
-  test       measure recall on the test split
-  predict    encode the images and captions of the test split with a checkpoint, to disk
-  extract    compute a backbone's features of a folder of images, once, to disk
-  index      make an index of a folder of pictures with a trained model, or bring it up to date
-  search     find pictures of an index by words, a picture, or both
-  configs    list the shipped configurations, or print one: configs show NAME
+{commands}
 
 options:
   -h, --help     show this, or with a command all of its options
@@ -37,8 +57,6 @@ examples:
   itmkit test --ckpt_path runs/mate-shapes/latest
   itmkit index photos/ --model mate-shapes && itmkit search mate-shapes "two dogs on a beach"
 """
-MATCHER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*MATCHER_COMMANDS, "extract", "index", "search", "configs")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,54 +72,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         >>> main(["--version"])
         itmkit ...
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    name, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if (here := os.getcwd()) not in sys.path:  # a configuration may name classes of the user's
         sys.path.append(here)
-    command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help"):
+    if name in ("-h", "--help"):
         from itmkit.configs import config_names
 
-        print(HELP.format(configs=", ".join(config_names())), end="")
-    elif command == "--version":
+        commands = "\n".join(f"  {name:11}{does}" for name, (does, _) in COMMANDS.items())
+        print(HELP.format(commands=commands, configs=", ".join(config_names())), end="")
+    elif name == "--version":
         print(f"itmkit {itmkit.__version__}")
-    elif command == "extract":
-        from itmkit.cli.extract import extract
-
+    elif name in COMMANDS:
+        module, _, function = COMMANDS[name][1].partition(":")
         with report_user_errors():
-            extract(arguments[1:])
-    elif command == "index":
-        from itmkit.cli.index import index
-
-        with report_user_errors():
-            index(arguments[1:])
-    elif command == "search":
-        from itmkit.cli.search import search
-
-        with report_user_errors():
-            search(arguments[1:])
-    elif command == "configs":
-        from itmkit.cli.configs import configs
-
-        with report_user_errors():
-            configs(arguments[1:])
-    elif command in MATCHER_COMMANDS:
-        from itmkit.cli.arguments import check_words
-
-        with report_user_errors():
-            check_words(arguments[1:])
-            from itmkit.cli.help import asked_help
-
-            purpose = re.search(rf"  {command} +(.+)", HELP)
-            if purpose and (text := asked_help(command, arguments[1:], purpose[1])):
-                print(text)
-                return
-            from itmkit.cli.matcher_cli import MatcherCLI
-            from itmkit.data import ImageTextData
-            from itmkit.distributed import leave
-            from itmkit.systems import Matcher
-
-            MatcherCLI(Matcher, ImageTextData, arguments)
-            leave()
+            getattr(import_module(f"{__name__}.{module}"), function)(words)
     else:
-        hint = did_you_mean(command, COMMANDS)
-        fail(f"unknown command '{command}'; expected one of {', '.join(COMMANDS)}{hint}")
+        hint = did_you_mean(name, COMMANDS)
+        fail(f"unknown command '{name}'; expected one of {', '.join(COMMANDS)}{hint}")

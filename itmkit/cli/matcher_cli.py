@@ -9,52 +9,52 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from pydoc import locate
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    Checkpoint,
-    LambdaCallback,
-    ModelCheckpoint,
-    ProgressBar,
-)
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from itmkit.checks import InputError
-from itmkit.cli.arguments import composed
+from itmkit.cli.arguments import composed, split_options
 from itmkit.cli.cpu_precision import precision_on_cpu
-from itmkit.cli.evaluated import evaluated_on
-from itmkit.cli.given_checkpoint import (
-    check_resumable,
-    check_same_data,
-    checkpoint_file,
-    choose_start,
-    config_from_run_folder,
-    given_options,
-    read_checkpoint,
-)
 from itmkit.cli.matcher_parser import MatcherParser
 from itmkit.cli.quiet import quieten_lightning
 from itmkit.files import atomic_write, user_path, write_text
 from itmkit.pretrained import weights_follow
 from itmkit.retrieval import Gallery, recall_table, write_metrics
 from itmkit.systems.vocabulary import complete_embeddings
-from itmkit.training.batch_norm import BatchNormSync
-from itmkit.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from itmkit.training.initial_weights import load_initial_weights
-from itmkit.training.loggers import Curves, MetricsTable
-from itmkit.training.progress import RunProgressBar
-from itmkit.training.resume import ExactResume
+from itmkit.training import (
+    AtomicCheckpointIO,
+    BatchNormSync,
+    BestCheckpoint,
+    Curves,
+    ExactResume,
+    LastCheckpoint,
+    Measured,
+    MetricsTable,
+    RunProgressBar,
+    RunRecord,
+    StopOnSignal,
+    exit_on_signal,
+    load_initial_weights,
+    measure,
+)
+from itmkit.training.checkpoint_files import (
+    check_same_data,
+    checkpoint_file,
+    config_of,
+    read_checkpoint,
+)
 from itmkit.training.run_folder import (
     check_name,
     claim,
@@ -63,10 +63,6 @@ from itmkit.training.run_folder import (
     point_latest_to,
     requeued_from,
 )
-from itmkit.training.run_record import RunRecord
-from itmkit.training.signals import StopOnSignal, exit_on_signal
-
-STAGES = {"validate": "val", "test": "test"}
 
 
 class MatcherCLI(LightningCLI):
@@ -89,10 +85,9 @@ class MatcherCLI(LightningCLI):
         arguments: list[str],
     ) -> None:
         quieten_lightning()
-        self.arguments = arguments
-        self._given = given_options(arguments)
-        arguments = [arguments[0], *config_from_run_folder(arguments[0], arguments[1:])]
-        arguments, self.config_stems = composed(arguments)
+        self._command = ["itmkit", *arguments]
+        self._given = dict(split_options(arguments[1:]))
+        arguments, self.config_stems = composed(self._with_config_of_the_run(arguments))
         self.run_folder: Path | None = None
         super().__init__(
             model_class,
@@ -111,13 +106,8 @@ class MatcherCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The commands, with the arguments of the Trainer's methods that are not options."""
-        loaders = {"model", "dataloaders", "datamodule", "weights_only"}
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": loaders | {"verbose"},
-            "test": loaders | {"verbose"},
-            "predict": loaders | {"return_predictions"},
-        }
+        more = {"weights_only", "verbose", "return_predictions"}
+        return {name: skipped | more for name, skipped in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of ours, see :data:`itmkit.cli.options.OPTIONS`; all commands take them."""
@@ -125,6 +115,7 @@ class MatcherCLI(LightningCLI):
         parser.add_argument("--untrained", type=bool | None, default=None)
         parser.add_argument("--init_from", type=str | None, default=None)
         parser.add_argument("--init_strict", type=bool, default=True)
+        parser.add_argument("--exact_resume", type=bool, default=True)
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
         parser.add_class_arguments(LastCheckpoint, "last", skip={"dirpath"})
         parser.set_defaults(
@@ -140,17 +131,40 @@ class MatcherCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the checkpoint's hyper-parameters override the command line here.
-        command = self.config.subcommand
-        options = self.config[command]
-        choose_start(command, options, self._given)
+        command, options = self.config.subcommand, self.config[self.config.subcommand]
+        given = self._given.keys() & {"ckpt_path", "init_from"}
+        if command != "fit":
+            if "init_from" in given:
+                raise InputError(
+                    f"init_from is an option of fit; expected --ckpt_path for {command}"
+                )
+            options.init_from = None
+        if options.ckpt_path is not None and options.init_from is not None:
+            if len(given) != 1:
+                raise InputError(
+                    f"ckpt_path is '{options.ckpt_path}' and init_from '{options.init_from}'; "
+                    "expected one: ckpt_path goes on with a run, init_from starts a new one from "
+                    "its weights"
+                )
+            options["init_from" if "ckpt_path" in given else "ckpt_path"] = None
         if options.ckpt_path is not None:
-            path = checkpoint_file(options.ckpt_path, "ckpt_path", command=command)
-            checkpoint = read_checkpoint(path, "ckpt_path", _system(options))
-            if command == "fit":
-                check_resumable(checkpoint, path)
+            resumes = command == "fit"
+            path = checkpoint_file(options.ckpt_path, "ckpt_path", resumes=resumes)
+            read_checkpoint(path, "ckpt_path", _system(options), resumes=resumes)
             options.ckpt_path = str(path)
         elif options.init_from is not None:
             options.init_from = str(checkpoint_file(options.init_from, "init_from"))
+
+    @staticmethod
+    def _with_config_of_the_run(words: list[str]) -> list[str]:
+        """A command with the configuration of the run whose checkpoint it names, if with none."""
+        given = dict(split_options(words[1:]))
+        path = given.get("ckpt_path")
+        if path in (None, "", "null") or given.keys() & {"config", "c"}:
+            return words
+        checkpoint_file(path, "ckpt_path", resumes=words[0] == "fit")
+        config = config_of(path)
+        return words if config is None else [words[0], f"--config={config}", *words[1:]]
 
     def before_instantiate_classes(self) -> None:
         """Claim the folder of the run, and let loggers write there that would write just here."""
@@ -206,17 +220,15 @@ class MatcherCLI(LightningCLI):
         return weights_follow(checkpoint.get("pretrained"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        options = self._get(self.config_init, "trainer")
+        options, folder = self._get(self.config_init, "trainer"), self.run_folder
         callbacks = _as_list(options.callbacks)
         self.checkpoint: BestCheckpoint | None = None
         self.last: LastCheckpoint | None = None
         if self.subcommand == "fit":
-            callbacks += [
-                ExactResume(self.plain_config),
-                LambdaCallback(on_train_start=self._announce),
-            ]
-        command = ["itmkit", *self.arguments]
-        callbacks += [RunRecord(self.run_folder, self.plain_config, command), StopOnSignal()]
+            if self._get(self.config_init, "exact_resume"):
+                callbacks.append(ExactResume(self.plain_config))
+            callbacks.append(LambdaCallback(on_train_start=self._announce))
+        callbacks += [RunRecord(folder, self.plain_config, self._command), StopOnSignal()]
         kwargs |= precision_on_cpu(options.precision, options.accelerator)
         if options.sync_batchnorm:
             kwargs["plugins"] = [*_as_list(options.plugins), BatchNormSync()]
@@ -230,7 +242,6 @@ class MatcherCLI(LightningCLI):
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if options.enable_progress_bar is not False and not bars:
             callbacks.append(RunProgressBar())
-        folder = self.run_folder
         if folder is not None:
             kwargs["default_root_dir"] = folder
             for callback in callbacks:
@@ -244,46 +255,42 @@ class MatcherCLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    # ---------------------------------------------------------------------------- the commands
+
     def fit(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Train, and show the recall of the untrained model above that of the best checkpoint."""
-        if self._get(self.config_init, "trainer").fast_dev_run:
+        if self._options.trainer.fast_dev_run:
             self._load_initial_weights()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             return
-        rows = {}
-        with self._exit_on_signal(), self._discard_on_error():
+        rows: dict[str, Measured] = {}
+        with self._run_in_its_folder():
             datamodule.trainer = self.trainer  # knows the number of processes
             datamodule.setup("fit")  # training data at fault is found before anything is measured
             steps_before = 0
             if ckpt_path is not None:
-                checkpoint = read_checkpoint(Path(ckpt_path), "ckpt_path", type(model))
-                check_same_data(checkpoint, Path(ckpt_path), datamodule)
+                checkpoint = read_checkpoint(ckpt_path, "ckpt_path", type(model))
+                check_same_data(checkpoint, ckpt_path, datamodule)
                 steps_before = checkpoint["global_step"]
-            initial = self._load_initial_weights()
+                if not self._options.exact_resume:
+                    rank_zero_warn(
+                        "exact_resume is false: Lightning resumes, with the options of the "
+                        "checkpoint's optimizer"
+                    )
+            self._load_initial_weights()
             if self._measures_untrained(default=ckpt_path is None):
+                name = "untrained" if self._options.init_from is None else "initial"
                 with isolate_rng():  # training is the same with and without
-                    rows["initial" if initial else "untrained"] = self._measure("validate")
+                    rows[name] = self._measure("validate")
             start = time.monotonic()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             minutes = (time.monotonic() - start) / 60
-        self._report_result(steps_before)
+        self._report_training(steps_before)
         best = self.checkpoint.best_model_path if self.checkpoint else ""
-        with self._exit_on_signal(), self._without_loggers():
+        with self._run_in_its_folder(), self._without_loggers():
             rows["trained"] = self._measure("validate", best or None)
-        self._write_skipped()
-        self._report(rows, "val")
+        self._report(rows)
         rank_zero_only(print)(f"training took {minutes:.1f} minutes")
-
-    def _load_initial_weights(self) -> bool:
-        """Those of ``init_from``, if it is given."""
-        options = self.config[self.subcommand]
-        if options.init_from is None:
-            return False
-        path, strict = Path(options.init_from), options.init_strict
-        checkpoint = read_checkpoint(path, "init_from", type(self.model) if strict else None)
-        complete_embeddings(self.model, self.datamodule)
-        load_initial_weights(path, checkpoint, self.model, self.datamodule, strict=strict)
-        return True
 
     def validate(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Measure recall on the validation split."""
@@ -293,9 +300,19 @@ class MatcherCLI(LightningCLI):
         """Measure recall on the test split."""
         self._evaluate("test", ckpt_path)
 
+    def _evaluate(self, command: Literal["validate", "test"], ckpt_path: str | None) -> None:
+        rows = {}
+        with self._run_in_its_folder():
+            if self._measures_untrained(default=False) and ckpt_path is not None:
+                with self._without_loggers():
+                    rows["untrained"] = self._measure(command)
+            label = "untrained" if ckpt_path is None else "trained"
+            rows[label] = self._measure(command, ckpt_path)
+        self._report(rows)
+
     def predict(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
-        with self._exit_on_signal(), self._discard_on_error():
+        with self._run_in_its_folder():
             if self.trainer.world_size > 1:
                 raise InputError(f"predict takes one process, got {self.trainer.world_size}")
             parts = self.trainer.predict(
@@ -308,18 +325,30 @@ class MatcherCLI(LightningCLI):
                 untrained = ", of an untrained model" if ckpt_path is None else ""
                 print(f"\nencodings: {path}{untrained}")
 
-    def _evaluate(self, command: str, ckpt_path: str | None) -> None:
-        rows = {}
-        with self._exit_on_signal(), self._discard_on_error():
-            if self._measures_untrained(default=False) and ckpt_path is not None:
-                with self._without_loggers():
-                    rows["untrained"] = self._measure(command)
-            label = "untrained" if ckpt_path is None else "trained"
-            rows[label] = self._measure(command, ckpt_path)
-        self._write_skipped()
-        self._report(rows, STAGES[command])
+    # -------------------------------------------------------------------------------- their parts
 
-    def _report_result(self, steps_before: int) -> None:
+    @property
+    def _options(self) -> Any:
+        return self.config[self.subcommand]
+
+    def _load_initial_weights(self) -> None:
+        if (path := self._options.init_from) is not None:
+            strict = self._options.init_strict
+            checkpoint = read_checkpoint(path, "init_from", type(self.model) if strict else None)
+            complete_embeddings(self.model, self.datamodule)
+            load_initial_weights(path, checkpoint, self.model, self.datamodule, strict=strict)
+
+    def _measures_untrained(self, *, default: bool) -> bool:
+        chosen = self._options.untrained
+        return default if chosen is None else bool(chosen)
+
+    def _measure(
+        self, command: Literal["validate", "test"], ckpt_path: str | None = None
+    ) -> Measured:
+        parts = (self.trainer, self.model, self.datamodule)
+        return measure(*parts, command, ckpt_path=ckpt_path, folder=self.run_folder)
+
+    def _report_training(self, steps_before: int) -> None:
         """Say if nothing was trained, and where the weights are, if not in ``best.ckpt``."""
         report, trainer = rank_zero_only(print), self.trainer
         if trainer.global_step == steps_before:
@@ -336,44 +365,17 @@ class MatcherCLI(LightningCLI):
                 why = "checkpoint.save_top_k is 0"
             report(f"there is no best.ckpt ({why}); the weights at the end are in {self.last.path}")
 
-    def _measures_untrained(self, *, default: bool) -> bool:
-        chosen = self.config[self.subcommand].untrained
-        return default if chosen is None else bool(chosen)
-
-    def _measure(self, command: str, ckpt_path: str | None = None) -> dict[str, float]:
-        run = getattr(self.trainer, command)
-        results: list[Mapping[str, float]] = run(
-            self.model,
-            datamodule=self.datamodule,
-            ckpt_path=ckpt_path,
-            verbose=False,
-            weights_only=True,
-        )
-        if self.trainer.received_sigterm:
-            raise SIGTERMException  # Lightning only notes it while it evaluates
-        self.evaluated_on = evaluated_on(self.trainer, self.model, ckpt_path, self.run_folder)
-        front = f"{STAGES[command]}/"
-        return {
-            name.removeprefix(front): value
-            for result in results
-            for name, value in result.items()
-            if name.startswith(front)
-        }
-
-    def _write_skipped(self) -> None:
-        write = getattr(self.datamodule, "write_skipped", None)
-        if write is not None and (path := write(self.run_folder)) is not None:
+    def _report(self, rows: dict[str, Measured]) -> None:
+        """Print the table of recall and write the last row of it to ``metrics.json``."""
+        if (path := self.datamodule.write_skipped(self.run_folder)) is not None:
             print(f"skipped images: {path}")
-
-    def _report(self, rows: dict[str, dict[str, float]], stage: str) -> None:
-        rows = {name: metrics for name, metrics in rows.items() if metrics}
-        if not rows or not self.trainer.is_global_zero:
-            return
-        print(f"\n{self.evaluated_on}\n\n{recall_table(rows)}")
-        if self.run_folder is not None:
-            path = self.run_folder / "metrics.json"
-            write_metrics(path, list(rows.values())[-1], stage, self.evaluated_on)
-            print(f"\nrun folder: {self.run_folder}")
+        rows = {name: measured for name, measured in rows.items() if measured.recall}
+        if rows and self.trainer.is_global_zero:
+            recall, about = list(rows.values())[-1]
+            print(f"\n{about}\n\n{recall_table({n: one.recall for n, one in rows.items()})}")
+            if self.run_folder is not None:
+                write_metrics(self.run_folder / "metrics.json", recall, about.split, about)
+                print(f"\nrun folder: {self.run_folder}")
 
     def _announce(self, *_: Any) -> None:
         # Not earlier: all processes have read their checkpoint, where `latest` may lead to it.
@@ -389,9 +391,12 @@ class MatcherCLI(LightningCLI):
         finally:
             self.trainer.loggers = loggers
 
-    def _exit_on_signal(self) -> AbstractContextManager[None]:
-        last = self.last.path if self.last is not None else None
-        return exit_on_signal(self.trainer, last)
+    @contextmanager
+    def _run_in_its_folder(self) -> Iterator[None]:
+        """End well on a signal, and take the folder back where nothing came of the run."""
+        last = None if self.last is None else self.last.path
+        with exit_on_signal(self.trainer, last), self._discard_on_error():
+            yield
 
     @contextmanager
     def _discard_on_error(self) -> Iterator[None]:

@@ -17,6 +17,9 @@ OPTIONS = {
     "do not are listed and left out.",
     "untrained": "Whether the untrained model is measured too (fit, validate, test), or encodes "
     "where there is no checkpoint (predict). Where null, fit alone measures it, unless it resumes.",
+    "exact_resume": "Whether a run that is resumed is bit for bit the one that was not stopped. "
+    "Where false, it resumes as Lightning does: changed options of the optimizer are ignored, "
+    "random numbers are new, and all processes draw the same dropout.",
     "help_trainer": "Show the options of Lightning's Trainer and of the checkpoints.",
     "help": "Show this.",
 }

@@ -24,6 +24,7 @@ from itmkit.training.batch_norm import BatchNormSync
 from itmkit.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from itmkit.training.initial_weights import load_initial_weights
 from itmkit.training.loggers import Curves, MetricsTable
+from itmkit.training.measure import Measured, measure
 from itmkit.training.progress import RunProgressBar
 from itmkit.training.resume import ExactResume
 from itmkit.training.run_record import RunRecord
@@ -36,10 +37,12 @@ __all__ = [
     "Curves",
     "ExactResume",
     "LastCheckpoint",
+    "Measured",
     "MetricsTable",
     "RunProgressBar",
     "RunRecord",
     "StopOnSignal",
     "exit_on_signal",
     "load_initial_weights",
+    "measure",
 ]

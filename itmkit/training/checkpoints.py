@@ -79,14 +79,14 @@ class LastCheckpoint(Checkpoint):
             raise InputError(
                 f"every_n_train_steps is {every_n_train_steps}; expected 1 or more, or null"
             )
-        self.dirpath = None if dirpath is None else user_path(dirpath)
+        self.dirpath = dirpath
         self._period = every_n_train_steps
         self._saved = (0, 0)  # steps and batches at the last save
 
     @property
     def path(self) -> Path:
         """Of the checkpoint, whether it is there or not."""
-        return (self.dirpath or Path("checkpoints")) / "last.ckpt"
+        return user_path(self.dirpath or "checkpoints") / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.dirpath is None:

@@ -1,0 +1,29 @@
+"""``itmkit fit | validate | test | predict``: their words are checked before slow imports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from itmkit.cli import COMMANDS
+from itmkit.cli.arguments import check_words
+from itmkit.cli.help import asked_help
+
+
+def _run(command: str, words: Sequence[str]) -> None:
+    check_words(words)
+    if text := asked_help(command, words, COMMANDS[command].help):
+        print(text)
+        return
+    from itmkit.cli.matcher_cli import MatcherCLI
+    from itmkit.data import ImageTextData
+    from itmkit.distributed import leave
+    from itmkit.systems import Matcher
+
+    MatcherCLI(Matcher, ImageTextData, [command, *words])
+    leave()
+
+
+fit, validate, test, predict = (
+    partial(_run, command) for command in ("fit", "validate", "test", "predict")
+)
