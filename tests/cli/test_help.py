@@ -6,7 +6,7 @@ import pytest
 from tiny_cli import refused
 
 from itmkit.checks import InputError
-from itmkit.cli import MATCHER_COMMANDS, main
+from itmkit.cli import main
 from itmkit.cli.help import class_help
 from itmkit.cli.options import OPTIONS, SECTIONS
 from itmkit.configs import config_names, load_config
@@ -21,7 +21,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", MATCHER_COMMANDS)
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, command, "--help")
     lines = text.splitlines()
