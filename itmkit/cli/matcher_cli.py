@@ -8,31 +8,25 @@ always wins over what a checkpoint remembers.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities import rank_zero_only
 
 from itmkit.checks import InputError
 from itmkit.cli.arguments import composed, split_options
 from itmkit.cli.cpu_precision import precision_on_cpu
 from itmkit.cli.matcher_parser import MatcherParser
 from itmkit.cli.quiet import quieten_lightning
-from itmkit.files import atomic_write, user_path, write_text
+from itmkit.files import user_path, write_text
 from itmkit.pretrained import weights_follow
-from itmkit.retrieval import Gallery, recall_table, write_metrics
-from itmkit.systems.vocabulary import complete_embeddings
 from itmkit.training import (
     AtomicCheckpointIO,
     BatchNormSync,
@@ -40,17 +34,13 @@ from itmkit.training import (
     Curves,
     ExactResume,
     LastCheckpoint,
-    Measured,
     MetricsTable,
+    Run,
     RunProgressBar,
     RunRecord,
     StopOnSignal,
-    exit_on_signal,
-    load_initial_weights,
-    measure,
 )
 from itmkit.training.checkpoint_files import (
-    check_same_data,
     checkpoint_file,
     config_of,
     read_checkpoint,
@@ -58,7 +48,7 @@ from itmkit.training.checkpoint_files import (
 from itmkit.training.run_folder import (
     check_name,
     claim,
-    discard,
+    discarded_on_error,
     note_job,
     point_latest_to,
     requeued_from,
@@ -199,7 +189,7 @@ class MatcherCLI(LightningCLI):
                 arguments["save_dir"] = str(self.run_folder)
 
     def instantiate_classes(self) -> None:
-        with self._discard_on_error():
+        with discarded_on_error(self.run_folder, self.runs):
             with self._weights_that_follow():
                 super().instantiate_classes()
             self.model.model_config = self.plain_config["model"]
@@ -222,8 +212,6 @@ class MatcherCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options, folder = self._get(self.config_init, "trainer"), self.run_folder
         callbacks = _as_list(options.callbacks)
-        self.checkpoint: BestCheckpoint | None = None
-        self.last: LastCheckpoint | None = None
         if self.subcommand == "fit":
             if self._get(self.config_init, "exact_resume"):
                 callbacks.append(ExactResume(self.plain_config))
@@ -236,9 +224,7 @@ class MatcherCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
             callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         elif options.enable_checkpointing is not False:
-            self.checkpoint = self._get(self.config_init, "checkpoint")
-            self.last = self._get(self.config_init, "last")
-            callbacks += [self.checkpoint, self.last]
+            callbacks += [self._get(self.config_init, name) for name in ("checkpoint", "last")]
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if options.enable_progress_bar is not False and not bars:
             callbacks.append(RunProgressBar())
@@ -255,159 +241,39 @@ class MatcherCLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
-    # ---------------------------------------------------------------------------- the commands
-
-    def fit(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+    def fit(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:
         """Train, and show the recall of the untrained model above that of the best checkpoint."""
-        if self._options.trainer.fast_dev_run:
-            self._load_initial_weights()
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-            return
-        rows: dict[str, Measured] = {}
-        with self._run_in_its_folder():
-            datamodule.trainer = self.trainer  # knows the number of processes
-            datamodule.setup("fit")  # training data at fault is found before anything is measured
-            steps_before = 0
-            if ckpt_path is not None:
-                checkpoint = read_checkpoint(ckpt_path, "ckpt_path", type(model))
-                check_same_data(checkpoint, ckpt_path, datamodule)
-                steps_before = checkpoint["global_step"]
-                if not self._options.exact_resume:
-                    rank_zero_warn(
-                        "exact_resume is false: Lightning resumes, with the options of the "
-                        "checkpoint's optimizer"
-                    )
-            self._load_initial_weights()
-            if self._measures_untrained(default=ckpt_path is None):
-                name = "untrained" if self._options.init_from is None else "initial"
-                with isolate_rng():  # training is the same with and without
-                    rows[name] = self._measure("validate")
-            start = time.monotonic()
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-            minutes = (time.monotonic() - start) / 60
-        self._report_training(steps_before)
-        best = self.checkpoint.best_model_path if self.checkpoint else ""
-        with self._run_in_its_folder(), self._without_loggers():
-            rows["trained"] = self._measure("validate", best or None)
-        self._report(rows)
-        rank_zero_only(print)(f"training took {minutes:.1f} minutes")
+        options = self.config[self.subcommand]
+        self._run.fit(
+            ckpt_path,
+            init_from=options.init_from,
+            init_strict=options.init_strict,
+            untrained=options.untrained,
+        )
 
-    def validate(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+    def validate(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:
         """Measure recall on the validation split."""
-        self._evaluate("validate", ckpt_path)
+        untrained = bool(self.config[self.subcommand].untrained)
+        self._run.evaluate("validate", ckpt_path, untrained=untrained)
 
-    def test(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+    def test(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:
         """Measure recall on the test split."""
-        self._evaluate("test", ckpt_path)
+        untrained = bool(self.config[self.subcommand].untrained)
+        self._run.evaluate("test", ckpt_path, untrained=untrained)
 
-    def _evaluate(self, command: Literal["validate", "test"], ckpt_path: str | None) -> None:
-        rows = {}
-        with self._run_in_its_folder():
-            if self._measures_untrained(default=False) and ckpt_path is not None:
-                with self._without_loggers():
-                    rows["untrained"] = self._measure(command)
-            label = "untrained" if ckpt_path is None else "trained"
-            rows[label] = self._measure(command, ckpt_path)
-        self._report(rows)
-
-    def predict(self, model: LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+    def predict(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
-        with self._run_in_its_folder():
-            if self.trainer.world_size > 1:
-                raise InputError(f"predict takes one process, got {self.trainer.world_size}")
-            parts = self.trainer.predict(
-                model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True
-            )
-            if self.run_folder is not None:
-                path = self.run_folder / "encodings.pt"
-                with atomic_write(path) as file:
-                    torch.save(_plain(Gallery.cat(cast(list[Gallery], parts))), file)
-                untrained = ", of an untrained model" if ckpt_path is None else ""
-                print(f"\nencodings: {path}{untrained}")
-
-    # -------------------------------------------------------------------------------- their parts
+        self._run.predict(ckpt_path)
 
     @property
-    def _options(self) -> Any:
-        return self.config[self.subcommand]
-
-    def _load_initial_weights(self) -> None:
-        if (path := self._options.init_from) is not None:
-            strict = self._options.init_strict
-            checkpoint = read_checkpoint(path, "init_from", type(self.model) if strict else None)
-            complete_embeddings(self.model, self.datamodule)
-            load_initial_weights(path, checkpoint, self.model, self.datamodule, strict=strict)
-
-    def _measures_untrained(self, *, default: bool) -> bool:
-        chosen = self._options.untrained
-        return default if chosen is None else bool(chosen)
-
-    def _measure(
-        self, command: Literal["validate", "test"], ckpt_path: str | None = None
-    ) -> Measured:
-        parts = (self.trainer, self.model, self.datamodule)
-        return measure(*parts, command, ckpt_path=ckpt_path, folder=self.run_folder)
-
-    def _report_training(self, steps_before: int) -> None:
-        """Say if nothing was trained, and where the weights are, if not in ``best.ckpt``."""
-        report, trainer = rank_zero_only(print), self.trainer
-        if trainer.global_step == steps_before:
-            report(
-                f"nothing was trained: the run was at step {steps_before} already "
-                f"(trainer.max_epochs {trainer.max_epochs}, max_steps {trainer.max_steps})"
-            )
-        if self.last is None or self.checkpoint is None:
-            report("the weights are not saved: trainer.enable_checkpointing is false")
-        elif not self.checkpoint.best_model_path:
-            validated = any(name.startswith("val/") for name in trainer.callback_metrics)
-            why = f"{self.checkpoint.monitor} was not logged" if validated else "no validation ran"
-            if self.checkpoint.save_top_k == 0:
-                why = "checkpoint.save_top_k is 0"
-            report(f"there is no best.ckpt ({why}); the weights at the end are in {self.last.path}")
-
-    def _report(self, rows: dict[str, Measured]) -> None:
-        """Print the table of recall and write the last row of it to ``metrics.json``."""
-        if (path := self.datamodule.write_skipped(self.run_folder)) is not None:
-            print(f"skipped images: {path}")
-        rows = {name: measured for name, measured in rows.items() if measured.recall}
-        if rows and self.trainer.is_global_zero:
-            recall, about = list(rows.values())[-1]
-            print(f"\n{about}\n\n{recall_table({n: one.recall for n, one in rows.items()})}")
-            if self.run_folder is not None:
-                write_metrics(self.run_folder / "metrics.json", recall, about.split, about)
-                print(f"\nrun folder: {self.run_folder}")
+    def _run(self) -> Run:
+        return Run(self.trainer, self.model, self.datamodule, self.run_folder, self.runs)
 
     def _announce(self, *_: Any) -> None:
         # Not earlier: all processes have read their checkpoint, where `latest` may lead to it.
         if self.run_folder is not None:
             point_latest_to(self.run_folder)
             print(f"run folder: {self.run_folder}")
-
-    @contextmanager
-    def _without_loggers(self) -> Iterator[None]:
-        loggers, self.trainer.loggers = self.trainer.loggers, []
-        try:
-            yield
-        finally:
-            self.trainer.loggers = loggers
-
-    @contextmanager
-    def _run_in_its_folder(self) -> Iterator[None]:
-        """End well on a signal, and take the folder back where nothing came of the run."""
-        last = None if self.last is None else self.last.path
-        with exit_on_signal(self.trainer, last), self._discard_on_error():
-            yield
-
-    @contextmanager
-    def _discard_on_error(self) -> Iterator[None]:
-        """Take the run's folder back if an error comes before the first training step."""
-        try:
-            yield
-        except BaseException:
-            trainer = getattr(self, "trainer", None)
-            if self.run_folder is not None and (trainer is None or trainer.global_step == 0):
-                discard(self.run_folder, upto=self.runs)
-            raise
 
 
 def _is_first_process(num_nodes: int) -> bool:
@@ -420,11 +286,6 @@ def _is_first_process(num_nodes: int) -> bool:
 def _system(options: Any) -> type:
     """The class of the system that options name, which they were checked against."""
     return cast(type, locate(options.model.class_path))
-
-
-def _plain(gallery: Gallery) -> dict[str, Any]:
-    """Tensors and dictionaries only, so that ``torch.load(…, weights_only=True)`` reads it."""
-    return {**vars(gallery), "images": gallery.images.items(), "texts": gallery.texts.items()}
 
 
 def _as_list(value: Any) -> list[Any]:

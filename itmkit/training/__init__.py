@@ -27,6 +27,7 @@ from itmkit.training.loggers import Curves, MetricsTable
 from itmkit.training.measure import Measured, measure
 from itmkit.training.progress import RunProgressBar
 from itmkit.training.resume import ExactResume
+from itmkit.training.run import Run
 from itmkit.training.run_record import RunRecord
 from itmkit.training.signals import StopOnSignal, exit_on_signal
 
@@ -39,6 +40,7 @@ __all__ = [
     "LastCheckpoint",
     "Measured",
     "MetricsTable",
+    "Run",
     "RunProgressBar",
     "RunRecord",
     "StopOnSignal",

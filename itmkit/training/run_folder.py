@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -73,6 +74,25 @@ def discard(folder: Path, *, upto: Path) -> None:
             parent.rmdir()
             if parent == upto:
                 break
+
+
+@contextmanager
+def discarded_on_error(
+    folder: Path | None, upto: Path | None, began: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Remove a run's folder where an error comes before it began, see :func:`discard`.
+
+    Args:
+        folder: of the run; None: nothing is removed.
+        upto: the folder of all runs; None: ``folder`` alone is removed.
+        began: whether there is something to keep, asked after an error.
+    """
+    try:
+        yield
+    except BaseException:
+        if folder is not None and not began():
+            discard(folder, upto=upto or folder.parent)
+        raise
 
 
 def point_latest_to(folder: Path) -> None:
