@@ -45,7 +45,7 @@ _ATTRIBUTES: dict[type, tuple[str, ...]] = {
     _FitLoop: ("_data_fetcher",),
     _TrainingEpochLoop: ("_batches_that_stepped",),
     _EvaluationLoop: ("_restart_stage",),
-    _Loop: ("_restarting",),
+    _Loop: ("_restarting", "_resuming_from_checkpoint"),
     DDPStrategy: ("_pl_static_graph_delay_done",),
     _SignalConnector: ("received_sigterm",),
 }
@@ -139,6 +139,14 @@ def restart_epoch_anew(trainer: Trainer) -> None:
     fit = trainer.fit_loop
     fit._restarting = fit.epoch_loop.restarting = False
     fit.reset_restart_stage()
+
+
+def draw_order_again(trainer: Trainer) -> None:
+    """Let a resumed run, at the start of an epoch, ask the loader for its batches as others do.
+
+    Lightning asks when it sets the data up, before callbacks have restored the random numbers.
+    """
+    trainer.fit_loop._resuming_from_checkpoint = False
 
 
 def restart_whole_validation(trainer: Trainer) -> None:

@@ -22,7 +22,9 @@ BLOCKS = re.findall(r"```python\n(.+?)```", (ROOT / "docs/extend.md").read_text(
 def test_blocks_of_extend(block: str, tmp_path: Path) -> None:
     (tmp_path / "block.py").write_text(block)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, tmp_path / "block.py"], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, tmp_path / "block.py"], check=True, env=environment, cwd=tmp_path
+    )
 
 
 def test_own_system_is_trained_by_the_command_line(

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from itmkit._internals import (
     accumulates,
+    draw_order_again,
     logged_step,
     metrics_to_log,
     restart_epoch_anew,
@@ -218,6 +219,8 @@ def _begin_next_epoch(trainer: Trainer) -> None:
         for one in counts:
             one.completed = one.processed
         restart_epoch_anew(trainer)
+    if not fit.restarting:
+        draw_order_again(trainer)
 
 
 def _constructor_arguments(callback: Callback) -> dict[str, Any]:

@@ -49,12 +49,16 @@ class Stop(Callback):
 
 def trainer_of(*callbacks: Callback, **options: Any) -> Trainer:
     """On the CPU, and nothing written; one process and one epoch unless told otherwise."""
-    options = {"max_epochs": 1, "accelerator": "cpu", "devices": 1} | options
+    options = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "devices": 1,
+        "enable_checkpointing": False,
+    } | options
     return Trainer(
         **options,
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -20,10 +20,11 @@ import pytest
 import torch
 from commands import Command, Ended, Kill, run_command
 from lightning.pytorch import LightningModule, seed_everything
-from stopped_runs import Batches, Stop, assert_equal, snapshot, trainer_of
+from stopped_runs import BATCHES, Batches, Stop, assert_equal, snapshot, trainer_of
 from tiny_runs import differences, everything, load, rows, runs, write_config
+from torch.utils.data import DataLoader, TensorDataset
 
-from itmkit.training.resume import ExactResume
+from itmkit.training import ExactResume, LastCheckpoint
 
 LAST = "runs/tiny/latest/checkpoints/last.ckpt"
 EVERY_TWO = ("--last.every_n_train_steps", "2")
@@ -417,3 +418,19 @@ def test_gradients_of_another_number_of_processes_are_averaged(tmp_path: Path) -
     torch.save(content, path)
     train(rest, ckpt_path=path, accumulate_grad_batches=2)
     assert_equal(snapshot(rest), snapshot(whole))
+
+
+def test_a_plain_module_and_loader_resume_exactly_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    def fit(folder: str, *epochs: int) -> dict[str, torch.Tensor]:
+        module = Dropping()
+        for max_epochs in epochs:
+            seed_everything(1)
+            module, last = Dropping(), LastCheckpoint(dirpath=tmp_path / folder)
+            trainer = trainer_of(
+                ExactResume(), last, max_epochs=max_epochs, enable_checkpointing=True
+            )
+            loader = DataLoader(TensorDataset(BATCHES.flatten(0, 1)), 3, shuffle=True)
+            trainer.fit(module, loader, ckpt_path=last.path if last.path.is_file() else None)
+        return snapshot(module)
+
+    assert_equal(fit("cut", 1, 2, 3), fit("whole", 3))
