@@ -11,7 +11,7 @@ import itmkit
 from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail, report_user_errors
 
-#: name of a command → what it does in one line, and its ``module:function``, which is imported when
+#: name of a command → what it does in one line, and its ``module:function`` in here, imported when
 #: it is called, with the words behind the command
 COMMANDS = {
     "fit": (

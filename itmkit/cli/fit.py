@@ -12,7 +12,7 @@ from itmkit.cli.help import asked_help
 
 def _run(command: str, words: Sequence[str]) -> None:
     check_words(words)
-    if text := asked_help(command, words, COMMANDS[command].help):
+    if text := asked_help(command, words, COMMANDS[command][0]):
         print(text)
         return
     from itmkit.cli.matcher_cli import MatcherCLI
