@@ -12,10 +12,10 @@ import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loops.evaluation_loop import RestartStage, _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from itmkit.files import atomic_write
 
 Handler = Callable[[int, Any], None]
+Kind = TypeVar("Kind", bound=Callback)
 
 _METHODS: dict[type, tuple[str, ...]] = {
     _SignalConnector: ("_sigterm_notifier_fn", "_slurm_sigusr_handler_fn"),
@@ -67,6 +68,11 @@ if _missing := missing_internals():
         f"lightning {lightning.__version__} has no {', '.join(_missing)}; "
         "expected a version that itmkit was written for (see its dependencies)"
     )
+
+
+def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    """The callbacks of a kind; their list is an attribute that no annotation of a Trainer names."""
+    return [one for one in vars(trainer)["callbacks"] if isinstance(one, kind)]
 
 
 # ------------------------------------------------------------------------------------- signals

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import SWALR
 
+from itmkit._internals import callbacks_of
 from itmkit.checks import InputError, TimeUnit, check_count, check_share
 
 
@@ -193,8 +194,7 @@ def run_length(trainer: Trainer, unit: TimeUnit) -> int | None:
         return None if length == math.inf else int(length)
     if not batches or most == epochs == math.inf:
         return None
-    callbacks: list[Callback] = vars(trainer)["callbacks"]  # an attribute no annotation names
-    accumulated = [c for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
+    accumulated = callbacks_of(trainer, GradientAccumulationScheduler)
     steps = epoch = 0
     while epoch < epochs and steps < most:
         at_once = trainer.accumulate_grad_batches

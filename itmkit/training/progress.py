@@ -7,9 +7,11 @@ import sys
 from time import monotonic
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from itmkit._internals import callbacks_of
 
 
 class RunProgressBar(TQDMProgressBar):
@@ -87,8 +89,7 @@ class RunProgressBar(TQDMProgressBar):
 
     def remaining(self, trainer: Trainer) -> float | None:
         """Seconds that the run still takes; None where that cannot be told."""
-        callbacks: list[Callback] = vars(trainer)["callbacks"]  # an attribute no annotation names
-        left = [one.time_remaining() for one in callbacks if isinstance(one, Timer)]
+        left = [one.time_remaining() for one in callbacks_of(trainer, Timer)]
         step, total, first = trainer.global_step, _total_steps(trainer), self._first_step
         if total is not None and step > first:
             done = self._validations[self._validations_before :]

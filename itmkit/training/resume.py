@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from itmkit._internals import (
     accumulates,
+    callbacks_of,
     draw_order_again,
     logged_step,
     metrics_to_log,
@@ -148,11 +149,10 @@ class ExactResume(Callback):
         if trainer.state.fn != "fit":
             return
         self._resumed, self._checkpoint = checkpoint.get(KEY), checkpoint
-        callbacks: list[Callback] = cast(Any, trainer).callbacks
+        callbacks = callbacks_of(trainer, Callback)
         self._arguments = {one: _constructor_arguments(one) for one in callbacks}
-        for timer in callbacks:
-            if isinstance(timer, Timer):
-                checkpoint["callbacks"].pop(timer.state_key, None)
+        for timer in callbacks_of(trainer, Timer):
+            checkpoint["callbacks"].pop(timer.state_key, None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._configured = describe(trainer, pl_module)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from itmkit._internals import callbacks_of
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.files import atomic_write
@@ -80,13 +81,8 @@ class Run:
     ) -> None:
         self.trainer, self.model, self.data = trainer, model, data
         self.folder, self.runs = folder, runs
-        self.best, self.last, self.exact = (
-            self._callback(kind) for kind in (BestCheckpoint, LastCheckpoint, ExactResume)
-        )
-
-    def _callback(self, kind: type[Callback]) -> Any:
-        callbacks: list[Callback] = vars(self.trainer)["callbacks"]
-        return next((one for one in callbacks if isinstance(one, kind)), None)
+        self.best = next(iter(callbacks_of(trainer, BestCheckpoint)), None)
+        self.last = next(iter(callbacks_of(trainer, LastCheckpoint)), None)
 
     def fit(
         self,
@@ -116,7 +112,7 @@ class Run:
                 checkpoint = read_checkpoint(ckpt_path, "ckpt_path", type(self.model))
                 check_same_data(checkpoint, ckpt_path, self.data)
                 steps_before = checkpoint["global_step"]
-                if self.exact is None:
+                if not callbacks_of(self.trainer, ExactResume):
                     rank_zero_warn(
                         "exact_resume is false: the run resumes as Lightning does, with the "
                         "options of the checkpoint's optimizer"
@@ -142,7 +138,9 @@ class Run:
             return rows
         self._report_training(steps_before)
         with self._guarded(), self._without_loggers():
-            rows["trained"] = self._measure("validate", getattr(self.best, "best_model_path", None))
+            rows["trained"] = self._measure(
+                "validate", self.best.best_model_path if self.best else None
+            )
         self._report(rows)
         rank_zero_only(print)(f"training took {minutes:.1f} minutes")
         return rows

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itmkit._internals import (
+    callbacks_of,
     note_sigterm,
     set_signal_handlers,
     share_no_sigterm,
@@ -162,8 +163,7 @@ def exit_on_signal(trainer: Trainer, last: Path | None = None) -> Iterator[None]
     try:
         yield
     except SystemExit as stop:  # Lightning's answer to SIGTERM and Ctrl-C
-        callbacks: list[Callback] = vars(trainer)["callbacks"]  # an attribute no annotation names
-        interrupted = any(isinstance(c, StopOnSignal) and c.interrupted for c in callbacks)
+        interrupted = any(one.interrupted for one in callbacks_of(trainer, StopOnSignal))
         if isinstance(stop, SIGTERMException):
             ended_by = signal.SIGINT if interrupted else signal.SIGTERM
         elif isinstance(stop.__context__, KeyboardInterrupt):
