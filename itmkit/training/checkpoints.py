@@ -89,6 +89,7 @@ class LastCheckpoint(Checkpoint):
         return user_path(self.dirpath or "checkpoints") / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.dirpath = trainer.strategy.broadcast(self.dirpath)  # that of the first process
         if self.dirpath is None:
             self.dirpath = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
