@@ -117,10 +117,8 @@ class MatcherCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and find the checkpoint to start from."""
         self.config = parser.parse_args(args)
-
-    def _parse_ckpt_path(self) -> None:
-        # Lightning would let the checkpoint's hyper-parameters override the command line here.
         command, options = self.config.subcommand, self.config[self.config.subcommand]
         given = self._given.keys() & {"ckpt_path", "init_from"}
         if command != "fit":
@@ -144,6 +142,8 @@ class MatcherCLI(LightningCLI):
             options.ckpt_path = str(path)
         elif options.init_from is not None:
             options.init_from = str(checkpoint_file(options.init_from, "init_from"))
+        # Lightning would let the checkpoint's hyper-parameters override the command line now.
+        self._ckpt_path, options.ckpt_path = options.ckpt_path, None
 
     @staticmethod
     def _with_config_of_the_run(words: list[str]) -> list[str]:
@@ -159,6 +159,7 @@ class MatcherCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Claim the folder of the run, and let loggers write there that would write just here."""
         options = self.config[self.subcommand]
+        options.ckpt_path = self._ckpt_path
         if options.name is None:
             system = options.model.class_path.rpartition(".")[2].lower()
             options.name = "-".join([system, *self.config_stems])
@@ -177,8 +178,8 @@ class MatcherCLI(LightningCLI):
                 read_checkpoint(last, "ckpt_path", _system(options))
                 options.ckpt_path, options.init_from = str(last), None
                 rank_zero_only(print)(f"requeued: going on from {last}")
-        self._config_text = self._parser(self.subcommand).dump(options, skip_unset=False)
-        self.plain_config: dict[str, Any] = yaml.safe_load(self._config_text)
+        whole = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        self.plain_config: dict[str, Any] = whole[self.subcommand]
         if options.trainer.fast_dev_run or not _is_first_process(options.trainer.num_nodes):
             return
         suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
@@ -194,7 +195,8 @@ class MatcherCLI(LightningCLI):
                 super().instantiate_classes()
             self.model.model_config = self.plain_config["model"]
             if self.run_folder is not None:
-                write_text(self.run_folder / "config.yaml", self._config_text)
+                text = yaml.safe_dump(self.plain_config, sort_keys=False, allow_unicode=True)
+                write_text(self.run_folder / "config.yaml", text)
                 note_job(self.run_folder)
 
     def _weights_that_follow(self) -> AbstractContextManager[None]:
@@ -210,10 +212,11 @@ class MatcherCLI(LightningCLI):
         return weights_follow(checkpoint.get("pretrained"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        options, folder = self._get(self.config_init, "trainer"), self.run_folder
+        made, folder = self.config_init[self.subcommand], self.run_folder
+        options = made.trainer
         callbacks = _as_list(options.callbacks)
         if self.subcommand == "fit":
-            if self._get(self.config_init, "exact_resume"):
+            if made.exact_resume:
                 callbacks.append(ExactResume(self.plain_config))
             callbacks.append(LambdaCallback(on_train_start=self._announce))
         callbacks += [RunRecord(folder, self.plain_config, self._command), StopOnSignal()]
@@ -224,7 +227,7 @@ class MatcherCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
             callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         elif options.enable_checkpointing is not False:
-            callbacks += [self._get(self.config_init, name) for name in ("checkpoint", "last")]
+            callbacks += [made.checkpoint, made.last]
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if options.enable_progress_bar is not False and not bars:
             callbacks.append(RunProgressBar())
