@@ -49,7 +49,14 @@ class Curves(TensorBoardLogger):
         beside: the metric of that curve.
 
     Example:
-        >>> trainer_loggers = [MetricsTable("runs/mine"), Curves("runs/mine", "val/loss")]
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     curves = Curves(folder, beside="val/loss")
+        ...     curves.log_hyperparams({"lr": 0.1})
+        ...     curves.log_metrics({"val/loss": 0.5}, step=3)
+        ...     curves.finalize("success")
+        ...     print(*os.listdir(folder))
+        events.out.tfevents...
     """
 
     def __init__(self, folder: str | Path, beside: str = "val/rsum") -> None:

@@ -157,17 +157,17 @@ def _refuse(change: Change, new: Mapping[str, Any]) -> None:
     """Raise where a change of the optimizer is none that a checkpoint can go on with."""
     name, old, now = change
     word = name.rpartition(".")[2]
-    if name in ("optimizer", "optimizer.weights"):
-        if word == "weights":
-            moved = sorted(set(old or ()) ^ set(now or ())) or now
-            told = f"{moved[0]} is in another parameter group of the optimizer than in the "
-            told += "checkpoint (model.lr_factors, and which weights are trained)"
-        else:
-            told = f"model.optimizer is {now}; the checkpoint was trained with {old}"
-        raise InputError(f"{told}: {INSTEAD}")
+    refused = f"model.{name} is {now}; the checkpoint was trained with {old}: {INSTEAD}"
+    if name == "optimizer.weights":
+        moved = (sorted(set(old or ()) ^ set(now or ())) or now)[0]
+        raise InputError(
+            f"{moved} is in another parameter group of the optimizer than in the checkpoint "
+            f"(model.lr_factors, and which weights are trained): {INSTEAD}"
+        )
     stateless = word == "momentum" and (old or "RMSprop" not in str(new["optimizer"]))
-    if name.startswith("optimizer.") and word in _NEED_STATE and not stateless:
-        raise InputError(f"model.{name} is {now}; the checkpoint was trained with {old}: {INSTEAD}")
+    other_state = name.startswith("optimizer.") and word in _NEED_STATE and not stateless
+    if name == "optimizer" or other_state:
+        raise InputError(refused)
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
