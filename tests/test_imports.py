@@ -18,6 +18,7 @@ LAYERS = {
     "retriever": 3,
     "training": 3,
     "testing": 3,
+    "frozen_features": 2,
     "index": 2,
     "systems": 2,
     "callbacks": 1,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from itmkit.checks import InputError, did_you_mean
 from itmkit.cli.options import OPTIONS, SECTIONS
 from itmkit.configs import config_names, config_path, load_config, merge
-from itmkit.configs.agreement import missing_values, with_option
+from itmkit.configs.agreement import missing_values, value_of, with_option
 from itmkit.configs.short_options import SHORT_OPTIONS, expanded
 
 
@@ -82,12 +83,26 @@ def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
             )
         config = with_option(config, name, value)
     added |= missing_values(config)
+    if words[0] == "fit" and config:
+        added |= _by_size(config, printing=any(name == "print_config" for name, _ in full))
     texts = {name: one if isinstance(one, str) else json.dumps(one) for name, one in added.items()}
     ordered = [*front, *full, *texts.items()]
     return [
         words[0],
         *(f"--{name}" if value is None else f"--{name}={value}" for name, value in ordered),
     ], [path.stem for path in paths]
+
+
+def _by_size(config: Mapping[str, Any], *, printing: bool) -> dict[str, Any]:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from itmkit.training.by_size import follows_size, values_by_size
+
+    if not follows_size(config) or (printing and value_of(config, "data.dataset.photos") is None):
+        return {}
+    found, chosen = values_by_size(config)
+    rank_zero_only(print)(chosen, file=sys.stderr)
+    return found
 
 
 def split_options(words: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -7,6 +7,7 @@ system, of a dataset, or another configuration. Files of a user may have ``bases
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ def config_path(name: str) -> Path:
 def load_config(name: str | Path) -> dict[str, Any]:
     """A configuration, merged with its ``bases``.
 
-    The bases are merged in their order, and the file itself last, see :func:`merge`. Values that
-    follow from others (:mod:`itmkit.configs.agreement`) are not filled in yet.
+    The bases are merged in their order, and the file itself last, see :func:`merge`; a file that
+    is a base of several comes once, where it is first. Values that follow from others
+    (:mod:`itmkit.configs.agreement`) are not filled in yet.
 
     Args:
         name: path of a file, or a name from :func:`config_names`.
@@ -74,7 +76,9 @@ def load_config(name: str | Path) -> dict[str, Any]:
         >>> load_config("mate/shapes")["trainer"]
         {'gradient_clip_val': 2.0, 'log_every_n_steps': 20, 'max_steps': 600}
     """
-    return _load(config_path(str(name)), ())
+    found: dict[Path, dict[str, Any]] = {}
+    _collect(config_path(str(name)), found, ())
+    return reduce(merge, found.values(), {})
 
 
 def merge(
@@ -139,17 +143,19 @@ def _shipped() -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
-def _load(path: Path, through: tuple[Path, ...]) -> dict[str, Any]:
+def _collect(path: Path, found: dict[Path, dict[str, Any]], through: tuple[Path, ...]) -> None:
+    """Add the bases of a file and then the file itself, each where it comes first."""
     if path in through:
         raise InputError(f"config '{path}' is among its own bases")
+    if path in found:
+        return
     content = _read(path)
     bases = content.pop("bases", [])
     if not isinstance(bases, list):
         raise InputError(f"config '{path}': bases is {bases!r}; expected a list of configurations")
-    merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, _load(config_path(str(base)), (*through, path)))
-    return merge(merged, content)
+        _collect(config_path(str(base)), found, (*through, path))
+    found[path] = content
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,17 +7,16 @@ A configuration is plain dictionaries here. Places in it are written as options 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 from itmkit.checks import InputError
-from itmkit.files import user_path
+from itmkit.files import read_json, user_path
 
 #: Groups of values that must be equal. Each line of a group is one value; of several places, the
 #: first that is given counts, and the last that its class has is where a missing value is filled
-#: in. ``length(x)`` and ``width(x)`` (of the features in a folder) are compared, never filled in.
+#: in. What a function gives, such as ``length(x)``, is compared and never filled in.
 AGREEING: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         (
@@ -39,7 +38,15 @@ AGREEING: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (
         ("model.image_encoder.in_dim", "model.image_encoder.encoder.in_dim"),
-        ("width(data.dataset.features)", "width(data.dataset.root)"),
+        (
+            "width(data.dataset.features)",
+            "width(data.dataset.root)",
+            "channels(data.image_model)",
+        ),
+    ),
+    (
+        ("model.text_encoder.in_dim", "model.text_encoder.encoder.in_dim"),
+        ("token_width(data.text_features)", "hidden_size(data.text_model)"),
     ),
     (
         (
@@ -175,7 +182,10 @@ def _given(config: Mapping[str, Any], places: tuple[str, ...]) -> tuple[str, Any
         function, _, option = place.rstrip(")").rpartition("(")
         value = value_of(config, option)
         if function and value is not None:
-            value = _FUNCTIONS[function](value)
+            try:
+                value = _FUNCTIONS[function](value)
+            except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError):
+                value = None  # what reads it says better what is wrong
         if value is not None and not isinstance(value, Mapping):
             return place, value
     return None
@@ -224,19 +234,47 @@ def _arguments(node: Any) -> Mapping[str, Any]:
 
 
 def _spoken(place: str) -> str:
-    function, _, inner = place.rstrip(")").rpartition("(")
-    return f"the {function} of {inner}" if function else place
+    function, _, option = place.rstrip(")").rpartition("(")
+    return f"the {function.replace('_', ' ')} of {option}" if function else place
 
 
 def _width(folder: Any) -> int | None:
+    """Width of the image features in a folder."""
     import numpy as np
 
-    for path in sorted(user_path(Path(folder)).glob("*_ims.npy")):
-        try:
-            return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[-1])
-        except (OSError, ValueError):  # told better by what reads the file
-            return None
-    return None
+    path = next(iter(sorted(user_path(folder).glob("*_ims.npy"))), None)
+    return None if path is None else int(np.load(path, mmap_mode="r").shape[-1])
 
 
-_FUNCTIONS = {"length": len, "width": _width}
+def _token_width(folder: Any) -> int | None:
+    """Width of a hidden state in a folder of token features."""
+    path = next(iter(sorted(user_path(folder).glob("*_tokens.json"))), None)
+    notes = {} if path is None else read_json(path)
+    return notes["shape"][1] // len(notes["layers"]) if notes else None
+
+
+def _channels(model: Any) -> int:
+    """Width of the features of a timm model."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        built: Any = timm.create_model(model, num_classes=0)
+    return int(built.num_features)
+
+
+def _hidden_size(model: Any) -> int:
+    """Width of a transformers model that is on this machine."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(user_path(model)), local_files_only=True)
+    return int(config.hidden_size)
+
+
+_FUNCTIONS: dict[str, Callable[[Any], int | None]] = {
+    "length": len,
+    "width": _width,
+    "token_width": _token_width,
+    "channels": _channels,
+    "hidden_size": _hidden_size,
+}

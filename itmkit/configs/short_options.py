@@ -36,20 +36,30 @@ SHORT_OPTIONS = {
         "Folder of stored image features, as `itmkit extract` and SCAN write them.",
         ("data.dataset.features", "data.dataset.root"),
     ),
+    "text_features": ShortOption(
+        "Folder of stored token features, as `itmkit extract --text_model` writes them.",
+        ("data.text_features",),
+    ),
     "text_model": ShortOption(
         "Text model: a name or folder of transformers, also for the tokenizer; or 'bigru', words "
         "from scratch.",
         _TEXT_MODELS,
     ),
     "text_checkpoint": ShortOption("The same: folder of a local text model.", _TEXT_MODELS),
-    "image_model": ShortOption("Backbone: a name that timm knows.", (f"{_IMAGE}.model_name",)),
-    "image_checkpoint": ShortOption("File with its weights.", (f"{_IMAGE}.checkpoint",)),
+    "image_model": ShortOption(
+        "Backbone: a name that timm knows.", ("data.image_model", f"{_IMAGE}.model_name")
+    ),
+    "image_checkpoint": ShortOption(
+        "File with its weights.", ("data.image_checkpoint", f"{_IMAGE}.checkpoint")
+    ),
     "image_checkpoint_by_order": ShortOption(
         "Whether they are matched by order and shape, not by name (true or false).",
-        (f"{_IMAGE}.checkpoint_by_order",),
+        ("data.image_checkpoint_by_order", f"{_IMAGE}.checkpoint_by_order"),
     ),
 }
-BIGRU = "itmkit.nn.BiGRU"
+BIGRU, TRANSFORMER, STORED = (
+    f"itmkit.nn.{name}" for name in ("BiGRU", "TransformerText", "StoredTokens")
+)
 
 
 def expanded(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,16 +77,14 @@ def expanded(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, A
         >>> expanded({"features": "DIR"}, load_config("mate/precomp"))
         {'data.dataset.root': 'DIR'}
     """
-    if {"text_model", "text_checkpoint"} <= given.keys():
-        raise InputError(
-            f"text_model is {given['text_model']!r} and text_checkpoint "
-            f"{given['text_checkpoint']!r}; expected one: a name and a folder stand for the same"
-        )
+    texts = [f"{name} is {value!r}" for name, value in given.items() if name.startswith("text_")]
+    if len(texts) > 1:
+        raise InputError(f"{' and '.join(texts)}; expected one of them")
     _check_source(given, config)
     found: dict[str, Any] = {}
     for name, value in given.items():
-        if name in ("text_model", "text_checkpoint"):
-            found |= _text_model(name, value, config)
+        if name.startswith("text_"):
+            found |= _text(name, value, config)
         else:
             found[_place(name, value, config)] = value
     return found
@@ -109,22 +117,31 @@ def _check_source(given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         )
 
 
-def _text_model(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+def _text(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a text model, or of stored features in its place."""
     owner = "model.text_encoder"
     if class_of(config, f"{owner}.encoder") is not None:
         owner = f"{owner}.encoder"
-    current = class_of(config, owner)
-    tokenizer = class_of(config, "data.tokenizer")
+    current, tokenizer = class_of(config, owner), class_of(config, "data.tokenizer")
     if current is None:
         raise InputError(f"{name} is {value!r}, but there is no {owner}; expected a --config")
-    if value == "bigru":
+    data = class_of(config, "data")
+    extracts = data is not None and accepts(data, "text_model")
+    found = {"data.text_model": value} if extracts else {f"{owner}.name_or_path": value}
+    kind, argument = TRANSFORMER, "name_or_path"
+    if name == "text_features":
+        if extracts:
+            raise InputError(f"text_features is {value!r}, but {data} extracts them: expected none")
+        found = {"data.text_features": value}
+    elif value == "bigru":
         if accepts(current, "layers"):
             raise InputError(f"{name} is 'bigru', which has one level; {current} has several")
-        words = {} if tokenizer is None else {"data.tokenizer": None}
-        return words if current == BIGRU else {owner: BIGRU, **words}
-    found = {f"{owner}.name_or_path": value}
-    if not accepts(current, "name_or_path"):
-        found = {owner: "itmkit.nn.TransformerText", **found}
-    if tokenizer is not None and accepts(tokenizer, "name_or_path"):
+        found = {"data.text_model": None} if extracts else {}
+        kind, argument = BIGRU, "embed_dim"
+        if tokenizer is not None:
+            found["data.tokenizer"] = None
+    elif tokenizer is not None and not extracts and accepts(tokenizer, "name_or_path"):
         found["data.tokenizer.name_or_path"] = value
-    return found
+    if name == "text_features" or (extracts and value != "bigru"):
+        kind, argument = STORED, "token_drop"
+    return found if accepts(current, argument) else {owner: kind, **found}

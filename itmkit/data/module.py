@@ -254,6 +254,11 @@ class ImageTextData(LightningDataModule):
             self._splits[name] = dataset
         return self._splits[name]
 
+    def text_folder(self, split: str) -> str | Path:
+        """Folder with the token features of a split, where there is ``text_features``."""
+        assert self.text_features is not None
+        return self.text_features
+
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage needs, so that bad data is found before the first step."""
         needed: dict[str | None, list[str | None]] = {
@@ -398,8 +403,7 @@ class ImageTextData(LightningDataModule):
 
     def _token_file(self, split: str) -> TokenFile:
         if split not in self._token_files:
-            assert self.text_features is not None
-            file = TokenFile(self.text_features, split)
+            file = TokenFile(self.text_folder(split), split)
             for other in self._token_files.values():
                 check_same_model(file.notes, other.notes, file.path, other.path)
             if self._given_tokenizer is not None:

@@ -83,7 +83,7 @@ def test_the_tokenizer_of_a_run_follows_the_text_model() -> None:
         (
             "mate/karpathy",
             {"text_model": "T", "text_checkpoint": "U"},
-            "text_model is 'T' and text_checkpoint 'U'; expected one",
+            "text_model is 'T' and text_checkpoint is 'U'; expected one of them",
         ),
     ],
 )

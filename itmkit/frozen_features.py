@@ -1,0 +1,184 @@
+"""Photos and captions whose features frozen models give once, into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_only
+
+from itmkit.checks import InputError
+from itmkit.data import (
+    CaptionedImages,
+    ImageTextData,
+    ImageTextDataset,
+    PhotoFolder,
+    Preprocessing,
+    TransformersTokenizer,
+    extract_features,
+    extract_text_features,
+    extracted_features,
+)
+from itmkit.data.array_writer import digest
+from itmkit.data.photo import find_photo
+from itmkit.files import user_path
+from itmkit.nn import TimmGrid, TransformerText
+
+
+class FrozenFeatureData(ImageTextData):
+    """Batches of features that frozen models gave once, of photos and of captions.
+
+    The features of a split are extracted when it is first opened, into a folder of the cache that
+    is printed. Its name has a hash of the model with its weights, of the photos by name, size and
+    time of change, and of the captions: what was extracted of others is not used.
+
+    Args:
+        dataset: as of :class:`ImageTextData`; of photos, such as :class:`CaptionedFolder`.
+        image_model: name of a timm model, whose grid features are taken; see :class:`TimmGrid`.
+        image_checkpoint: local file with its weights; None: those that timm knows, which are
+            fetched.
+        image_checkpoint_by_order: match the tensors of ``image_checkpoint`` by order and shape,
+            not by name.
+        image_size: side of the photos in pixels; None: that of the model.
+        text_model: name or folder of a transformers model, whose last hidden states are taken; the
+            text encoder is then a :class:`itmkit.nn.StoredTokens`. None: captions are words.
+        cache: folder for the features; None: ``itmkit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        **kwargs: see :class:`ImageTextData`.
+
+    Raises:
+        InputError: ``text_model`` is given with ``text_features`` or ``tokenizer``, which it takes
+            the place of; when a split is opened, if it is not of photos, or a model is not found.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[[str], ImageTextDataset],
+        image_model: str,
+        *,
+        image_checkpoint: str | Path | None = None,
+        image_checkpoint_by_order: bool = False,
+        image_size: int | None = None,
+        text_model: str | Path | None = None,
+        cache: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        instead = [name for name in ("text_features", "tokenizer") if kwargs.get(name) is not None]
+        if text_model is not None and instead:
+            raise InputError(
+                f"text_model is '{text_model}', and {instead[0]} is given too; expected one of them"
+            )
+        self.cache = user_path(
+            cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "itmkit"
+        )
+        if text_model is not None:
+            kwargs["text_features"] = self.cache
+        super().__init__(dataset, **kwargs)
+        self.image_model, self.image_checkpoint = image_model, image_checkpoint
+        self.image_checkpoint_by_order = image_checkpoint_by_order
+        self.image_size, self.text_model = image_size, text_model
+
+    def split(self, name: str) -> ImageTextDataset:
+        """The features of a split; extracted when first asked for, where the cache has none."""
+        if name not in self._splits:
+            photos = super().split(name)
+            self._splits[name] = self._extracted(photos)
+        return self._splits[name]
+
+    def text_folder(self, split: str) -> Path:
+        """Folder of the token features of a split; extracted when first asked for."""
+        if self.text_model is None:
+            return user_path(super().text_folder(split))
+        captions = self.split(split).captions
+        folder = user_path(self.text_model)
+        files = sorted(folder.glob("*")) if folder.is_dir() else []
+        made_of = [str(self.text_model), *map(_state, files), *captions]
+        return self._once(
+            f"token features of {len(captions)} captions ({split})",
+            f"{folder.name}-{_digest(made_of)}",
+            lambda output: self._extract_text(captions, split, output),
+        )
+
+    def _extracted(self, photos: ImageTextDataset) -> ImageTextDataset:
+        source = photos.source
+        if not isinstance(source, PhotoFolder) or not isinstance(photos, CaptionedImages):
+            raise InputError(
+                f"dataset serves {type(source).__name__}; expected photos, as of CaptionedFolder"
+            )
+        source = copy(source)
+        source.augments = False
+        own = Preprocessing.for_timm(self.image_model, size=self.image_size, crop=1.0)
+        source.preprocessing = own
+        plain = CaptionedImages(photos._captions, source)
+        checkpoint = None if self.image_checkpoint is None else user_path(self.image_checkpoint)
+        if checkpoint is not None and not checkpoint.is_file():
+            raise FileNotFoundError(f"image_checkpoint '{checkpoint}' is not a file")
+        made_of = [
+            self.image_model,
+            json.dumps(own.to_dict()),
+            "" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+            str(self.image_checkpoint_by_order),
+            *(f"{name} {_state(find_photo(source.folder, name))}" for name in photos.names),
+        ]
+        folder = self._once(
+            f"features of {len(photos)} photos ({photos.split})",
+            f"{self.image_model.replace('/', '-')}-{_digest(made_of)}",
+            lambda output: self._extract_images(plain, own.size, output),
+        )
+        features = extracted_features(photos.split, photos.names, folder)
+        return CaptionedImages(photos._captions, features)
+
+    def _once(self, what: str, name: str, extract: Callable[[Path], Path]) -> Path:
+        """The folder of the cache of that name, filled by the process that comes first."""
+        folder = self.cache / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rank_zero_only(print)(f"{what}: {folder}")
+        with FileLock(folder / ".lock"):
+            if not (folder / "complete").exists():
+                extract(folder)
+                (folder / "complete").touch()
+        return folder
+
+    def _extract_images(self, photos: CaptionedImages, size: int, output: Path) -> Path:
+        backbone = TimmGrid(
+            self.image_model,
+            pretrained=self.image_checkpoint is None,
+            checkpoint=self.image_checkpoint,
+            checkpoint_by_order=self.image_checkpoint_by_order,
+            image_size=size,
+            frozen=True,
+        )
+        workers, name = self.num_workers, self.image_model
+        return extract_features(
+            photos, backbone, output, name=name, num_workers=workers, device=_device()
+        )
+
+    def _extract_text(self, captions: list[str], split: str, output: Path) -> Path:
+        assert self.text_model is not None
+        backbone = TransformerText(self.text_model, frozen=True)
+        tokenizer = TransformersTokenizer(self.text_model)
+        tokenizer.max_length = min(tokenizer.max_length, backbone.max_length or 64)
+        name = str(self.text_model)
+        return extract_text_features(
+            captions, backbone, tokenizer, output, split=split, name=name, device=_device()
+        )
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _digest(parts: list[str]) -> str:
+    return digest(part.encode("utf-8", "surrogatepass") for part in parts)
+
+
+def _state(path: Path) -> str:
+    """Name, size and time of change of a file."""
+    found = path.stat()
+    return f"{path.name} {found.st_size} {found.st_mtime_ns}"

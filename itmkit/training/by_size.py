@@ -1,0 +1,79 @@
+"""What follows from the size of the data: batch size, length of the training, evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from itmkit.checks import InputError
+from itmkit.configs.agreement import class_of, locate_class, value_of
+from itmkit.frozen_features import FrozenFeatureData
+from itmkit.systems.build import build
+
+#: most captions of a batch, and most images to validate on, of systems that score every pair
+MOST_OF_PAIRS = {"DAIM": (128, 1000), "TVRN": (64, 256)}
+MOST = (128, 5000)
+FEW = 500  # photos to train on that deserve a warning
+STEPS, STEPS_FOR = 300, 30_000  # as measured: steps for so many captions
+
+
+def follows_size(config: Mapping[str, Any]) -> bool:
+    """Whether the data of a configuration is one whose size is to be followed."""
+    found = locate_class(class_of(config, "data") or "")
+    return isinstance(found, type) and issubclass(found, FrozenFeatureData)
+
+
+def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Options that follow from the size of the data, where none is given.
+
+    The batch is at most a quarter of the training captions, so that an epoch has steps; a run is of
+    20 epochs or 300 steps, whichever is less, and beyond 30,000 captions of more steps by the
+    square root of their number; it is validated six times, on at most 256 images with TVRN, 1,000
+    with DAIM and 5,000 else. All are ours.
+
+    Args:
+        config: sections by name.
+
+    Returns:
+        Values by option, and what was chosen in one line.
+
+    Raises:
+        InputError: the data is not what its configuration says.
+    """
+    photos = value_of(config, "data.dataset.photos") or value_of(config, "data.dataset.images")
+    if photos is None:
+        raise InputError("photos is missing; expected --photos DIR --captions FILE")
+    data = build(config, {"data": FrozenFeatureData}, source="configuration")["data"]
+    train = data.dataset(data.train_split)
+    images = len(data.dataset(data.val_split)) if data.val_split is not None else 0
+    captions = len(train.captions)
+    system = (class_of(config, "model") or "").rpartition(".")[2]
+    most_captions, most_images = MOST_OF_PAIRS.get(system, MOST)
+    batch_size = min(most_captions, 2 ** int(math.log2(max(2, captions // 4))))
+    steps = round(STEPS * max(1.0, math.sqrt(captions / STEPS_FOR)))
+    own: dict[str, Any] = {"data.batch_size": batch_size}
+    if data.text_model is None and captions < 5000:
+        own["data.vocabulary_min_count"] = 2
+    if not _has(config, "trainer", "max_epochs", "max_steps", "max_time"):
+        own["trainer.max_steps"] = steps
+        if not _has(config, "trainer", "val_check_interval", "check_val_every_n_epoch"):
+            own["trainer.val_check_interval"] = steps // 6
+            own["trainer.check_val_every_n_epoch"] = None
+    if images > most_images:
+        own["trainer.limit_val_batches"] = max(1, most_images // data.eval_batch_size)
+    own = {name: value for name, value in own.items() if not _has(config, *name.rsplit(".", 1))}
+    if len(train) < FEW:
+        rank_zero_warn(
+            f"{len(train)} photos to train on will hardly teach a system anything that it can use "
+            "on others; some thousands are wanted"
+        )
+    chosen = ", ".join(f"{name} {'null' if one is None else one}" for name, one in own.items())
+    size = f"{len(train)} photos with {captions} captions to train on, {images} to validate"
+    return own, f"{size}: {chosen}"
+
+
+def _has(config: Mapping[str, Any], section: str, *names: str) -> bool:
+    return any(value_of(config, f"{section}.{name}") is not None for name in names)
