@@ -24,10 +24,10 @@ from itmkit.data import (
     TransformersTokenizer,
     extract_features,
     extract_text_features,
-    extracted_features,
 )
 from itmkit.data.array_writer import digest
 from itmkit.data.photo import find_photo
+from itmkit.data.stored_features import extracted_features
 from itmkit.files import user_path
 from itmkit.nn import TimmGrid, TransformerText
 

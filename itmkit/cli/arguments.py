@@ -14,7 +14,7 @@ import yaml
 from itmkit.checks import InputError, did_you_mean
 from itmkit.cli.options import OPTIONS, SECTIONS
 from itmkit.configs import config_names, config_path, load_config, merge
-from itmkit.configs.agreement import missing_values, value_of, with_option
+from itmkit.configs.agreement import missing_values, with_option
 from itmkit.configs.short_options import SHORT_OPTIONS, expanded
 
 
@@ -71,7 +71,7 @@ def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     front = [("config", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))] * bool(config)
     given = {}
     for name, value in full:
-        if name.startswith(("model", "data")) and value is not None and not name.endswith("+"):
+        if value is not None and not name.endswith("+"):
             given[name.replace(".init_args", "")] = parsed = _parsed(value)
             config = with_option(config, name, parsed)
     added = expanded(short, config)
@@ -98,9 +98,14 @@ def _by_size(config: Mapping[str, Any], *, printing: bool) -> dict[str, Any]:
 
     from itmkit.training.by_size import follows_size, values_by_size
 
-    if not follows_size(config) or (printing and value_of(config, "data.dataset.photos") is None):
+    if not follows_size(config):
         return {}
-    found, chosen = values_by_size(config)
+    try:
+        found, chosen = values_by_size(config)
+    except FileNotFoundError:
+        if printing:  # the configuration alone, of data that is elsewhere
+            return {}
+        raise
     rank_zero_only(print)(chosen, file=sys.stderr)
     return found
 

@@ -169,7 +169,9 @@ def locate_class(class_path: str) -> Any:
     for path in paths:
         try:
             found = locate(path)
-        except ErrorDuringImport:
+        except ErrorDuringImport:  # of a module of the user's, which the parser tells of
+            if path.startswith("itmkit."):
+                raise
             continue
         if found is not None:
             return found

@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from itmkit.checks import InputError
 from itmkit.configs.agreement import class_of, locate_class, value_of
 from itmkit.frozen_features import FrozenFeatureData
 from itmkit.systems.build import build
@@ -17,7 +16,8 @@ from itmkit.systems.build import build
 MOST_OF_PAIRS = {"DAIM": (128, 1000), "TVRN": (64, 256)}
 MOST = (128, 5000)
 FEW = 500  # photos to train on that deserve a warning
-STEPS, STEPS_FOR = 300, 30_000  # as measured: steps for so many captions
+STEPS, STEPS_FOR = 300, 30_000  # steps for so many captions, about as in mate/karpathy
+EPOCHS = 20  # at most
 
 
 def follows_size(config: Mapping[str, Any]) -> bool:
@@ -31,7 +31,7 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
     The batch is at most a quarter of the training captions, so that an epoch has steps; a run is of
     20 epochs or 300 steps, whichever is less, and beyond 30,000 captions of more steps by the
-    square root of their number; it is validated six times, on at most 256 images with TVRN, 1,000
+        square root of their number; it is validated six times, on at most 256 images with TVRN, 1,000
     with DAIM and 5,000 else. All are ours.
 
     Args:
@@ -43,9 +43,6 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     Raises:
         InputError: the data is not what its configuration says.
     """
-    photos = value_of(config, "data.dataset.photos") or value_of(config, "data.dataset.images")
-    if photos is None:
-        raise InputError("photos is missing; expected --photos DIR --captions FILE")
     data = build(config, {"data": FrozenFeatureData}, source="configuration")["data"]
     train = data.dataset(data.train_split)
     images = len(data.dataset(data.val_split)) if data.val_split is not None else 0
@@ -53,14 +50,15 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     system = (class_of(config, "model") or "").rpartition(".")[2]
     most_captions, most_images = MOST_OF_PAIRS.get(system, MOST)
     batch_size = min(most_captions, 2 ** int(math.log2(max(2, captions // 4))))
-    steps = round(STEPS * max(1.0, math.sqrt(captions / STEPS_FOR)))
+    epochs = EPOCHS * -(-captions // batch_size)
+    steps = min(epochs, round(STEPS * max(1.0, math.sqrt(captions / STEPS_FOR))))
     own: dict[str, Any] = {"data.batch_size": batch_size}
     if data.text_model is None and captions < 5000:
         own["data.vocabulary_min_count"] = 2
     if not _has(config, "trainer", "max_epochs", "max_steps", "max_time"):
         own["trainer.max_steps"] = steps
         if not _has(config, "trainer", "val_check_interval", "check_val_every_n_epoch"):
-            own["trainer.val_check_interval"] = steps // 6
+            own["trainer.val_check_interval"] = max(1, steps // 6)
             own["trainer.check_val_every_n_epoch"] = None
     if images > most_images:
         own["trainer.limit_val_batches"] = max(1, most_images // data.eval_batch_size)
