@@ -31,7 +31,7 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
     The batch is at most a quarter of the training captions, so that an epoch has steps; a run is of
     20 epochs or 300 steps, whichever is less, and beyond 30,000 captions of more steps by the
-        square root of their number; it is validated six times, on at most 256 images with TVRN, 1,000
+    square root of their number; it is validated six times, on at most 256 images with TVRN, 1,000
     with DAIM and 5,000 else. All are ours.
 
     Args:
