@@ -57,6 +57,7 @@ def hinge_cross_entropy_loop(
     scores: Tensor, margin: float = 0.2, temperature: float = 0.05
 ) -> Tensor:
     """Cross entropy of the hinge costs of every row, and of every column."""
+    scores = scores.sigmoid()
     n, total = len(scores), scores.new_zeros(())
     for side in (scores, scores.T):
         for anchor in range(n):

@@ -1,4 +1,4 @@
-"""What the documentation shows is run: blocks of docs/extend.md, and the example of a system."""
+"""What the documentation shows is run: blocks of pages, and the example of a system."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ import pytest
 from itmkit.cli import main
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.+?)```", (ROOT / "docs/extend.md").read_text(), re.DOTALL)
+BLOCKS = {
+    f"{page}-{place}": block
+    for page in ("extend", "losses")
+    for place, block in enumerate(
+        re.findall(r"```python\n(.+?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL)
+    )
+}
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r"class (\w+)|$", block)[1])
-def test_blocks_of_extend(block: str, tmp_path: Path) -> None:
-    (tmp_path / "block.py").write_text(block)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_pages(name: str, tmp_path: Path) -> None:
+    (tmp_path / "block.py").write_text(BLOCKS[name])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(
         [sys.executable, tmp_path / "block.py"], check=True, env=environment, cwd=tmp_path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from itmkit.checks import (
     integer_vector,
 )
 from itmkit.losses.scores import Costs, Reduction, reduced
+from itmkit.losses.tiles import WHOLE, Candidates, sums_of_costs
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -47,34 +50,58 @@ def similarity_distillation_loss(
     _check_numbers(temperature, alpha)
     check_choice("reduction", reduction, Reduction)
     check_pairs(image=image, text=text, teacher_image=teacher_image, teacher_text=teacher_text)
-    image_candidates, text_candidates = teacher_image.detach(), teacher_text.detach()
-    n, queued = len(image), 0
+    n = len(image)
+    image_candidates, text_candidates = [teacher_image], [teacher_text]
     if (queue_image is None) != (queue_text is None):
         missing = "queue_image" if queue_image is None else "queue_text"
         raise InputError(f"{missing} is None; expected both queue_image and queue_text or neither")
     if queue_image is not None and queue_text is not None:
         check_floating("(q, D)", image=image, queue_image=queue_image, queue_text=queue_text)
-        queued = len(queue_image)
-        check_shape((queued, image.shape[1]), queue_image=queue_image, queue_text=queue_text)
-        image_candidates = torch.cat([image_candidates, queue_image.detach()])
-        text_candidates = torch.cat([text_candidates, queue_text.detach()])
-    same = _same_image(n, queued, image_ids, queue_ids, image.device)
-    with autocast_off(image):
-        image, text, image_candidates, text_candidates = (
-            l2_normalize(at_least_float32(vectors))
-            for vectors in (image, text, image_candidates, text_candidates)
-        )
-        positives = F.normalize(same.to(image.dtype), p=1, dim=1)
-        total = image.new_zeros(())
-        for student, teacher, candidates in (
-            (image, image_candidates[:n], text_candidates),
-            (text, text_candidates[:n], image_candidates),
-        ):
-            soft = (teacher @ candidates.T / temperature).softmax(dim=1)
-            targets = alpha * soft + (1 - alpha) * positives
-            log_student = (student @ candidates.T / temperature).log_softmax(dim=1)
-            total = total - (targets * log_student).sum()
-        return reduced(Costs(total / 2, n), reduction)
+        queued = (len(queue_image), image.shape[1])
+        check_shape(queued, queue_image=queue_image, queue_text=queue_text)
+        image_candidates.append(queue_image)
+        text_candidates.append(queue_text)
+    ids, of_candidates = _ids(n, sum(map(len, text_candidates)), image_ids, queue_ids, image.device)
+
+    def costs(student: Tensor, teacher: Tensor, rows: slice) -> Costs:
+        same = ids[rows, None] == of_candidates
+        soft = (teacher / temperature).softmax(dim=1)
+        targets = alpha * soft + (1 - alpha) * F.normalize(same.to(soft.dtype), p=1, dim=1)
+        return Costs(-(targets * (student / temperature).log_softmax(dim=1)).sum(), len(student))
+
+    total = at_least_float32(image).new_zeros(())
+    for student, teacher, candidates in (
+        (image, teacher_image, text_candidates),
+        (text, teacher_text, image_candidates),
+    ):
+        others = [at_least_float32(one.detach()) for one in candidates]
+        student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+        total = total + _of_cosines(costs, student, teacher, others).total
+    return reduced(Costs(total / 2, n), reduction)
+
+
+def _of_cosines(
+    costs: Callable[[Tensor, Tensor, slice], Costs],
+    student: Tensor,
+    teacher: Tensor,
+    candidates: list[Tensor],
+) -> Costs:
+    """What the cosines of a student and of its teacher with some candidates cost."""
+    if len(student) * sum(map(len, candidates)) <= WHOLE:
+        with autocast_off(student):
+            others = l2_normalize(torch.cat(candidates))
+            taught = l2_normalize(teacher) @ others.T
+            return costs(l2_normalize(student) @ others.T, taught, slice(0, len(student)))
+    with autocast_off(student):
+        known = Candidates(*candidates)
+
+    def of_tile(scores: Tensor, rows: slice) -> Costs:
+        with torch.no_grad():
+            taught = known.cosines(teacher[rows])
+        return costs(scores, taught, rows)
+
+    places = range(1, 1 + len(candidates))
+    return sums_of_costs(of_tile, [student, *candidates], [(0, places)])[0]
 
 
 def feature_distillation_loss(
@@ -110,24 +137,23 @@ def _log_softmax(vectors: Tensor) -> Tensor:
     return log_softmax.clamp(min=torch.finfo(log_softmax.dtype).min)
 
 
-def _same_image(
+def _ids(
     n: int,
-    queued: int,
+    candidates: int,
     image_ids: Tensor | None,
     queue_ids: Tensor | None,
     device: torch.device,
-) -> Tensor:
-    """``(n, n + queued)`` bool, which candidates are of the image of the row."""
+) -> tuple[Tensor, Tensor]:
+    """The image of each row, and of each candidate: the rows and then the queue."""
     if queue_ids is not None and image_ids is None:
         raise InputError("image_ids is None, with queue_ids; expected the image of each row")
     if image_ids is None:
         image_ids = torch.arange(n, device=device)
     image_ids = integer_vector("image_ids", image_ids, n, device)
-    in_batch = image_ids[:, None] == image_ids
-    if queue_ids is None:
-        return F.pad(in_batch, (0, queued))
-    queue_ids = integer_vector("queue_ids", queue_ids, queued, device)
-    return torch.cat([in_batch, image_ids[:, None] == queue_ids], dim=1)
+    if queue_ids is None:  # of no image of the batch
+        queue_ids = (image_ids.max() + 1 if n else image_ids.new_zeros(())).repeat(candidates - n)
+    queue_ids = integer_vector("queue_ids", queue_ids, candidates - n, device)
+    return image_ids, torch.cat([image_ids, queue_ids])
 
 
 def _check_numbers(temperature: float, alpha: float) -> None:

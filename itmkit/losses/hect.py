@@ -17,6 +17,7 @@ from itmkit.checks import (
     integer_vector,
 )
 from itmkit.losses.scores import Costs, Reduction, reduced
+from itmkit.losses.tiles import WHOLE, Candidates, pair_cosines, tiles
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -110,8 +111,26 @@ def hect_loss(
         image_ids = torch.arange(len(image), device=image.device)
     image_ids = integer_vector("image_ids", image_ids, len(image), image.device)
     ids, k = image_ids.repeat(2), min(num_hard_negatives, 2 * len(image))
+    image, text = at_least_float32(image), at_least_float32(text)
+    if len(ids) ** 2 > WHOLE:
+        positive, negatives, valid = _mined_in_tiles(image, text, ids, k)
+    else:
+        positive, negatives, valid = _mined(image, text, ids, k)
+    return hect_from_similarities(
+        positive,
+        negatives,
+        valid,
+        margin=margin,
+        temperature=temperature,
+        contrastive_weight=contrastive_weight,
+        reduction=reduction,
+    )
+
+
+def _mined(image: Tensor, text: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines of 2n anchors: positive ``(2n,)``, k hardest negatives, and which of these exist."""
     with autocast_off(image):
-        z = l2_normalize(torch.cat([at_least_float32(image), at_least_float32(text)]))
+        z = l2_normalize(torch.cat([image, text]))
         # Where few products are picked, gradients flow through these, not through all.
         few = 0 < k <= _FEW
         similarities = z.detach() @ z.detach().T if few else z @ z.T
@@ -123,15 +142,31 @@ def hect_loss(
             negatives = torch.stack([(z * z.index_select(0, row)).sum(1) for row in rows.T], dim=1)
         first, second = z.chunk(2)
         positive = (first * second).sum(dim=1).repeat(2)
-    return hect_from_similarities(
-        positive,
-        negatives,
-        valid,
-        margin=margin,
-        temperature=temperature,
-        contrastive_weight=contrastive_weight,
-        reduction=reduction,
-    )
+    return positive, negatives, valid
+
+
+@torch.compiler.disable
+def _mined_in_tiles(
+    image: Tensor, text: Tensor, ids: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where the cosines of all are too many to be held."""
+    n, found = len(image), []
+    with torch.no_grad(), autocast_off(image):
+        candidates = Candidates(image, text)
+        for first, side in ((0, image), (n, text)):
+            for rows in tiles(n, 2 * n):
+                cosines = candidates.cosines(side[rows])
+                own = ids[first + rows.start : first + rows.stop, None]
+                cosines.masked_fill_(own == ids, -torch.inf)
+                found.append(cosines.max(1, keepdim=True) if k == 1 else cosines.topk(k, dim=1))
+        valid = torch.cat([values for values, _ in found]) > -torch.inf
+        hardest = torch.cat([rows for _, rows in found]).flatten()
+    anchors = torch.arange(2 * n, device=image.device)
+    places = torch.cat([anchors[:n], anchors.repeat_interleave(k)])
+    positive, negatives = pair_cosines(
+        image, text, places, torch.cat([anchors[n:], hardest])
+    ).split([n, 2 * n * k])
+    return positive.repeat(2), negatives.reshape(2 * n, k), valid
 
 
 def _distance(similarity: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from itmkit.losses.scores import Costs
 from itmkit.precision import autocast_off
 from itmkit.vectors import inverse_norm, l2_normalize
 
-#: Numbers of a tile: 4 MB in float32, of which a loss holds some at a time.
-TILE = 2**20
+#: Numbers of a tile: 2 MB in float32, of which a loss holds about ten at a time.
+TILE = 2**19
 #: Scores up to which a matrix is held whole, which is faster.
 WHOLE = 2**22
 
@@ -31,7 +31,7 @@ def tiles(rows: int, columns: int, multiple: int = 1) -> Iterator[slice]:
         multiple: what the number of rows of a tile is a multiple of.
 
     Example:
-        >>> list(tiles(3, 2**19))
+        >>> list(tiles(3, 2**18))
         [slice(0, 2, None), slice(2, 3, None)]
     """
     step = max(TILE // max(columns, 1) // multiple, 1) * multiple
@@ -65,103 +65,118 @@ class Candidates:
         return self.products(l2_normalize(vectors)).mul_(self.scales)
 
 
-def sum_of_costs(
+def sums_of_costs(
     costs: Callable[[Tensor, slice], Costs],
-    vectors: Tensor,
-    candidates: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    directions: Sequence[tuple[int, Sequence[int]]],
     parameters: Sequence[nn.Parameter] = (),
     *,
     multiple: int = 1,
-) -> Costs:
-    """What the cosines of vectors and candidates cost, with gradients, computed in tiles.
+) -> list[Costs]:
+    """What cosines cost in each direction, with gradients, computed in tiles.
 
     Args:
         costs: of a tile ``(b, m)`` of cosines, and which rows it is of.
-        vectors: ``(n, D)``, of any length, in at least float32.
-        candidates: tensors of ``m`` vectors in all, likewise.
+        tensors: vectors ``(…, D)`` of any length, in at least float32.
+        directions: which of the tensors has the rows, and which have the candidates.
         parameters: what ``costs`` has a gradient for, beside the cosines.
         multiple: see :func:`tiles`.
     """
-    total, number = _SumOfCosts.apply(
-        costs, multiple, len(candidates), vectors, *candidates, *parameters
+    totals, numbers = _SumsOfCosts.apply(
+        costs, multiple, directions, len(tensors), *tensors, *parameters
     )
-    return Costs(total, number)
+    return [Costs(totals[place], numbers[place]) for place in range(len(directions))]
 
 
-class _SumOfCosts(torch.autograd.Function):
+class _SumsOfCosts(torch.autograd.Function):
+    """All directions at once: they share the memory of the gradients."""
+
     @staticmethod
     def forward(
         ctx: Any,
         costs: Callable[[Tensor, slice], Costs],
         multiple: int,
-        parts: int,
-        vectors: Tensor,
-        *others: Tensor,
+        directions: Sequence[tuple[int, Sequence[int]]],
+        vectors: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.costs, ctx.multiple, ctx.parts = costs, multiple, parts
-        ctx.save_for_backward(vectors, *others)
-        total = vectors.new_zeros(())
-        number = torch.zeros((), dtype=torch.long, device=vectors.device)
-        with autocast_off(vectors):
-            candidates = Candidates(*others[:parts])
-            for rows in tiles(len(vectors), len(candidates), multiple):
-                one = costs(candidates.cosines(vectors[rows]), rows)
-                total, number = total + one.total, number + one.number
-        ctx.mark_non_differentiable(number)
-        return total, number
+        ctx.costs, ctx.multiple, ctx.directions, ctx.vectors = costs, multiple, directions, vectors
+        ctx.save_for_backward(*tensors)
+        totals = tensors[0].new_zeros(len(directions))
+        numbers = torch.zeros(len(directions), dtype=torch.long, device=totals.device)
+        with autocast_off(totals):
+            for place, (own, others) in enumerate(directions):
+                candidates = Candidates(*(tensors[other] for other in others))
+                for rows in tiles(len(tensors[own]), len(candidates), multiple):
+                    total, number = costs(candidates.cosines(tensors[own][rows]), rows)
+                    totals[place] += total
+                    numbers[place] += number
+        ctx.mark_non_differentiable(numbers)
+        return totals, numbers
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        vectors, *others = ctx.saved_tensors
-        parts, parameters = others[: ctx.parts], others[ctx.parts :]
-        needed = ctx.needs_input_grad[3:]
-        of_vectors = torch.empty_like(vectors) if needed[0] else None
-        of_parts = [
-            torch.zeros_like(part) if need else None
-            for part, need in zip(parts, needed[1:], strict=False)
+        tensors = ctx.saved_tensors
+        gradients = [
+            torch.zeros_like(one) if needed else None
+            for one, needed in zip(tensors, ctx.needs_input_grad[4:], strict=True)
         ]
-        of_parameters = [torch.zeros_like(one) for one in parameters]
-        with autocast_off(vectors):
-            candidates = Candidates(*parts)
-            of_scales = torch.zeros_like(candidates.scales)
-            for rows in tiles(len(vectors), len(candidates), ctx.multiple):
-                own = vectors[rows].detach().requires_grad_()
-                with torch.enable_grad():
-                    unit = l2_normalize(own)
-                products = candidates.products(unit.detach()).requires_grad_()
-                scales = candidates.scales.detach().requires_grad_()
-                with torch.enable_grad():
-                    total = ctx.costs(products * scales, rows).total
-                    inputs = [products, scales, *parameters]
-                    found = torch.autograd.grad(total, inputs, grads[0], allow_unused=True)
-                del total, products
-                of_products, more, *of_others = found
-                if of_products is None or more is None:  # the loss does not look at them
-                    continue
-                of_scales += more
-                for sums, one in zip(of_parameters, of_others, strict=True):
-                    if one is not None:
-                        sums += one
-                of_unit = torch.zeros_like(unit) if of_vectors is not None else None
-                first = 0
-                for part, of_part in zip(parts, of_parts, strict=True):
-                    columns = of_products[:, first : first + len(part)]
-                    first += len(part)
-                    if of_unit is not None:
-                        of_unit.addmm_(columns, part)
-                    if of_part is not None:
-                        of_part.addmm_(columns.T, unit.detach())
-                if of_vectors is not None and of_unit is not None:
-                    (of_vectors[rows],) = torch.autograd.grad(unit, own, of_unit)
-            squares = candidates.squares.detach().requires_grad_()
-            with torch.enable_grad():
-                (of_squares,) = torch.autograd.grad(inverse_norm(squares), squares, of_scales)
-            lengths = [len(part) for part in parts]
-            for part, of_part, one in zip(parts, of_parts, of_squares.split(lengths), strict=True):
-                if of_part is not None:
-                    of_part.addcmul_(part, one[:, None], value=2)
-        return None, None, None, of_vectors, *of_parts, *of_parameters
+        with autocast_off(grads[0]):
+            for (own, others), grad in zip(ctx.directions, grads[0], strict=True):
+                _add_gradients(ctx, tensors, gradients, own, others, grad)
+        return None, None, None, None, *gradients
+
+
+def _add_gradients(
+    ctx: Any,
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    own: int,
+    others: Sequence[int],
+    grad: Tensor,
+) -> None:
+    """Add the gradients of one direction, in place."""
+    parts, parameters = [tensors[other] for other in others], tensors[ctx.vectors :]
+    of_own, of_parts = gradients[own], [gradients[other] for other in others]
+    candidates = Candidates(*parts)
+    of_scales = torch.zeros_like(candidates.scales)
+    for rows in tiles(len(tensors[own]), len(candidates), ctx.multiple):
+        vectors = tensors[own][rows].detach().requires_grad_()
+        with torch.enable_grad():
+            unit = l2_normalize(vectors)
+        products = candidates.products(unit.detach()).requires_grad_()
+        scales = candidates.scales.detach().requires_grad_()
+        with torch.enable_grad():
+            total = ctx.costs(products * scales, rows).total
+            inputs = [products, scales, *parameters]
+            of_products, more, *of_others = torch.autograd.grad(
+                total, inputs, grad, allow_unused=True
+            )
+        del total, products
+        for sums, one in zip(gradients[ctx.vectors :], of_others, strict=True):
+            if sums is not None and one is not None:
+                sums += one
+        if of_products is None or more is None:  # the loss does not look at the scores
+            continue
+        of_scales += more
+        of_unit, first = torch.zeros_like(unit), 0
+        for part, of_part in zip(parts, of_parts, strict=True):
+            columns = of_products[:, first : first + len(part)]
+            first += len(part)
+            if of_own is not None:
+                of_unit.addmm_(columns, part)
+            if of_part is not None:
+                of_part.addmm_(columns.T, unit.detach())
+        if of_own is not None:
+            of_own[rows] += torch.autograd.grad(unit, vectors, of_unit)[0]
+    squares = candidates.squares.detach().requires_grad_()
+    with torch.enable_grad():
+        (of_squares,) = torch.autograd.grad(inverse_norm(squares), squares, of_scales)
+    lengths = [len(part) for part in parts]
+    for part, of_part, one in zip(parts, of_parts, of_squares.split(lengths), strict=True):
+        if of_part is not None:
+            of_part.addcmul_(part, one[:, None], value=2)
 
 
 def pair_cosines(image: Tensor, text: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from itmkit.checks import check_pairs, integer_vector
 from itmkit.losses.kind import check_kind
 from itmkit.losses.scores import Costs, Rows, ScoreLoss, reduced
-from itmkit.losses.tiles import WHOLE, Candidates, sum_of_costs, tiles
+from itmkit.losses.tiles import WHOLE, Candidates, sums_of_costs, tiles
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -42,7 +42,7 @@ class VectorLoss(nn.Module):
         >>> from itmkit.losses import InfoNCELoss
         >>> _ = torch.manual_seed(0)
         >>> VectorLoss(InfoNCELoss())(torch.randn(4, 8), torch.randn(4, 8))
-        tensor(9.4142)
+        tensor(10.2700)
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -82,9 +82,7 @@ def _in_tiles(loss: ScoreLoss, image: Tensor, text: Tensor, image_ids: Tensor | 
                 yield rows_of(candidates.cosines(image[rows].detach()), rows)
 
     loss.observe(all_rows())
-    total = image.new_zeros(())
     parameters = [one for one in loss.parameters() if one.requires_grad]
-    for own, other in ((image, text), (text, image))[: loss.directions]:
-        found = sum_of_costs(costs, own, [other], parameters, multiple=loss.group_size)
-        total = total + reduced(found, loss.reduction)
-    return total
+    directions = [(0, [1]), (1, [0])][: loss.directions]
+    found = sums_of_costs(costs, [image, text], directions, parameters, multiple=loss.group_size)
+    return torch.stack([reduced(one, loss.reduction) for one in found]).sum()

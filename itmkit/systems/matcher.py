@@ -239,7 +239,7 @@ class Matcher(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def warm_up(self, **losses: nn.Module) -> None:
-        """Say in the constructor which loss the ``warmup`` is of, by the name of its argument.
+        """Say in the constructor which loss the ``warmup`` is of, by the name of its attribute.
 
         One that has no choice of negatives has none: a warning says so.
         """
@@ -249,8 +249,8 @@ class Matcher(LightningModule, ABC):
                 self._warmed_up.append((name, own))
             elif self.warmup:
                 warnings.warn(
-                    f"warmup is {self.warmup}, without effect: {name} is a {type(loss).__name__}, "
-                    "which has no choice of negatives",
+                    f"warmup is {self.warmup}, without effect: {type(loss).__name__} has no choice "
+                    "of negatives",
                     stacklevel=3,
                 )
 

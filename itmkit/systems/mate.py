@@ -126,9 +126,10 @@ class MATE(Matcher):
         check_kind("teacher", distillation=self.distillation)
         if self.fusion_loss is not None:
             check_kind("scores", fusion_loss=self.fusion_loss)
-        group_size = getattr(self.triplet, "group_size", views)
-        if group_size != views:
-            raise InputError(f"triplet.group_size is {group_size}; expected {views}, as views")
+        if isinstance(self.triplet, GroupTripletLoss) and self.triplet.group_size != views:
+            raise InputError(
+                f"triplet.group_size is {self.triplet.group_size}; expected {views}, as views"
+            )
         if triplet_weight:
             self.warm_up(triplet=self.triplet)
         self.weights = {

@@ -17,8 +17,9 @@ from itmkit.testing.expect import LARGEST_GRADIENT, expect
 def check_loss(make: Callable[[], nn.Module], *, seed: int = 0) -> None:
     """Check that a loss is safe: finite, float32 under autocast, with true and bounded gradients.
 
-    The kind of loss is read off its first argument: ``scores`` for losses of scores ``(scores,
-    positives=None)``, ``image`` for losses of vectors ``(image, text, image_ids=None)``.
+    The kind of loss is read off its first arguments: ``scores`` for losses of scores ``(scores,
+    positives=None)``, ``image`` for losses of vectors ``(image, text, image_ids=None)``, which may
+    have the vectors of a teacher behind theirs, ``(image, text, teacher_image, teacher_text, …)``.
 
     Args:
         make: makes the loss.
@@ -27,13 +28,15 @@ def check_loss(make: Callable[[], nn.Module], *, seed: int = 0) -> None:
     Raises:
         AssertionError: with the batch on which a law is broken.
     """
-    first = next(iter(inspect.signature(make().forward).parameters))
+    first, *others = inspect.signature(make().forward).parameters
     expect(
         first in ("scores", "image"), f"the first argument is {first!r}; expected scores or image"
     )
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor([0, 1, 1, 2, 3, 4])
     wide = torch.randn(2, 6, 8, generator=generator)
+    taught = "teacher_image" in others
+    teachers = list(torch.randn(2, 6, 8, generator=generator)) if taught else []
     for name, (image, text) in _vector_batches(wide).items():
         rows = len(image)
         inputs = (image @ text.T,) if first == "scores" else (image, text)
@@ -41,26 +44,28 @@ def check_loss(make: Callable[[], nn.Module], *, seed: int = 0) -> None:
             continue
         truth = ids[:rows, None] == ids[:rows] if first == "scores" else ids[:rows]
         for marks in (None, truth):
-            _check_value(make(), inputs, marks, f"the batch {name!r}")
+            known = [one[:rows] for one in teachers]
+            _check_value(make(), inputs, [*known, marks], f"the batch {name!r}")
     inputs = (0.5 * wide[0] @ wide[1].T,) if first == "scores" else (wide[0], wide[1])
     truth = ids[:, None] == ids if first == "scores" else ids
     everything = torch.ones_like(truth) if first == "scores" else torch.zeros_like(truth)
-    _check_value(make(), inputs, everything, "a batch without a negative")
+    _check_value(make(), inputs, [*teachers, everything], "a batch without a negative")
     for dtype in (torch.float16, torch.bfloat16):
         halves = [one.to(dtype) for one in inputs]
         with torch.autocast("cpu", torch.bfloat16):
-            value = make()(*halves, truth)
+            value = make()(*halves, *teachers, truth)
         expect(value.dtype == torch.float32, f"the loss of {dtype} is {value.dtype}, not float32")
-        exact = make()(*(half.float() for half in halves), truth)
+        exact = make()(*(half.float() for half in halves), *teachers, truth)
         expect(bool((value - exact).abs() <= 1e-6 * exact.abs() + 1e-6), f"{dtype} loses digits")
     doubles = [one.double().requires_grad_() for one in inputs]
     module = make().double().eval()
-    torch.autograd.gradcheck(lambda *x: module(*x, truth), doubles)
+    known = [one.double() for one in teachers]
+    torch.autograd.gradcheck(lambda *x: module(*x, *known, truth), doubles)
     order = torch.randperm(len(ids), generator=generator)
-    moved = [one[order] for one in (*inputs, truth)]
+    moved = [one[order] for one in (*inputs, *teachers, truth)]
     if first == "scores":
         moved = [one[:, order] for one in moved]
-    shuffled, plain = make()(*moved), make()(*inputs, truth)
+    shuffled, plain = make()(*moved), make()(*inputs, *teachers, truth)
     expect(
         math.isclose(shuffled.item(), plain.item(), rel_tol=1e-5, abs_tol=1e-6),
         f"the loss depends on the order of the pairs: {plain.item()} and {shuffled.item()}",
@@ -85,10 +90,10 @@ def _vector_batches(wide: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _check_value(
-    loss: nn.Module, inputs: Sequence[Tensor], marks: Tensor | None, where: str
+    loss: nn.Module, inputs: Sequence[Tensor], others: Sequence[Tensor | None], where: str
 ) -> None:
     leaves = [copy.copy(one).detach().clone().requires_grad_() for one in inputs]
-    value: Any = loss(*leaves, *([] if marks is None else [marks]))
+    value: Any = loss(*leaves, *others)
     expect(isinstance(value, Tensor) and value.ndim == 0, f"the loss of {where} is no scalar")
     expect(bool(value.isfinite()), f"the loss of {where} is {value.item()}")
     expect(value.requires_grad, f"the loss of {where} has no graph to its inputs")

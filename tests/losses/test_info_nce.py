@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from itmkit.checks import InputError
 from itmkit.losses import InfoNCELoss
 from itmkit.losses.functional import info_nce_loss
-from itmkit.testing import check_loss
 
 
 def naive(scores, positives, temperature):
@@ -56,11 +55,6 @@ def test_learnt_temperature_has_a_gradient_and_a_floor():
         loss.log_temperature.fill_(-20.0)
     assert loss.temperature.item() == pytest.approx(0.01)
     assert list(InfoNCELoss().parameters()) == []
-
-
-@pytest.mark.parametrize("learnt", [False, True])
-def test_laws(learnt):
-    check_loss(lambda: InfoNCELoss(0.5, learnt=learnt))
 
 
 def test_errors():

@@ -8,7 +8,6 @@ import torch
 from itmkit.checks import InputError
 from itmkit.losses import SigLIPLoss
 from itmkit.losses.functional import siglip_loss
-from itmkit.testing import check_loss
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 6)])
@@ -45,11 +44,6 @@ def test_a_group_of_processes_may_share_the_rows():
         for rows in ([0, 1], [2, 3, 4, 5])
     ]
     torch.testing.assert_close(sum(parts), siglip_loss(scores, positives, reduction="sum"))
-
-
-@pytest.mark.parametrize("learnt", [False, True])
-def test_laws(learnt):
-    check_loss(lambda: SigLIPLoss(learnt=learnt))
 
 
 def test_errors():
