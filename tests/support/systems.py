@@ -1,4 +1,7 @@
-"""The systems that the laws are tested on: a further one is a line in ``SYSTEMS``."""
+"""The systems that the laws are tested on: a further one is a line in ``SYSTEMS``.
+
+It draws nothing at random in training (no dropout), so that runs can be compared.
+"""
 
 from __future__ import annotations
 

@@ -94,17 +94,10 @@ def first_batch(image="stages", **options):
     return next(iter(make_data(image, **options).train_dataloader()))
 
 
-@pytest.mark.parametrize(("image", "text"), ENCODERS)
-def test_smoke_training_moves_every_part_and_logs_recall(tmp_path, image, text):
-    daim = make_daim(image, text)
-    before = {name: p.detach().clone() for name, p in daim.named_parameters() if p.requires_grad}
-    fit = quiet_trainer(tmp_path, val_check_interval=3)
-    fit.fit(daim, make_data(image))
-    still = [
-        name for name, p in daim.named_parameters() if name in before and p.equal(before[name])
-    ]
-    assert not still
-    assert {"train/loss", "train/margin", "val/rsum", "val/i2t_r1"} <= set(fit.callback_metrics)
+def test_margin_is_logged(tmp_path):
+    daim = make_daim("regions", "gru")
+    fit = quiet_trainer(tmp_path, limit_val_batches=0)
+    fit.fit(daim, make_data("regions"))
     assert fit.callback_metrics["train/margin"] == daim.score_loss.margin.float()
 
 
@@ -134,15 +127,6 @@ def test_loss_naive_loop_reference(image, text, warmup):
     reference = AdaptiveMarginTripletLoss(min_rows=2, negatives="all" if warmup else "hardest")
     torch.testing.assert_close(loss["loss"], reference(scores, positives), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(daim.score_loss.margin, reference.margin, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("image", "text"), ENCODERS)
-def test_every_trained_parameter_gets_a_gradient(image, text):
-    """DDP waits for all of them."""
-    daim = make_daim(image, text)
-    daim.loss(first_batch(image))["loss"].backward()
-    for name, parameter in daim.named_parameters():
-        assert parameter.requires_grad == (parameter.grad is not None), name
 
 
 def test_hinge_counts_all_negatives_while_warming_up_only(tmp_path):

@@ -157,7 +157,11 @@ def test_ddp_step_is_that_of_one_process(
             for name, value in expected[case][kind].items():
                 assert value is not None, name
                 torch.testing.assert_close(
-                    own[case][kind][name], value, atol=tolerance, rtol=tolerance, msg=name
+                    own[case][kind][name],
+                    value,
+                    atol=tolerance,
+                    rtol=tolerance,
+                    msg=lambda text, name=name: f"{name}: {text}",
                 )
 
 

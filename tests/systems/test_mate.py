@@ -33,17 +33,10 @@ def make_mate(*, regions=False, **options):
     return MATE(image_encoder, BiGRU(64, DIM, DIM), **options)
 
 
-@pytest.mark.parametrize("regions", [False, True])
-def test_smoke_training_moves_every_part_and_logs_recall(tmp_path, regions):
-    mate = make_mate(regions=regions, rerank_top_k=3, queue_size=20)
-    before = {name: p.detach().clone() for name, p in mate.named_parameters() if p.requires_grad}
-    fit = quiet_trainer(tmp_path, val_check_interval=3)
-    fit.fit(mate, make_data(regions=regions))
-    still = [
-        name for name, p in mate.named_parameters() if name in before and p.equal(before[name])
-    ]
-    assert not still
-    assert {"train/triplet", "train/hect", "train/distillation", "train/fusion", "val/rsum"} <= set(
+def test_terms_are_logged(tmp_path):
+    fit = quiet_trainer(tmp_path, limit_val_batches=0)
+    fit.fit(make_mate(queue_size=20), make_data())
+    assert {"train/triplet", "train/hect", "train/distillation", "train/fusion"} <= set(
         fit.callback_metrics
     )
 
