@@ -159,15 +159,17 @@ class ExactResume(Callback):
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return
+        changes: list[Change] = []
+        applied: list[Change] = []
         if self._resumed is None:
             rank_zero_warn(
                 "the checkpoint was saved without ExactResume: the resumed run is not exactly the "
                 "one that was stopped, and options of its optimizer are those of the checkpoint"
             )
-            return
-        changes = changed_options(self._resumed["options"], self._options)
+        else:
+            changes = changed_options(self._resumed["options"], self._options)
+            applied = apply_options(checkpoint, self._resumed["configured"], trainer, pl_module)
         words = {change.name.rpartition(".")[2] for change in changes}
-        applied = apply_options(checkpoint, self._resumed["configured"], trainer, pl_module)
         for callback, arguments in self._arguments.items():
             restored = _constructor_arguments(callback)
             for name, value in arguments.items():
