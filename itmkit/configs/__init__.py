@@ -73,8 +73,8 @@ def load_config(name: str | Path) -> dict[str, Any]:
         InputError: a file is not YAML in UTF-8 with sections, or its bases lead back to itself.
 
     Example:
-        >>> load_config("mate/shapes")["trainer"]
-        {'gradient_clip_val': 2.0, 'log_every_n_steps': 20, 'max_steps': 600}
+        >>> sorted(load_config("mate/shapes")["trainer"].items())
+        [('gradient_clip_val', 2.0), ('log_every_n_steps', 20), ('max_steps', 600)]
     """
     found: dict[Path, dict[str, Any]] = {}
     _collect(config_path(str(name)), found, ())
