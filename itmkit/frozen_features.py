@@ -146,17 +146,23 @@ class FrozenFeatureData(ImageTextData):
         return folder
 
     def _extract_images(self, photos: CaptionedImages, size: int, output: Path) -> Path:
-        backbone = TimmGrid(
-            self.image_model,
-            pretrained=self.image_checkpoint is None,
-            checkpoint=self.image_checkpoint,
-            checkpoint_by_order=self.image_checkpoint_by_order,
-            image_size=size,
-            frozen=True,
-        )
-        workers, name = self.num_workers, self.image_model
+        checkpoint = None if self.image_checkpoint is None else str(self.image_checkpoint)
+        arguments: dict[str, Any] = {
+            "model_name": self.image_model,
+            "pretrained": checkpoint is None,
+            "checkpoint": checkpoint,
+            "checkpoint_by_order": self.image_checkpoint_by_order,
+            "image_size": size,
+            "frozen": True,
+        }
         return extract_features(
-            photos, backbone, output, name=name, num_workers=workers, device=_device()
+            photos,
+            TimmGrid(**arguments),
+            output,
+            name=self.image_model,
+            config={"class_path": "itmkit.nn.TimmGrid", "init_args": arguments},
+            num_workers=self.num_workers,
+            device=_device(),
         )
 
     def _extract_text(self, captions: list[str], split: str, output: Path) -> Path:

@@ -28,6 +28,7 @@ from itmkit.data.items import (
 from itmkit.data.loader import Loader
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
 from itmkit.data.preprocessing import Preprocessing
+from itmkit.data.stored_features import StoredFeatures
 from itmkit.data.token_file import (
     MODEL_KEYS,
     CaptionFeatures,
@@ -330,10 +331,18 @@ class ImageTextData(LightningDataModule):
         return {part: found[n] for part, n in parts.items() if n in found}
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: words of a word tokenizer, preprocessing, :meth:`fingerprints`."""
+        """For the checkpoint: :meth:`fingerprints`, and what pictures and sentences became.
+
+        That is the preprocessing, the folder of stored features, the text model of stored text
+        features, and the words of a word tokenizer.
+        """
         state: dict[str, Any] = {"fingerprints": self.fingerprints()}
         if self.preprocessing is not None:
             state["preprocessing"] = self.preprocessing.to_dict()
+        if self.train_split in self._splits:
+            source = self._splits[self.train_split].source
+            if isinstance(source, StoredFeatures):
+                state["features"] = str(source.features.path.parent.resolve())
         if self._token_files:
             notes = next(iter(self._token_files.values())).notes
             state["text_features"] = {

@@ -136,7 +136,9 @@ def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> R
     text_backbone = None
     if stored_text is not None:
         text_backbone, tokenizer = _stored_text_backbone(stored_text, source)
-    notes = _feature_notes(options.get("dataset"), state["preprocessing"])
+    own = (options.get("dataset") or {}).get("init_args", {})
+    features = own.get("features") or own.get("folder") or state.get("features")
+    notes = _feature_notes(features, state["preprocessing"])
     if notes is not None and backbone is None:
         backbone = _stored_backbone(*notes, trust)
     return Retriever(
@@ -186,10 +188,8 @@ def _run_tokenizer(
     return built
 
 
-def _feature_notes(dataset: Any, preprocessing: Any) -> tuple[Path, dict[str, Any]] | None:
-    """What ``itmkit extract`` noted beside the features of a run, if it was trained on some."""
-    options = dataset.get("init_args", {}) if isinstance(dataset, Mapping) else {}
-    given = options.get("features") or options.get("folder")
+def _feature_notes(given: str | None, preprocessing: Any) -> tuple[Path, dict[str, Any]] | None:
+    """What was noted beside the stored features of a run, if it was trained on some."""
     if given is None:
         return None
     folder = user_path(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ from pictures import COLOURS, save_picture
 from text_models import WIDTH, save_text_model
 from tiny_cli import refused
 
+import itmkit
 from itmkit.cli import main
 from itmkit.configs.agreement import value_of
 from itmkit.frozen_features import FrozenFeatureData
+from itmkit.systems import load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -158,3 +161,22 @@ def test_print_config_shows_full_options_and_extracts_nothing(
 def test_faults(words: str, told: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told in refused(capsys, "fit", "--config=mate/photos", *words.split())
     assert not (photos / "cache").exists()
+
+
+@pytest.mark.parametrize("text", ["bigru", None])
+def test_pictures_are_found_with_the_run(
+    photos: Path, models: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    fit("mate", *options(models, text), "--name=mine")
+    main(["index", "photos", "--model=mine"])
+    assert "20 pictures, 20 added" in capsys.readouterr().out
+    main(["search", "mine", "a red circle", "-k=3", "--json"])
+    hits = json.loads(capsys.readouterr().out)
+    assert [Path(hit["path"]).parent.name for hit in hits] == ["photos"] * 3
+    run = itmkit.load("mine")
+    _, data = load_run("runs/mine/latest")
+    dataset = data.split("val")
+    stored = run.model.encode_image(dataset.source.read([0])).vector
+    torch.testing.assert_close(
+        run.encode_images([photos / "photos" / dataset.names[0]]).vector, stored
+    )
