@@ -150,23 +150,26 @@ def _mined_in_tiles(
     image: Tensor, text: Tensor, ids: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same where the cosines of all are too many to be held."""
-    n, found = len(image), []
+    n = len(image)
+    # Written into: small tensors that stay between freed tiles would keep their memory from reuse.
+    values = image.new_empty(2 * n, k)
+    hardest = torch.empty(2 * n, k, dtype=torch.long, device=image.device)
     with torch.no_grad(), autocast_off(image):
         candidates = Candidates(image, text)
         for first, side in ((0, image), (n, text)):
             for rows in tiles(n, 2 * n):
                 cosines = candidates.cosines(side[rows])
-                own = ids[first + rows.start : first + rows.stop, None]
-                cosines.masked_fill_(own == ids, -torch.inf)
-                found.append(cosines.max(1, keepdim=True) if k == 1 else cosines.topk(k, dim=1))
-        valid = torch.cat([values for values, _ in found]) > -torch.inf
-        hardest = torch.cat([rows for _, rows in found]).flatten()
+                own = slice(first + rows.start, first + rows.stop)
+                cosines.masked_fill_(ids[own, None] == ids, -torch.inf)
+                found = cosines.max(1, keepdim=True) if k == 1 else cosines.topk(k, dim=1)
+                values[own], hardest[own] = found
+                del cosines, found
     anchors = torch.arange(2 * n, device=image.device)
     places = torch.cat([anchors[:n], anchors.repeat_interleave(k)])
     positive, negatives = pair_cosines(
-        image, text, places, torch.cat([anchors[n:], hardest])
+        image, text, places, torch.cat([anchors[n:], hardest.flatten()])
     ).split([n, 2 * n * k])
-    return positive.repeat(2), negatives.reshape(2 * n, k), valid
+    return positive.repeat(2), negatives.reshape(2 * n, k), values > -torch.inf
 
 
 def _distance(similarity: Tensor) -> Tensor:
