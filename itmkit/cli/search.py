@@ -18,10 +18,10 @@ def search(words: Sequence[str]) -> None:
     parser = OneLineParser(prog="itmkit search", allow_abbrev=False, description=search.__doc__)
     add = parser.add_argument
     add("index", type=str, help="Folder of an index, or NAME of a run for runs/NAME/index.")
-    add("query", nargs="?", type=str | None, help="A sentence.")
-    add("--image", type=str | None, help="A picture to find others like it.")
+    add("query", nargs="?", type=str, help="A sentence.")
+    add("--image", type=str, help="A picture to find others like it.")
     add("-k", "--k", type=int, default=10, help="Pictures wanted.")
-    add("--where", type=str | None, help="Condition on columns, such as 'year > 2019'.")
+    add("--where", type=str, help="Condition on columns, such as 'year > 2019'.")
     add("--json", action="store_true", help="Print a JSON list of path, score and probability.")
     add("--html", type=Path | None, help="Write a page with small pictures, too.")
     add("--model", type=str | None, help="Where null, the model the index was made with.")
@@ -54,7 +54,7 @@ def _found(options: Any) -> tuple[Any, list[Any]]:
     folder = find_index(options.index)
     model = options.model or stored_model(folder)
     index = Index(folder, load(model, device=options.device))
-    image = None if options.image is None else Path(options.image)
+    image = options.image
     hits = index.search(
         options.query, options.k, image=image, where=options.where, top_k=options.top_k
     )

@@ -46,7 +46,9 @@ def picture_pixels(
         InputError: what is no picture, or one that cannot be decoded.
     """
     if isinstance(picture, (str, os.PathLike)):
-        path = user_path(Path(picture))
+        if not os.fspath(picture):
+            raise InputError(f"{name} is ''; expected {_KINDS}")
+        path = user_path(picture)
         photo = read_photo(path, side=preprocessing.scaled_side, max_pixels=max_pixels)
         return preprocessing(photo)
     if isinstance(picture, Image.Image):

@@ -22,7 +22,7 @@ from itmkit.data.photo import check_inside, photo_names, read_photo
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.files import read_json, user_path, write_text
 from itmkit.index import store
-from itmkit.index.items import FileState, file_hash, file_states, items_table
+from itmkit.index.items import FileState, file_hash, file_states, items_table, own_columns
 from itmkit.retrieval import Encoding
 
 MAX_PIXELS = 100_000_000  # of a picture; larger ones are skipped, not decoded
@@ -126,7 +126,7 @@ def build_index(
         photos: the folder.
         output: folder of the index.
         columns: the user's own columns: from a name to the value of every picture, by its path
-            inside ``photos``.
+            inside ``photos``; None: those that the index has.
         shard: ``(i, k)``, both from 1: take part i of k, to be joined by :func:`merge_indexes`.
         dtype: of the stored encodings, ``"float32"`` or ``"float16"``: half of the disk, scores to
             about three digits.
@@ -139,16 +139,24 @@ def build_index(
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        InputError: if the folder has no readable picture, the index is of another model or is
-            being written, or an argument is out of its range.
+        InputError: if the folder has no readable picture, the index is of another model or of
+            another folder that is still there, or is being written, ``output`` holds other files,
+            or an argument is out of its range.
     """
     root, folder = user_path(photos), user_path(output)
     check_count(batch_size=batch_size, chunk_size=chunk_size, max_pixels=max_pixels)
+    check_count(0, num_workers=num_workers)
     check_choice("dtype", dtype, DTYPES)
     part, parts = shard
     if not 1 <= part <= parts:
         raise InputError(f"shard is {part}/{parts}; expected i/k with i from 1 to k")
-    names = photo_names(root, follow_links)[part - 1 :: parts]
+    found = photo_names(root, follow_links)
+    if parts > len(found):
+        raise InputError(
+            f"shard is {part}/{parts}, and {root} has {len(found)} pictures; expected at most "
+            f"{len(found)} parts"
+        )
+    names = found[part - 1 :: parts]
     if not follow_links:
         for name in names:
             if (root / name).is_symlink():
@@ -159,10 +167,10 @@ def build_index(
             work = _Work(encoder, root, folder, names, dtype)
             reading = _Reading(batch_size, num_workers, max_pixels)
             work.encode(reading, chunk_size, progress)
-            return work.commit(columns or {}, shard)
-    except InputError:
+            return work.commit(columns, shard)
+    except Exception:
         if made_here and not store.exists(folder) and not (folder / "partial").exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -174,7 +182,8 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
         output: folder of the index of all.
 
     Raises:
-        InputError: if they are of different models, folders or types, or hold a picture twice.
+        InputError: if they are of different models, folders or types, hold a picture twice, or a
+            shard is missing.
     """
     import pyarrow as pa
 
@@ -188,11 +197,15 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
                     f"{other.folder} has the {key} {other.manifest[key]!r}; expected "
                     f"{held[0].manifest[key]!r}, that of {held[0].folder}"
                 )
-    items = pa.concat_tables([each.items for each in held], promote_options="default")
+    try:
+        items = pa.concat_tables([each.items for each in held], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"indexes have a column of different types: {error}") from error
     paths = items["path"].to_pylist()
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]!r} is in several of the indexes; expected each picture once")
+    _check_shards(held)
     order = sorted(range(len(paths)), key=paths.__getitem__)
     places = np.concatenate(
         [
@@ -211,7 +224,20 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
         generation = store.read(folder).manifest["generation"] + 1 if store.exists(folder) else 1
         sources = {name: [each.fields[name] for each in held] for name in held[0].fields}
         store.write(folder, manifest, items.take(order), sources, places, generation=generation)
+        calibrations = (store.read_calibration(each.folder) for each in held)
+        known = next((one for one in calibrations if one is not None), None)
+        if known is not None:
+            store.write_calibration(folder, known)
     return Update(len(paths), len(paths), skipped=skipped, duplicates=_duplicates(items))
+
+
+def _check_shards(held: list[store.Stored]) -> None:
+    """Refuse shards of which one is missing."""
+    shards = {each.folder: each.manifest["shard"] for each in held}
+    part, parts = shards[held[0].folder]
+    if sorted(shards.values()) != [[i, parts] for i in range(1, parts + 1)]:
+        found = ", ".join(f"{folder} ({i}/{k})" for folder, (i, k) in shards.items())
+        raise InputError(f"indexes are {found}; expected all parts 1/k to k/k of one folder")
 
 
 @dataclass
@@ -238,6 +264,7 @@ class _Work:
         }
         if self.old is not None:
             self._check_identity(self.old.manifest, folder)
+            self._check_root(Path(self.old.manifest["root"]))
         self.states = file_states(root, names)
         self.names = [name for name in names if name in self.states]
         self.skipped: list[Skipped] = []
@@ -260,6 +287,10 @@ class _Work:
                 continue
             known = before.get(name)
             unchanged = known is not None and known[0] == state
+            if not (root / name).is_file():  # a pipe would be waited for, for ever
+                reason = f"{root / name} is missing, or not a file"
+                self.skipped.append(Skipped(name, reason, *state))
+                continue
             try:
                 self.hashes[name] = known[1] if known and unchanged else file_hash(root / name)
             except OSError as error:
@@ -277,6 +308,14 @@ class _Work:
                     f"{folder} was made with another {what} ({found[key]!r}); expected {own!r}. "
                     "Give another output, or remove this one"
                 )
+
+    def _check_root(self, before: Path) -> None:
+        """Refuse to give up the pictures of another folder, unless they have moved."""
+        if before != self.root.resolve() and before.is_dir():
+            raise InputError(
+                f"{self.folder} is the index of {before}; expected that folder instead of "
+                f"{self.root}, or another output"
+            )
 
     @property
     def _partial(self) -> Path:
@@ -346,7 +385,9 @@ class _Work:
         store.write(folder, {}, items, sources, places, generation=1)
         self._add_part(store.read(folder))
 
-    def commit(self, columns: Mapping[str, Mapping[str, Any]], shard: tuple[int, int]) -> Update:
+    def commit(
+        self, columns: Mapping[str, Mapping[str, Any]] | None, shard: tuple[int, int]
+    ) -> Update:
         """Write the index of all that could be read."""
         names = [name for name in self.names if self.hashes[name] in self.places]
         noted = {one.path for one in self.skipped}
@@ -356,9 +397,10 @@ class _Work:
                 self.skipped.append(Skipped(name, reason, *self.states[name]))
         self.skipped.sort(key=lambda one: one.path)
         if not names:
-            raise InputError(
-                f"{self.root} has no picture that can be read; the first: {self.skipped[0].reason}"
-            )
+            why = f"; the first: {self.skipped[0].reason}" if self.skipped else ""
+            raise InputError(f"{self.root} has no picture that can be read{why}")
+        if columns is None:
+            columns = {} if self.old is None else own_columns(self.old.items)
         table = items_table(names, self.states, self.hashes, columns)
         before = {} if self.old is None else _rows_by_path(self.old)
         update = _update(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from itmkit.checks import InputError, did_you_mean
+from itmkit.checks import InputError, did_you_mean, type_of
 from itmkit.data.captioned_folder import FILE_COLUMNS
 from itmkit.data.table import read_table
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 OWN_COLUMNS = ("path", "size", "mtime", "hash")
 
 _NUMBERS = ("int", "uint", "float", "double", "halffloat", "bool")
+_MOST_BYTES = 1_000_000  # of a value that a condition computes
 _READING = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
 
 
@@ -35,13 +37,19 @@ class FileState(NamedTuple):
 
 
 def file_states(root: Path, names: Iterable[str]) -> dict[str, FileState]:
-    """The state of every file by its name; files that have gone meanwhile are left out."""
+    """The state of every file by its name; files that have gone meanwhile are left out.
+
+    Of a link that leads nowhere it is the state of the link.
+    """
     states = {}
     for name in names:
         try:
             found = os.stat(root / name)
-        except FileNotFoundError:
-            continue
+        except OSError:
+            try:
+                found = os.lstat(root / name)
+            except FileNotFoundError:
+                continue
         states[name] = FileState(found.st_size, found.st_mtime_ns)
     return states
 
@@ -74,9 +82,13 @@ def items_table(
     """
     import pyarrow as pa
 
-    taken = sorted(set(columns) & set(OWN_COLUMNS))
-    if taken:
-        raise InputError(f"column {taken[0]!r} is one of {', '.join(OWN_COLUMNS)}; rename it")
+    seen: dict[str, str] = {}
+    for column in columns:  # SQL knows no case
+        if column.lower() in OWN_COLUMNS:
+            raise InputError(f"column {column!r} is one of {', '.join(OWN_COLUMNS)}; rename it")
+        other = seen.setdefault(column.lower(), column)
+        if other != column:
+            raise InputError(f"columns {other!r} and {column!r} differ in case alone; rename one")
     content: dict[str, Any] = {
         "path": pa.array(names, pa.string()),
         "size": pa.array([states[name].size for name in names], pa.int64()),
@@ -88,7 +100,22 @@ def items_table(
             content[column] = pa.array([values.get(name) for name in names])
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(f"column {column!r} has values of several types: {error}") from error
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise InputError(
+                f"column {column!r} has a value that cannot be stored: {error}; expected numbers "
+                "of at most 64 bits and text in UTF-8"
+            ) from error
     return pa.table(content)
+
+
+def own_columns(items: pa.Table) -> dict[str, dict[str, Any]]:
+    """The user's own columns of an index, each from the path of a picture to its value."""
+    paths = items["path"].to_pylist()
+    return {
+        name: dict(zip(paths, items[name].to_pylist(), strict=True))
+        for name in items.column_names
+        if name not in OWN_COLUMNS
+    }
 
 
 def picture_columns(table: str | Path) -> dict[str, dict[str, Any]]:
@@ -133,6 +160,35 @@ def _numbers(values: list[Any]) -> list[Any]:
     return [value or None for value in values]
 
 
+def _as_text(column: Any) -> list[Any]:
+    """Values that SQL does not know, such as times and lists, as text; of lists as JSON."""
+    import pyarrow as pa
+
+    try:
+        texts: list[Any] = column.cast("string").to_pylist()
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        values = column.to_pylist()
+        texts = [
+            None if value is None else json.dumps(value, ensure_ascii=False, default=str)
+            for value in values
+        ]
+    return texts
+
+
+def _one_select() -> Callable[..., int]:
+    """Lets a statement read the items, once: a second SELECT could take for ever."""
+    selects = 0
+
+    def allowed(action: int, table: str | None, *_: str | None) -> int:
+        nonlocal selects
+        selects += action == sqlite3.SQLITE_SELECT
+        reads_other = action == sqlite3.SQLITE_READ and table != "items"
+        fits = action in _READING and selects <= 1 and not reads_other
+        return sqlite3.SQLITE_OK if fits else sqlite3.SQLITE_DENY
+
+    return allowed
+
+
 def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
     """Rows of the items for which an SQL expression over their columns is true.
 
@@ -152,24 +208,25 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
         >>> matching_rows(pa.table({"year": [2018, 2020, 2021]}), "year > 2019").tolist()
         [1, 2]
     """
+    if not isinstance(where, str):
+        raise InputError(f"where is {type_of(where)}; expected a condition in SQL")
     words = {word.casefold() for word in re.findall(r"\w+", where)}
     named = [c for c in items.column_names if words & set(re.findall(r"\w+", c.casefold()))]
     plain = {c: str(items.schema.field(c).type) for c in named}
     wide = [c for c, kind in plain.items() if kind != "string" and not kind.startswith(_NUMBERS)]
-    columns = [items[c].cast("string") if c in wide else items[c] for c in named]
+    columns = [_as_text(items[c]) if c in wide else items[c].to_pylist() for c in named]
     quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in ("itmkit row", *named))
     with closing(sqlite3.connect(":memory:")) as database:
         database.execute(f"CREATE TABLE items ({quoted})")
         database.executemany(
             f"INSERT INTO items VALUES ({', '.join('?' * (len(named) + 1))})",
-            zip(range(len(items)), *(column.to_pylist() for column in columns), strict=True),
+            zip(range(len(items)), *columns, strict=True),
         )
-        database.set_authorizer(
-            lambda action, *_: sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY
-        )
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
+        database.set_authorizer(_one_select())
         try:
             found = database.execute(f'SELECT "itmkit row" FROM items WHERE ({where})').fetchall()
-        except (sqlite3.Error, sqlite3.Warning) as error:
+        except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError) as error:
             missing = re.fullmatch(r"no such column: (.*)", str(error))
             hint = did_you_mean(missing[1], items.column_names) if missing else ""
             raise InputError(

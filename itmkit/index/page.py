@@ -88,7 +88,7 @@ def write_page(path: str | Path, title: str, groups: Sequence[Group], *, note: s
         for group in groups
     ]
     text = template.render(title=title, note=note, groups=content)
-    write_text(path, text)
+    write_text(path, text.encode("utf-8", "replace").decode("utf-8"))  # no halves of characters
 
 
 def thumbnail(picture: Path | Image.Image | None) -> str | None:

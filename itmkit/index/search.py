@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count, check_finite
+from itmkit.checks import InputError, check_count, check_finite, type_of
 from itmkit.files import user_path
 from itmkit.index import store
 from itmkit.index.build import Update
@@ -111,6 +111,12 @@ class Index:
                 f"search ({encoder.fingerprint}): index the pictures again, into a new folder"
             )
         self.items: pa.Table = self._stored.items
+        if not self.root.is_dir():
+            warnings.warn(
+                f"{self.root}, the pictures of {self.folder}, is not there; after they have moved, "
+                "index them again into the same folder: nothing is encoded twice",
+                stacklevel=2,
+            )
         stored = store.read_calibration(self.folder)
         self.calibration = None if stored is None else Calibration.from_dict(stored)
 
@@ -161,7 +167,7 @@ class Index:
             raise InputError("query and image are both None; expected one of them")
         if query is not None and image is None:
             return self.search_many([query], k, where=where, top_k=top_k, weight=weight)[0]
-        check_count(k=k)
+        _check_k(k)
         rows, count = self._rows(where)
         scores = self._image_scores(self.encoder.encode_images([image]), rows, count)
         if query is not None:
@@ -180,7 +186,9 @@ class Index:
         weight: float | None = None,
     ) -> list[list[Hit]]:
         """The best pictures for each of several sentences; see :meth:`search`."""
-        check_count(k=k)
+        _check_k(k)
+        if isinstance(queries, str):
+            raise InputError(f"queries is {queries[:40]!r}; expected a list of sentences")
         rows, count = self._rows(where)
         if self.calibration is not None:
             self._check_gallery_size(self.calibration.gallery_size)
@@ -212,7 +220,12 @@ class Index:
         )
 
     def write_page(
-        self, path: str | Path, hits: list[Hit], query: str | None, *, image: Path | None = None
+        self,
+        path: str | Path,
+        hits: list[Hit],
+        query: str | None,
+        *,
+        image: str | Path | None = None,
     ) -> None:
         """Write one HTML page of hits with small pictures, which needs no other file.
 
@@ -224,6 +237,7 @@ class Index:
         """
         from itmkit.index.page import Group, Shown, write_page
 
+        image = None if image is None else user_path(image)
         shown = [
             Shown(
                 hit.path,
@@ -274,6 +288,8 @@ class Index:
 
     def _encoded(self, queries: Sequence[str]) -> Encoding:
         for query in queries:
+            if not isinstance(query, str):
+                raise InputError(f"query is {type_of(query)}; expected a sentence")
             if not query.strip():
                 raise InputError(f"query is {query!r}; expected a sentence")
         return self.encoder.encode_texts(list(queries))
@@ -390,7 +406,15 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+def _check_k(k: object) -> None:
+    if not isinstance(k, int):
+        raise InputError(f"k is {k!r}; expected a whole number")
+    check_count(k=k)
+
+
 def _standardised(scores: Tensor) -> Tensor:
+    if not len(scores):
+        return scores
     return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-12)
 
 

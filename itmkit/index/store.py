@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,12 +61,31 @@ def exists(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Stored:
-    """Open an index.
+    """Open an index, also while another process puts a new one in its place.
 
     Raises:
         FileNotFoundError: if there is none.
         InputError: if it is of a newer version, cut short, or not an index.
     """
+    while True:
+        before = _file_id(folder)
+        try:
+            return _read(folder)
+        except FileNotFoundError:
+            if _file_id(folder) == before:
+                raise
+
+
+def _file_id(folder: Path) -> tuple[int, int] | None:
+    """Of the file that names the others; another one for every state of the index."""
+    try:
+        found = (folder / "items.parquet").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(folder: Path) -> Stored:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,9 +158,10 @@ def write(
     with atomic_write(folder / "items.parquet") as file:
         pq.write_table(items.replace_schema_metadata({_KEY: text.encode()}), file)
     write_text(folder / "manifest.json", text + "\n")
-    for path in folder.glob("*-*.npy"):
-        if path.name not in files.values():
-            path.unlink(missing_ok=True)
+    for name in files:
+        for path in folder.glob(f"{name}-[0-9][0-9][0-9][0-9]*.npy"):
+            if path.name not in files.values():
+                path.unlink(missing_ok=True)
 
 
 def _gather(target: Path, arrays: list[Array], places: Array) -> None:
@@ -170,15 +191,30 @@ def write_calibration(folder: Path, content: Mapping[str, Any]) -> None:
     write_text(folder / "calibration.json", json.dumps(content, indent=2) + "\n")
 
 
+def _may_be_ours(name: str) -> bool:
+    """Whether a stopped run may have left a file, before there was an index."""
+    return re.fullmatch(r"\.lock|partial|\..*\.part|\w+-\d{4,}\.npy", name) is not None
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Hold the lock of an index, which the system releases when the process ends.
 
     Raises:
-        InputError: if another process holds it.
+        InputError: if another process holds it, or the folder is a file or holds other files.
     """
     from filelock import FileLock, Timeout
 
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output is '{folder}', a file; expected a folder")
+    known = exists(folder) or (folder / "partial" / "identity.json").is_file()
+    if folder.is_dir() and not known:
+        others = sorted(path.name for path in folder.iterdir() if not _may_be_ours(path.name))
+        if others:
+            raise InputError(
+                f"output is '{folder}', which holds other files, such as {others[0]!r}; expected "
+                "an index or a new folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:

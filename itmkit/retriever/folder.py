@@ -53,7 +53,7 @@ def is_saved(folder: Path) -> bool:
 
 def save(retriever: Retriever, folder: str | Path) -> None:
     """Write a retriever; see :meth:`Retriever.save_pretrained`."""
-    target = user_path(folder)
+    target = user_path(folder).resolve()  # of a link, the folder that it leads to
     if target.exists() and not is_saved(target) and (target.is_file() or any(target.iterdir())):
         raise InputError(f"folder is '{target}', which holds other files; expected a new folder")
     parts = _parts(retriever.model, retriever.backbone, retriever.text_backbone)
@@ -93,8 +93,14 @@ def save(retriever: Retriever, folder: str | Path) -> None:
             retriever.tokenizer.vocabulary.save(work / WORDS)
         save_file(_weights(parts), work / WEIGHTS)
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
             target.rename(old)
-        work.rename(target)
+        try:
+            work.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

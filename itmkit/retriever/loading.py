@@ -59,7 +59,9 @@ def load(
         FileNotFoundError: there is no such folder or file.
         InputError: there is no such model, or what is there cannot become a retriever.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _usable_device(device)
+    if not isinstance(path_or_name, (str, Path)) or not str(path_or_name):
+        raise InputError(f"path_or_name is {path_or_name!r}; expected a folder or a name")
     path = user_path(path_or_name)
     if not path.exists():
         run = Path("runs") / path / "latest"
@@ -88,6 +90,22 @@ def _at(retriever: Retriever, source: str | Path, device: torch.device | str) ->
     """On its device, and with a note of where it is from."""
     retriever.source = str(source.resolve() if isinstance(source, Path) else source)
     return retriever.to(device)
+
+
+def _usable_device(device: torch.device | str | None) -> torch.device:
+    """The device that is asked for, or the best that there is."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"device is {str(device)!r}, which cannot be used here: {reason}; expected a device of "
+            "this machine, such as cpu"
+        ) from error
+    return found
 
 
 def _from_hub(name: str, trust: Sequence[str]) -> Retriever:
