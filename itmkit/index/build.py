@@ -22,7 +22,14 @@ from itmkit.data.photo import check_inside, photo_names, read_photo
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.files import read_json, user_path, write_text
 from itmkit.index import store
-from itmkit.index.items import FileState, file_hash, file_states, items_table, own_columns
+from itmkit.index.items import (
+    FileState,
+    check_columns,
+    file_hash,
+    file_states,
+    items_table,
+    own_columns,
+)
 from itmkit.retrieval import Encoding
 
 MAX_PIXELS = 100_000_000  # of a picture; larger ones are skipped, not decoded
@@ -156,6 +163,7 @@ def build_index(
             f"shard is {part}/{parts}, and {root} has {len(found)} pictures; expected at most "
             f"{len(found)} parts"
         )
+    check_columns(found, columns or {})
     names = found[part - 1 :: parts]
     if not follow_links:
         for name in names:
@@ -234,7 +242,7 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
 def _check_shards(held: list[store.Stored]) -> None:
     """Refuse shards of which one is missing."""
     shards = {each.folder: each.manifest["shard"] for each in held}
-    part, parts = shards[held[0].folder]
+    parts = shards[held[0].folder][1]
     if sorted(shards.values()) != [[i, parts] for i in range(1, parts + 1)]:
         found = ", ".join(f"{folder} ({i}/{k})" for folder, (i, k) in shards.items())
         raise InputError(f"indexes are {found}; expected all parts 1/k to k/k of one folder")

@@ -36,6 +36,21 @@ class FileState(NamedTuple):
     mtime: int
 
 
+def check_columns(names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse columns that do not fit the pictures, before these are encoded.
+
+    Raises:
+        InputError: if they are of none of the pictures, or cannot be stored.
+    """
+    column_arrays(names, columns)
+    given = next(iter(columns.values()), {})
+    if given and not any(name in own for own in columns.values() for name in names):
+        raise InputError(
+            f"columns are of pictures such as {next(iter(given))!r}, and none of these is there; "
+            f"expected paths such as {names[0]!r}"
+        )
+
+
 def file_states(root: Path, names: Iterable[str]) -> dict[str, FileState]:
     """The state of every file by its name; files that have gone meanwhile are left out.
 
@@ -82,6 +97,25 @@ def items_table(
     """
     import pyarrow as pa
 
+    content: dict[str, Any] = {
+        "path": pa.array(names, pa.string()),
+        "size": pa.array([states[name].size for name in names], pa.int64()),
+        "mtime": pa.array([states[name].mtime for name in names], pa.int64()),
+        "hash": pa.array([hashes[name] for name in names], pa.string()),
+    }
+    return pa.table(content | column_arrays(names, columns))
+
+
+def column_arrays(
+    names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
+) -> dict[str, pa.Array]:
+    """The user's own columns, a value for every name.
+
+    Raises:
+        InputError: if a column has the name of another one, or values of several types.
+    """
+    import pyarrow as pa
+
     seen: dict[str, str] = {}
     for column in columns:  # SQL knows no case
         if column.lower() in OWN_COLUMNS:
@@ -89,12 +123,7 @@ def items_table(
         other = seen.setdefault(column.lower(), column)
         if other != column:
             raise InputError(f"columns {other!r} and {column!r} differ in case alone; rename one")
-    content: dict[str, Any] = {
-        "path": pa.array(names, pa.string()),
-        "size": pa.array([states[name].size for name in names], pa.int64()),
-        "mtime": pa.array([states[name].mtime for name in names], pa.int64()),
-        "hash": pa.array([hashes[name] for name in names], pa.string()),
-    }
+    content = {}
     for column, values in columns.items():
         try:
             content[column] = pa.array([values.get(name) for name in names])
@@ -105,7 +134,7 @@ def items_table(
                 f"column {column!r} has a value that cannot be stored: {error}; expected numbers "
                 "of at most 64 bits and text in UTF-8"
             ) from error
-    return pa.table(content)
+    return content
 
 
 def own_columns(items: pa.Table) -> dict[str, dict[str, Any]]:

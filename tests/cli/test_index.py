@@ -42,6 +42,7 @@ def test_by_name(
     index = itmkit.load("mine").open_index("runs/mine/index")
     assert [hit.score for hit in index.search("a red dog", k=3)] == [hit["score"] for hit in hits]
     assert found(capsys, "runs/mine/index", "a red dog", "-k", "3") == hits
+    assert found(capsys, "mine", "null", "-k", "1")  # a word, here
     query = photos / "images" / "5.jpg"
     assert found(capsys, "mine", "--image", str(query), "-k", "1")[0]["path"] == str(query)
     page = tmp_path / "hits.html"
@@ -86,6 +87,7 @@ def test_shards(
         (["index", ".", "--model", "org/clip"], "model 'org/clip' is no run; expected a folder as"),
         (["index", ".", "--model", "mine", "--shard", "2"], "shard is '2'; expected i/k"),
         (["search", "nothing", "a dog"], "index is 'nothing': neither an index nor a run"),
+        (["index", ".", "--model", "mine", "--device", "gpu"], "device is 'gpu', which cannot"),
         (["search", "nothing"], "query is null; expected a sentence, or --image"),
     ],
 )

@@ -17,7 +17,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.index import Index, build_index, merge_indexes, store
+from itmkit.index import Calibration, Index, build_index, merge_indexes, store
 from itmkit.index.items import picture_columns
 from itmkit.retrieval import Encoding
 from tests.support.pictures import ColourEncoder, save_picture
@@ -124,6 +124,59 @@ def test_shards_make_what_one_process_makes(photos: Path, tmp_path: Path) -> Non
         merge_indexes([parts[0], parts[0]], tmp_path / "twice")
 
 
+def test_shard_that_is_missing(photos: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f"part{i}" for i in (1, 2, 3)]
+    for i, part in enumerate(parts, 1):
+        build_index(ColourEncoder(), photos, part, shard=(i, 3), progress=False)
+    with pytest.raises(InputError, match=r"part3 \(3/3\); expected all parts 1/k to k/k"):
+        merge_indexes([parts[0], parts[2]], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_shards_keep_probabilities_and_columns(photos: Path, tmp_path: Path) -> None:
+    scores = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
+    calibration = Calibration.fit(scores, scores > 0.9)
+    parts = [tmp_path / f"part{i}" for i in (1, 2)]
+    values: dict[str, float] = {"0-red.jpg": 1, "1-green.jpg": 0.5}  # integers in the first part
+    for i, part in enumerate(parts, 1):
+        columns = {"share": values}
+        build_index(ColourEncoder(), photos, part, shard=(i, 2), columns=columns, progress=False)
+        Index(part, ColourEncoder()).calibrate(calibration)
+    merge_indexes(parts, tmp_path / "all")
+    index = Index(tmp_path / "all", ColourEncoder())
+    assert index.calibration == calibration
+    assert index.items["share"].to_pylist() == [1, 0.5, None, None, None]
+
+
+def test_columns_stay_without_a_table(photos: Path, tmp_path: Path) -> None:
+    build_index(
+        ColourEncoder(), photos, tmp_path / "i", columns={"a": {"0-red.jpg": 1}}, progress=False
+    )
+    save_picture(photos / "new.jpg", "blue", shade=9)
+    build_index(ColourEncoder(), photos, tmp_path / "i", progress=False)
+    assert store.read(tmp_path / "i").items["a"].to_pylist() == [1, *[None] * 5]
+    build_index(ColourEncoder(), photos, tmp_path / "i", columns={}, progress=False)
+    assert "a" not in store.read(tmp_path / "i").items.column_names
+
+
+def test_opened_while_a_new_one_takes_its_place(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(ColourEncoder(), photos, tmp_path / "i", progress=False)
+    save_picture(photos / "new.jpg", "blue", shade=9)
+    whole, updates = store._open, []
+
+    def slow(path: Path, rows: int) -> store.Array:
+        if not updates:
+            monkeypatch.setattr(store, "_open", whole)
+            updates.append(build_index(ColourEncoder(), photos, tmp_path / "i", progress=False))
+        return whole(path, rows)
+
+    monkeypatch.setattr(store, "_open", slow)
+    assert len(Index(tmp_path / "i", ColourEncoder())) == 6
+    assert updates
+
+
 def test_own_columns(photos: Path, tmp_path: Path) -> None:
     columns = {"year": {"0-red.jpg": 2018, "2-blue.jpg": 2021}}
     build_index(ColourEncoder(), photos, tmp_path / "index", columns=columns, progress=False)
@@ -210,6 +263,89 @@ class TestErrors:
         )
         assert update.count == 6
 
+    @pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing", "link to itself"])
+    def test_what_is_no_file_is_skipped(self, photos: Path, tmp_path: Path, kind: str) -> None:
+        odd = photos / "odd.jpg"
+        if kind == "pipe":
+            os.mkfifo(odd)
+        elif kind == "folder":
+            odd.mkdir()
+        else:
+            odd.symlink_to("odd.jpg" if "itself" in kind else "nothing.jpg")
+        for _ in range(2):
+            update = build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+            assert update.count == 5
+            told = [one.reason for one in update.skipped]
+            expected = [] if kind == "folder" else [f"{odd} is missing, or not a file"]
+            assert told == expected
+
+    def test_files_of_others(self, photos: Path, tmp_path: Path) -> None:
+        output = tmp_path / "mine"
+        (output / "partial").mkdir(parents=True)
+        (output / "partial" / "notes.txt").write_text("mine")
+        np.save(output / "val-ims.npy", np.ones(3))
+        with pytest.raises(InputError, match=r"mine', which holds other files, such as 'val-ims"):
+            build_index(ColourEncoder(), photos, output, progress=False)
+        assert sorted(path.name for path in output.rglob("*.*")) == ["notes.txt", "val-ims.npy"]
+        with pytest.raises(InputError, match=r"val-ims\.npy', a file; expected a folder"):
+            build_index(ColourEncoder(), photos, output / "val-ims.npy", progress=False)
+        build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        shutil.copy(output / "val-ims.npy", tmp_path / "index")  # put there later
+        save_picture(photos / "new.jpg", "blue", shade=9)
+        build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        arrays = sorted(path.name for path in (tmp_path / "index").glob("*.npy"))
+        assert arrays == ["tokens-0002.npy", "val-ims.npy", "vector-0002.npy"]
+
+    def test_other_folder(self, photos: Path, tmp_path: Path) -> None:
+        index = tmp_path / "index"
+        build_index(ColourEncoder(), photos, index, progress=False)
+        save_picture(tmp_path / "others" / "a.jpg")
+        with pytest.raises(InputError, match=r"is the index of .*photos; expected that folder"):
+            build_index(ColourEncoder(), tmp_path / "others", index, progress=False)
+        photos.rename(tmp_path / "moved")
+        with pytest.warns(UserWarning, match="photos, the pictures of .*, is not there"):
+            Index(index, ColourEncoder())
+        encoder = ColourEncoder()
+        build_index(encoder, tmp_path / "moved", index, progress=False)
+        assert encoder.encoded == 0
+        assert Index(index, encoder).search("red", 1)[0].path.is_file()
+
+    @pytest.mark.parametrize("fault", [RuntimeError("no memory"), OSError(28, "No space left")])
+    def test_nothing_stays_of_a_first_try(
+        self, photos: Path, tmp_path: Path, fault: Exception
+    ) -> None:
+        class Broken(ColourEncoder):
+            def encode_pixels(self, pixels: Tensor) -> Encoding:
+                raise fault
+
+        with pytest.raises(type(fault)):
+            build_index(Broken(), photos, tmp_path / "index", progress=False)
+        assert not (tmp_path / "index").exists()
+
+    def test_number_of_processes(self, photos: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="num_workers is -1; expected 0 or more"):
+            build_index(ColourEncoder(), photos, tmp_path / "index", num_workers=-1)
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"Hash": {"0-red.jpg": 1}}, "column 'Hash' is one of path, size"),
+            ({"a": {"0-red.jpg": 1}, "A": {}}, "columns 'a' and 'A' differ in case alone"),
+            ({"a": {"0-red.jpg": 10**30}}, "column 'a' has .*64 bits"),
+            ({"a": {"0-red.jpg": "\udce9"}}, "column 'a' has .*UTF-8"),
+            ({"a": {"0-red.jpg": 1, "2-blue.jpg": "b"}}, "column 'a' has values of several types"),
+            ({"a": {"zero.jpg": 1}}, "pictures such as 'zero.jpg', and none of these is there"),
+        ],
+    )
+    def test_columns(
+        self, photos: Path, tmp_path: Path, columns: dict[str, dict[str, object]], message: str
+    ) -> None:
+        encoder = ColourEncoder()
+        with pytest.raises(InputError, match=message):
+            build_index(encoder, photos, tmp_path / "index", columns=columns, progress=False)
+        assert encoder.encoded == 0
+        assert not (tmp_path / "index").exists()
+
     def test_second_writer(self, photos: Path, tmp_path: Path) -> None:
         (tmp_path / "index").mkdir()
         with (
@@ -266,9 +402,9 @@ class TestErrors:
             build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
         assert content(tmp_path / "index") == old
 
-    @pytest.mark.parametrize("shard", [(0, 2), (3, 2)])
+    @pytest.mark.parametrize("shard", [(0, 2), (3, 2), (6, 6)])
     def test_shard(self, photos: Path, tmp_path: Path, shard: tuple[int, int]) -> None:
-        with pytest.raises(InputError, match=r"shard is \d/2; expected i/k"):
+        with pytest.raises(InputError, match=r"shard is \d/\d.*; expected (i/k|at most 5 parts)"):
             build_index(ColourEncoder(), photos, tmp_path / "index", shard=shard)
 
     def test_encoder_fault_keeps_its_traceback(self, photos: Path, tmp_path: Path) -> None:

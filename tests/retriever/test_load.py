@@ -152,6 +152,14 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         itmkit.load("no-one/no-model")
     with pytest.raises(InputError, match=r"a folder without config\.yaml"):
         itmkit.load("empty")
+    for nothing in ("", None):
+        with pytest.raises(InputError, match=r"path_or_name is .*; expected a folder or a name"):
+            itmkit.load(nothing)  # type: ignore[arg-type]
+    for device in ("graphics", "cuda:99"):
+        with pytest.raises(
+            InputError, match=rf"^device is '{device}', which cannot be used[^\n]*$"
+        ):
+            itmkit.load("empty", device=device)
     for name in ("notes.txt", "empty.ckpt"):
         with pytest.raises(InputError, match=f"{name} is not a readable checkpoint"):
             itmkit.load(name)

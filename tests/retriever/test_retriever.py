@@ -275,6 +275,21 @@ def test_missing_file(name: str, retriever: Retriever, tmp_path: Path) -> None:
         Retriever.from_pretrained(tmp_path / "saved")
 
 
+def test_saved_into_an_empty_folder_and_through_a_link(
+    retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    retriever.save_pretrained(".")
+    (tmp_path / "link").symlink_to("here")
+    (tmp_path / ".here.old").mkdir()  # of a process that was killed
+    (tmp_path / ".here.old" / "file").write_text("")
+    retriever.save_pretrained(tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"]
+    assert (tmp_path / "link").is_symlink()
+    assert len(Retriever.from_pretrained(tmp_path / "here").tokenizer) == len(retriever.tokenizer)
+
+
 def test_what_is_not_saved(retriever: Retriever, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match=r"folder is .*, which holds other files; expected a new"):
