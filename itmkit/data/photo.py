@@ -105,7 +105,11 @@ def photo_names(folder: Path, follow_links: bool) -> list[str]:
     check_folder("images", folder)
     names = []
     for parent, folders, files in os.walk(folder, followlinks=follow_links):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not (follow_links and _leads_up(parent, name))
+        ]
         inside = Path(parent).relative_to(folder)
         names += [
             (inside / name).as_posix()
@@ -117,6 +121,11 @@ def photo_names(folder: Path, follow_links: bool) -> list[str]:
     for name in names:
         check_name(name, folder)
     return sorted(names)
+
+
+def _leads_up(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it is in, so that a walk would never end."""
+    return Path(os.path.realpath(parent)).is_relative_to(os.path.realpath(Path(parent, name)))
 
 
 def find_photo(folder: Path, name: str) -> Path:

@@ -37,7 +37,7 @@ class Table:
         Case and white space around a usual name do not matter.
 
         Args:
-            option: name of the argument that ``given`` is from.
+            option: name of the argument that ``given`` is from; empty where there is none.
             given: name of the column; None for one of the usual ones.
             usual: names to look for.
 
@@ -60,10 +60,11 @@ class Table:
         """
         found = self.find(option, given, usual)
         if found is None:
+            other = f", or the option {option}" if option else ""
             close = next(filter(None, (did_you_mean(name, usual) for name in self.columns)), "")
             raise InputError(
                 f"{self.path} has the columns {self.names}; expected one of "
-                f"{', '.join(map(repr, usual))}, or the option {option}{self._delimiter_hint()}"
+                f"{', '.join(map(repr, usual))}{other}{self._delimiter_hint()}"
                 f"{close}"
             )
         return found

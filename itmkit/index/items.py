@@ -162,7 +162,7 @@ def picture_columns(table: str | Path) -> dict[str, dict[str, Any]]:
         InputError: if it is not such a table.
     """
     content = read_table(table)
-    own = content.needed("table", None, FILE_COLUMNS)
+    own = content.needed("", None, FILE_COLUMNS)
     names = [str(name) for name in content.columns[own]]
     columns = {}
     for column, values in content.columns.items():
@@ -244,9 +244,10 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
     plain = {c: str(items.schema.field(c).type) for c in named}
     wide = [c for c, kind in plain.items() if kind != "string" and not kind.startswith(_NUMBERS)]
     columns = [_as_text(items[c]) if c in wide else items[c].to_pylist() for c in named]
-    quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in ("itmkit row", *named))
+    own = max(("itmkit", *items.column_names), key=len) + " row"  # the name of no column
+    row, *quoted = ('"' + name.replace('"', '""') + '"' for name in (own, *named))
     with closing(sqlite3.connect(":memory:")) as database:
-        database.execute(f"CREATE TABLE items ({quoted})")
+        database.execute(f"CREATE TABLE items ({', '.join([row, *quoted])})")
         database.executemany(
             f"INSERT INTO items VALUES ({', '.join('?' * (len(named) + 1))})",
             zip(range(len(items)), *columns, strict=True),
@@ -254,7 +255,7 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
         database.set_authorizer(_one_select())
         try:
-            found = database.execute(f'SELECT "itmkit row" FROM items WHERE ({where})').fetchall()
+            found = database.execute(f"SELECT {row} FROM items WHERE ({where})").fetchall()
         except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError) as error:
             missing = re.fullmatch(r"no such column: (.*)", str(error))
             hint = did_you_mean(missing[1], items.column_names) if missing else ""

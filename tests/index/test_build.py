@@ -134,8 +134,8 @@ def test_shard_that_is_missing(photos: Path, tmp_path: Path) -> None:
 
 
 def test_shards_keep_probabilities_and_columns(photos: Path, tmp_path: Path) -> None:
-    scores = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
-    calibration = Calibration.fit(scores, scores > 0.9)
+    scores = torch.rand(200, 12, generator=torch.Generator().manual_seed(0))
+    calibration = Calibration.fit(scores, scores > 0.8)
     parts = [tmp_path / f"part{i}" for i in (1, 2)]
     values: dict[str, float] = {"0-red.jpg": 1, "1-green.jpg": 0.5}  # integers in the first part
     for i, part in enumerate(parts, 1):
@@ -345,6 +345,13 @@ class TestErrors:
             build_index(encoder, photos, tmp_path / "index", columns=columns, progress=False)
         assert encoder.encoded == 0
         assert not (tmp_path / "index").exists()
+
+    def test_links_in_a_circle(self, photos: Path, tmp_path: Path) -> None:
+        (photos / "trip" / "up").symlink_to("..")
+        update = build_index(
+            ColourEncoder(), photos, tmp_path / "index", follow_links=True, progress=False
+        )
+        assert update.count == 5
 
     def test_second_writer(self, photos: Path, tmp_path: Path) -> None:
         (tmp_path / "index").mkdir()
