@@ -346,22 +346,23 @@ class _Work:
             collate_fn=_collate,
             persistent_workers=False,
         )
-        names: list[str] = []
-        encodings: list[Encoding] = []
-        with tqdm(total=len(todo), unit="pictures", disable=not progress or not todo) as bar:
-            for rows, pixels, errors in loader:
-                for row, reason in errors.items():
-                    self.skipped.append(Skipped(todo[row], reason, *self.states[todo[row]]))
-                if rows:
-                    with torch.no_grad():
-                        encodings.append(self.encoder.encode_pixels(pixels).to("cpu"))
-                    names += [todo[row] for row in rows]
-                bar.update(len(rows) + len(errors))
-                if len(names) >= chunk_size:
-                    self._save_part(names, encodings)
-                    names, encodings = [], []
-        if names:
-            self._save_part(names, encodings)
+        done: list[tuple[list[str], Encoding]] = []
+        try:
+            with tqdm(total=len(todo), unit="pictures", disable=not progress or not todo) as bar:
+                for rows, pixels, errors in loader:
+                    for row, reason in errors.items():
+                        self.skipped.append(Skipped(todo[row], reason, *self.states[todo[row]]))
+                    if rows:
+                        with torch.no_grad():
+                            encoding = self.encoder.encode_pixels(pixels).to("cpu")
+                        done.append(([todo[row] for row in rows], encoding))
+                    bar.update(len(rows) + len(errors))
+                    if sum(len(names) for names, _ in done) >= chunk_size:
+                        full, done = done, []
+                        self._save_part(full)
+        finally:  # also when it is interrupted
+            if done:
+                self._save_part(done)
 
     def _load_parts(self) -> None:
         """What a run that was stopped has encoded."""
@@ -377,13 +378,14 @@ class _Work:
         for row, content in enumerate(part.items["hash"].to_pylist()):
             self.places.setdefault(content, (len(self.parts), row))
 
-    def _save_part(self, names: list[str], encodings: list[Encoding]) -> None:
+    def _save_part(self, done: list[tuple[list[str], Encoding]]) -> None:
+        names = [name for own, _ in done for name in own]
         if not self._partial.is_dir():
             self._partial.mkdir(parents=True)
             write_text(self._partial / "identity.json", json.dumps(self.identity, indent=2))
         fields = {
             name: _stored(name, value, self.dtype)
-            for name, value in Encoding.cat(encodings).items().items()
+            for name, value in Encoding.cat([encoding for _, encoding in done]).items().items()
         }
         folder = self._partial / f"part-{len(self.parts):06d}"
         folder.mkdir(exist_ok=True)
@@ -424,6 +426,7 @@ class _Work:
             "skipped": [asdict(one) for one in self.skipped],
         }
         if self.old is not None and self._equals_old(table, manifest):
+            shutil.rmtree(self._partial, ignore_errors=True)
             return update
         places = np.array([self.places[self.hashes[name]] for name in names], dtype=np.int64)
         held = [*([] if self.old is None else [self.old]), *self.parts]

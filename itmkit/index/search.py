@@ -118,7 +118,13 @@ class Index:
                 stacklevel=2,
             )
         stored = store.read_calibration(self.folder)
-        self.calibration = None if stored is None else Calibration.from_dict(stored)
+        try:
+            self.calibration = None if stored is None else Calibration.from_dict(stored)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.folder / 'calibration.json'} has wrong or missing entries: {error}; "
+                "expected what calibrate wrote, or no such file"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.items)

@@ -56,6 +56,8 @@ def save(retriever: Retriever, folder: str | Path) -> None:
     target = user_path(folder).resolve()  # of a link, the folder that it leads to
     if target.exists() and not is_saved(target) and (target.is_file() or any(target.iterdir())):
         raise InputError(f"folder is '{target}', which holds other files; expected a new folder")
+    if Path.cwd().is_relative_to(target):
+        raise InputError(f"folder is '{target}', the working directory; expected a new folder")
     parts = _parts(retriever.model, retriever.backbone, retriever.text_backbone)
     configs: dict[str, Any] = {
         name: getattr(module, "model_config", None) for name, module in parts.items()

@@ -237,6 +237,22 @@ def test_a_kill_loses_nothing(photos: Path, tmp_path: Path, place: str, before: 
     assert content(output) == content(tmp_path / "fresh")
 
 
+def test_interrupted(photos: Path, tmp_path: Path) -> None:
+    class Interrupted(ColourEncoder):
+        def encode_pixels(self, pixels: Tensor) -> Encoding:
+            if self.encoded == 3:
+                raise KeyboardInterrupt
+            return super().encode_pixels(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(Interrupted(), photos, tmp_path / "i", batch_size=1, progress=False)
+    encoder = ColourEncoder()
+    build_index(encoder, photos, tmp_path / "i", progress=False)
+    assert encoder.encoded == 2
+    build_index(ColourEncoder(), photos, tmp_path / "fresh", progress=False)
+    assert content(tmp_path / "i") == content(tmp_path / "fresh")
+
+
 class TestErrors:
     def test_no_folder_or_no_picture(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="nowhere' is not a folder"):
@@ -386,6 +402,12 @@ class TestErrors:
         (output / "items.parquet").write_bytes(b"PAR1")
         with pytest.raises(InputError, match=r"items\.parquet is not the table of an index"):
             Index(output, ColourEncoder())
+
+    def test_damaged_calibration(self, photos: Path, tmp_path: Path) -> None:
+        build_index(ColourEncoder(), photos, tmp_path / "i", progress=False)
+        (tmp_path / "i" / "calibration.json").write_text("{}")
+        with pytest.raises(InputError, match=r"calibration\.json has wrong or missing entries"):
+            Index(tmp_path / "i", ColourEncoder())
 
     def test_newer_version(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -275,12 +275,15 @@ def test_missing_file(name: str, retriever: Retriever, tmp_path: Path) -> None:
         Retriever.from_pretrained(tmp_path / "saved")
 
 
-def test_saved_into_an_empty_folder_and_through_a_link(
+def test_saved_into_an_empty_folder_through_a_link(
     retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    retriever.save_pretrained(".")
+    with pytest.raises(InputError, match=r"here', the working directory; expected a new folder"):
+        retriever.save_pretrained(".")
+    monkeypatch.chdir(tmp_path)
+    retriever.save_pretrained("here")
     (tmp_path / "link").symlink_to("here")
     (tmp_path / ".here.old").mkdir()  # of a process that was killed
     (tmp_path / ".here.old" / "file").write_text("")
