@@ -95,7 +95,8 @@ def _read(folder: Path) -> Stored:
         why = "its making was stopped before the end; run it again" if unfinished else "no index"
         raise FileNotFoundError(f"{folder} has no items.parquet: {why}")
     try:
-        items = pq.read_table(path)
+        with path.open("rb") as file:  # once: under its name there may soon be another one
+            items = pq.ParquetFile(file).read()
         manifest = json.loads(items.schema.metadata[_KEY])
         version = int(manifest["format_version"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:

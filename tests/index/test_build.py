@@ -177,6 +177,22 @@ def test_opened_while_a_new_one_takes_its_place(
     assert updates
 
 
+def test_table_is_opened_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(ColourEncoder(), photos, tmp_path / "i", progress=False)
+    opened, whole = [], Path.open
+
+    def noted(path: Path, *args: object, **options: object) -> object:
+        opened.append(path.name)
+        return whole(path, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", noted)
+    monkeypatch.setattr("pyarrow.parquet.read_table", None)  # opens it twice, by its name
+    store.read(tmp_path / "i")
+    assert opened.count("items.parquet") == 1
+
+
 def test_own_columns(photos: Path, tmp_path: Path) -> None:
     columns = {"year": {"0-red.jpg": 2018, "2-blue.jpg": 2021}}
     build_index(ColourEncoder(), photos, tmp_path / "index", columns=columns, progress=False)
