@@ -96,7 +96,7 @@ def read_table(path: str | Path, *, delimiter: str | None = None) -> Table:
     Args:
         path: a file of one of the :data:`ENDINGS`. CSV is in UTF-8, its first row names the
             columns, and a cell that holds the delimiter stands in quotes; a ``.txt`` file is CSV.
-            JSONL has an object a line. Parquet needs pyarrow: the extra ``itmkit[parquet]``.
+            JSONL has an object a line.
         delimiter: between the cells of a row; None: a tab in ``.tsv`` and a comma in other files.
 
     Raises:
@@ -167,10 +167,8 @@ def _read_jsonl(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise InputError(f"{path} is Parquet: pip install 'itmkit[parquet]' to read it") from error
+    from pyarrow import ArrowException, parquet
+
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
