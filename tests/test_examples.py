@@ -46,6 +46,21 @@ def test_own_system_is_trained_by_the_command_line(
     main(["test", "--ckpt_path", os.fspath(best), *few])
 
 
+def test_system_of_the_page_is_trained_by_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the configuration that the page shows."""
+    page = (ROOT / "docs/extend.md").read_text()
+    (block,) = (block for block in BLOCKS.values() if "class BiasedCosine" in block)
+    (tmp_path / "mine.py").write_text(block)
+    (configuration,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(configuration)
+    monkeypatch.chdir(tmp_path)
+    few = ["--data.dataset.init_args.length", "20", "--data.batch_size", "16"]
+    main(["fit", "--config", "mine.yaml", "--trainer.max_steps", "2", *few])
+    assert len(list(tmp_path.glob("runs/biasedcosine-mine/2*/metrics.json"))) == 1
+
+
 @pytest.mark.extras
 @pytest.mark.filterwarnings("ignore:tokenizer.max_length is 64")
 @pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")

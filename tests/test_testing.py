@@ -45,7 +45,7 @@ class Crooked(DAIM):
         if self.fault == "batch":
             tokens = encoding.items()["level0_tokens"]
             return Encoding(**encoding.items() | {"level0_tokens": tokens - tokens.mean()})
-        return encoding
+        return images.features if self.fault == "tensor" else encoding  # type: ignore[return-value]
 
     def encode_text(self, texts: Texts) -> Encoding:
         encoding = super().encode_text(texts)
@@ -58,10 +58,16 @@ class Crooked(DAIM):
         scores = super().score(images, texts)
         if self.fault == "gallery":
             return scores - scores.mean()
+        if self.fault == "lowered":
+            return scores.float()
+        if self.fault == "half" and torch.is_autocast_enabled("cpu"):
+            return scores.bfloat16()
         return scores * 0 if self.fault == "equal" else scores
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         terms = super().loss(batch)
+        if self.fault == "lone":
+            return terms["loss"]  # type: ignore[return-value]
         return {"total": terms["loss"]} if self.fault == "name" else terms
 
 
@@ -73,6 +79,10 @@ class Crooked(DAIM):
         ("gallery", "scores change by .*alone"),
         ("equal", "all scores are equal"),
         ("name", "expected a term 'loss'"),
+        ("lone", "loss gives a torch.float64 tensor; expected a dict of terms"),
+        ("tensor", "encode_image gives a torch.float64 tensor; expected Encoding"),
+        ("lowered", "float64 are torch.float32; expected torch.float64: .*at_least_float32"),
+        ("half", "under autocast scores are torch.bfloat16; expected torch.float32"),
     ],
 )
 def test_a_broken_law_of_a_system_is_named(fault: str, law: str) -> None:

@@ -28,6 +28,9 @@ _PLAINER = (
     (r"Expected a dot import path string: ([^\s;]+)", r"'\1' is no class that is known here"),
     (r"Type (typing|collections\.abc)\.Callable.*? expects a function or a callable class: ", ""),
     (r"(Option '[\w.]+' is not accepted)\. Got value: Namespace\(.*", r"\1"),
+    (r"(are required: .*?)\. Got value: Namespace\(class_path='(.*?)'.*", r"\1 (of \2)"),
+    (r"Expected an instantiatable class, but is abstract; Given value: (\S+)", r"\1 is abstract"),
+    (r"Expected an instantiatable class, but (\S+) is abstract", r"\1 is abstract"),
     (r"unrecognized arguments: --", "unknown option --"),
 )
 #: where classes are that a configuration names without their module
@@ -64,13 +67,13 @@ class OneLineParser(ArgumentParser):
                 text += (" " if text.endswith(":") else "; " if text else "") + line
         for pattern, plainer in _PLAINER:
             text = re.sub(pattern, plainer, text)
-        if "arguments are required" in message:
+        if "arguments are required" in message and "given class_path" not in message:
             fail(text + self.required_hint)
         fail(text + _suggestion(getattr(ex, "subcommand_parser", None) or self, message))
 
 
 def _suggestion(parser: ArgumentParser, message: str) -> str:
-    """The closest name to one that is unknown: of an option, a class or a module."""
+    """What may help: the closest name to one that is unknown, or what an abstract class lacks."""
     if wrong := re.search(r"unrecognized arguments: (--[\w.]+)", message):
         return did_you_mean(wrong.group(1), _options(parser))
     if wrong := re.search(r"option '([\w.]+)'", message, re.IGNORECASE):
@@ -82,6 +85,10 @@ def _suggestion(parser: ArgumentParser, message: str) -> str:
         if classes:
             accepted = [name for one in classes for name in inspect.signature(one).parameters]
         return did_you_mean(wrong.group(1), accepted)
+    if "is abstract" in message:
+        named = re.search(r"(?:class, but|Given value:) ([\w.]+\.\w+)", message)
+        lacking = sorted(getattr(locate(named[1]), "__abstractmethods__", ())) if named else []
+        return f"; expected a class with {', '.join(lacking)}" if lacking else ""
     if wrong := re.search(r"dot import path string: (\w+)", message):
         modules = [sys.modules[place] for place in _PLACES if place in sys.modules]
         return did_you_mean(wrong.group(1), [name for module in modules for name in dir(module)])

@@ -113,8 +113,10 @@ class Vocabulary:
         kept.sort(key=lambda word: (-counts[word], word))
         if not kept[:max_size]:
             raise InputError(
-                f"no word of the captions is left with min_count={min_count} and "
-                f"max_size={max_size}; lower min_count or raise max_size"
+                f"min_count is {min_count} and max_size {max_size}, which leaves no word of the "
+                f"captions: the commonest appears {max(counts.values(), default=0)} times; "
+                "expected a lower min_count or a higher max_size (of ImageTextData: "
+                "vocabulary_min_count, vocabulary_max_size)"
             )
         return cls([*RESERVED, *kept[:max_size]])
 

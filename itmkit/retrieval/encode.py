@@ -142,7 +142,7 @@ def encode(
         The gallery, in the order in which images and captions first occurred, ids on the CPU.
 
     Raises:
-        InputError: no batches, or batches that hold no image.
+        InputError: no batches, batches that hold no image, or a model that gives no Encoding.
     """
     from itmkit.data.batch import Batch, check_batch
 
@@ -162,12 +162,12 @@ def encode(
             rows = _unseen(batch.image_ids, seen_images)
             if rows:
                 part = matcher.encode_image(_take(batch.images, rows, matcher.device))
-                images.append(part.to(device))
+                images.append(_checked(part, matcher, "encode_image").to(device))
                 ids[0].extend(batch.image_ids[rows].tolist())
             rows = _unseen(batch.text_ids, seen_texts)
             if rows:
                 part = matcher.encode_text(_take(batch.texts, rows, matcher.device))
-                texts.append(part.to(device))
+                texts.append(_checked(part, matcher, "encode_text").to(device))
                 ids[1].extend(batch.text_image_ids[rows].tolist())
                 ids[2].extend(batch.text_ids[rows].tolist())
     if not images:
@@ -175,6 +175,16 @@ def encode(
     return Gallery(
         _joined(images), _joined(texts), *(torch.tensor(i, dtype=torch.int64) for i in ids)
     )
+
+
+def _checked(part: object, matcher: RetrievalModel, verb: str) -> Encoding:
+    """What a model of somebody's own gives, if it is an encoding."""
+    if not isinstance(part, Encoding):
+        raise InputError(
+            f"{type(matcher).__name__}.{verb} gives {type_of(part)}; expected an Encoding, such as "
+            "Encoding(vector=...)"
+        )
+    return part
 
 
 def _unseen(ids: Tensor, seen: set[int]) -> list[int]:

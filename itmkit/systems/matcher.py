@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_share
+from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_share, type_of
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
 from itmkit.nn.layers.linear import linear
@@ -218,6 +218,12 @@ class Matcher(LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         check_batch(batch)
         terms = self.loss(batch)
+        if not isinstance(terms, Mapping) or "loss" not in terms:  # of a system of somebody's own
+            found = f"the terms {sorted(terms)}" if isinstance(terms, Mapping) else type_of(terms)
+            raise InputError(
+                f"{type(self).__name__}.loss gives {found}; expected a dict of named terms with "
+                "their sum under 'loss'"
+            )
         step = f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
         self._finite_loss.watch(terms, batch.image_ids, step=step)
         parts = {f"train/{name}": term.detach() for name, term in terms.items() if name != "loss"}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from itmkit.checks import type_of
 from itmkit.data.batch import Batch
 from itmkit.retrieval import Encoding, evaluating
 from itmkit.systems import Matcher
@@ -64,9 +65,17 @@ def check_pairs_alone(
     n, m = len(images), len(texts)
     with evaluating(matcher):
         image, text = matcher.encode_image(images), matcher.encode_text(texts)
+        for verb, part in {"encode_image": image, "encode_text": text}.items():
+            expect(isinstance(part, Encoding), f"{verb} gives {type_of(part)}; expected Encoding")
         expect(len(image) == n, f"encode_image gives {len(image)} rows for {n} images")
         expect(len(text) == m, f"encode_text gives {len(text)} rows for {m} captions")
         expected = _table(matcher, image, text)
+        dtypes = [value.dtype for value in matcher.parameters()]
+        expect(
+            expected.dtype == torch.float64 or torch.float64 not in dtypes,
+            f"scores of a system in float64 are {expected.dtype}; expected torch.float64: raise a "
+            "dtype to float32 with itmkit.precision.at_least_float32, and lower none",
+        )
         spread = expected.flatten(0, 1).std(0).min() if n * m > 1 else torch.tensor(1.0)
         expect(bool(spread > 0), "all scores are equal: they say nothing of their pairs")
 
@@ -96,6 +105,7 @@ def check_pairs_alone(
 def _check_terms(matcher: Matcher, batch: Batch) -> None:
     matcher.train()
     terms = loss_of(matcher, batch)
+    expect(isinstance(terms, dict), f"loss gives {type_of(terms)}; expected a dict of terms")
     expect("loss" in terms, f"loss gives {sorted(terms)}; expected a term 'loss'")
     for name, term in terms.items():
         expect(term.ndim == 0, f"the term {name!r} has the shape {tuple(term.shape)}")
@@ -129,7 +139,11 @@ def _check_precision(matcher: Matcher, batch: Batch) -> None:
     for name, term in terms.items():
         expect(term.dtype == torch.float32, f"under autocast the term {name!r} is {term.dtype}")
         expect(bool(term.isfinite()), f"under autocast the term {name!r} is {term.item()}")
-    expect(scores.dtype == torch.float32, f"under autocast scores are {scores.dtype}")
+    expect(
+        scores.dtype == torch.float32,
+        f"under autocast scores are {scores.dtype}; expected torch.float32, such as cosine_scores "
+        "gives, or within itmkit.precision.autocast_off",
+    )
 
 
 def _table(matcher: Matcher, images: Encoding, texts: Encoding) -> Tensor:

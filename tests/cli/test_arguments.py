@@ -122,6 +122,10 @@ def test_error_in_a_file(text: str, told: str, capsys: pytest.CaptureFixture[str
             "--data.dataset itmkit.data.ShapesDataset --data.dataset.init_args.lenght 5",
             "dataset: Option 'lenght' is not accepted. Did you mean 'length'?",
         ),
+        (
+            "--model itmkit.systems.Matcher",
+            "Matcher is abstract; expected a class with encode_image, encode_text, loss, score",
+        ),
         ("--model MATEE", "model: 'MATEE' is no class that is known here"),
         ("--model itmkit.systems.MATEE", ". Did you mean 'MATE'?"),
         ("--model itmkit.system.MATE", ". Did you mean 'systems'?"),
@@ -150,6 +154,10 @@ def test_error_without_what_is_required(capsys: pytest.CaptureFixture[str]) -> N
     assert refused(capsys, "fit").endswith(
         "start from a configuration, such as --config mate/shapes"
     )
+    line = refused(
+        capsys, "fit", "--config", "tiny.yaml", "--data.dataset", "itmkit.data.KarpathyDataset"
+    )
+    assert line.endswith("required: annotations (of itmkit.data.KarpathyDataset)")
     line = refused(capsys, "extract")
     assert "required: output" in line
     assert "config" not in line

@@ -165,5 +165,8 @@ def test_error_of_a_bad_file_names_it(tmp_path: Path, text: str, message: str) -
 
 
 def test_error_where_no_word_is_frequent_enough() -> None:
-    with pytest.raises(ValueError, match="min_count=4"):
+    told = (
+        r"min_count is 4 and .* appears 2 times; expected a lower min_count .*vocabulary_min_count"
+    )
+    with pytest.raises(ValueError, match=told):
         Vocabulary.build(CAPTIONS)

@@ -124,3 +124,23 @@ def test_error_of_reranking_without_a_second_stage():
     tiny.rerank_top_k = 2
     with pytest.raises(ValueError, match="for a TinyMatcher, which has no second stage"):
         run(None).validate(tiny, ImageTextData(TinyDataset, vocabulary_min_count=1), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("verb", "error"),
+    [
+        ("encode_image", "Wrong.encode_image gives a torch.float32 tensor; expected an Encoding"),
+        ("encode_text", "Wrong.encode_text gives a torch.float32 tensor; expected an Encoding"),
+        ("loss", "Wrong.loss gives a torch.float32 tensor; expected a dict of named terms"),
+    ],
+)
+def test_error_of_a_verb_that_gives_a_tensor(tmp_path, verb, error):
+    wrong = type("Wrong", (TinyMatcher,), {verb: lambda *_: torch.zeros(2)})()
+    with pytest.raises(InputError, match=error):
+        run(tmp_path).fit(wrong, data_of())
+
+
+def test_error_of_terms_without_their_sum(tmp_path):
+    wrong = type("Wrong", (TinyMatcher,), {"loss": lambda *_: {"b": torch.ones(()), "a": 0}})()
+    with pytest.raises(InputError, match=r"loss gives the terms \['a', 'b'\]; .* under 'loss'"):
+        run(tmp_path).fit(wrong, data_of())
