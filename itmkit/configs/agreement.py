@@ -269,7 +269,9 @@ def _hidden_size(model: Any) -> int:
     """Width of a transformers model that is on this machine."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(user_path(model)), local_files_only=True)
+    config = AutoConfig.from_pretrained(
+        str(user_path(model)), local_files_only=True, trust_remote_code=False
+    )
     return int(config.hidden_size)
 
 
