@@ -245,7 +245,7 @@ def _width(folder: Any) -> int | None:
     import numpy as np
 
     path = next(iter(sorted(user_path(folder).glob("*_ims.npy"))), None)
-    return None if path is None else int(np.load(path, mmap_mode="r").shape[-1])
+    return None if path is None else int(np.load(path, mmap_mode="r", allow_pickle=False).shape[-1])
 
 
 def _token_width(folder: Any) -> int | None:
