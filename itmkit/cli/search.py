@@ -46,6 +46,7 @@ def search(words: Sequence[str]) -> None:
 
 def _found(options: Any) -> tuple[Any, list[Any]]:
     from itmkit.index import Index, stored_model
+    from itmkit.index.page import write_hits
     from itmkit.retriever import load
     from itmkit.retriever.names import find_index
 
@@ -59,6 +60,6 @@ def _found(options: Any) -> tuple[Any, list[Any]]:
         options.query, options.k, image=image, where=options.where, top_k=options.top_k
     )
     if options.html is not None:
-        index.write_page(options.html, hits, options.query, image=image)
+        write_hits(options.html, index, hits, options.query, image=image)
         print(f"page: {options.html}")
     return index, hits

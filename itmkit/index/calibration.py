@@ -102,6 +102,17 @@ class Calibration:
         """
         return _probabilities(scores.double()[None], torch.tensor(self.weights).double())[0].float()
 
+    def verdict(self, probability: float) -> str:
+        """That nothing matches, where the best hit's probability says so; else empty."""
+        if probability >= self.threshold:
+            return ""
+        return (
+            f"nothing matches: no hit is right with a probability of {self.threshold:.0%} or more. "
+            f"At that limit {self.precision:.0%} of the best hits were right and "
+            f"{self.coverage:.0%} of what was there was found, on queries held out of validation, "
+            f"half of them with nothing to find, among {self.gallery_size} images"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As numbers, strings and lists, for JSON."""
         return asdict(self)

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
 from itmkit.data.images import BadSampleError
 from itmkit.data.photo import read_photo
-from itmkit.files import write_text
+from itmkit.files import user_path, write_text
+
+if TYPE_CHECKING:
+    from itmkit.index.search import Hit, Index
 
 SIDE = 240  # pixels of a small picture's longer side
 
@@ -89,6 +92,34 @@ def write_page(path: str | Path, title: str, groups: Sequence[Group], *, note: s
     ]
     text = template.render(title=title, note=note, groups=content)
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"))  # no halves of characters
+
+
+def write_hits(
+    path: str | Path,
+    index: Index,
+    hits: Sequence[Hit],
+    query: str | None = None,
+    *,
+    image: str | Path | None = None,
+) -> None:
+    """Write the page of what a search of an index found.
+
+    Args:
+        path: of the page.
+        index: that was searched.
+        hits: what :meth:`itmkit.index.Index.search` found.
+        query: the sentence that was searched, if any.
+        image: the picture that was searched, if any.
+    """
+    picture = None if image is None else user_path(image)
+    shown = []
+    for hit in hits:
+        chance = "" if hit.probability is None else f", {hit.probability:.0%}"
+        name = str(hit.path.relative_to(index.root))
+        shown.append(Shown(hit.path, name, f"{hit.score:.3f}{chance}"))
+    title = " + ".join(([f"“{query}”"] if query else []) + ([picture.name] if picture else []))
+    note = index.verdict(hits) or f"{len(index)} pictures"
+    write_page(path, title, [Group("", shown, picture)], note=note)
 
 
 def thumbnail(picture: Path | Image.Image | None) -> str | None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor
 from itmkit.checks import InputError, check_count, check_finite, type_of
 from itmkit.files import user_path
 from itmkit.index import store
-from itmkit.index.build import Update
 from itmkit.index.calibration import HITS, Calibration
-from itmkit.index.items import OWN_COLUMNS, matching_rows
+from itmkit.index.columns import OWN_COLUMNS
+from itmkit.index.encoder import QueryEncoder
+from itmkit.index.update import Update
+from itmkit.index.where import matching_rows
 from itmkit.retrieval import Encoding, best_images, evaluating
-from itmkit.retrieval.model import RetrievalModel
 from itmkit.retrieval.score import score_block
 
 if TYPE_CHECKING:
@@ -30,37 +31,6 @@ _TILE_BYTES = 1 << 25  # of fp32 that is scored at a time
 _QUERIES = 32  # whose scores are kept at a time
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
-
-
-class SearchModel(RetrievalModel, Protocol):
-    """A model that says which fields of a picture its first stage reads: every ``Matcher``."""
-
-    @property
-    def score_fields(self) -> tuple[str, ...] | None:
-        """Their names; None for all."""
-        ...
-
-
-class QueryEncoder(Protocol):
-    """What a search is made with: :class:`itmkit.Retriever` is one."""
-
-    @property
-    def model(self) -> SearchModel:
-        """Scores the encodings."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal models alone."""
-        ...
-
-    def encode_texts(self, texts: list[str]) -> Encoding:
-        """Encode sentences."""
-        ...
-
-    def encode_images(self, images: list[Any]) -> Encoding:
-        """Encode pictures: paths, PIL images or arrays."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -173,7 +143,7 @@ class Index:
             raise InputError("query and image are both None; expected one of them")
         if query is not None and image is None:
             return self.search_many([query], k, where=where, top_k=top_k, weight=weight)[0]
-        _check_k(k)
+        check_count(k=k)
         rows, count = self._rows(where)
         scores = self._image_scores(self.encoder.encode_images([image]), rows, count)
         if query is not None:
@@ -192,7 +162,7 @@ class Index:
         weight: float | None = None,
     ) -> list[list[Hit]]:
         """The best pictures for each of several sentences; see :meth:`search`."""
-        _check_k(k)
+        check_count(k=k)
         if isinstance(queries, str):
             raise InputError(f"queries is {queries[:40]!r}; expected a list of sentences")
         rows, count = self._rows(where)
@@ -210,52 +180,11 @@ class Index:
                 hits.append(self._hits(values[:k], found[:k], chances))
         return hits
 
-    def verdict(self, hits: list[Hit]) -> str:
-        """What the best hit's probability means, in a sentence; empty without calibration."""
-        calibration = self.calibration
-        if calibration is None or (hits and hits[0].probability is None):
+    def verdict(self, hits: Sequence[Hit]) -> str:
+        """That nothing matches, where the best hit's probability says so; else empty."""
+        if self.calibration is None or any(hit.probability is None for hit in hits[:1]):
             return ""
-        if hits and (hits[0].probability or 0) >= calibration.threshold:
-            return ""
-        return (
-            f"nothing matches: no hit is right with a probability of {calibration.threshold:.0%} "
-            f"or more. At that limit {calibration.precision:.0%} of the best hits were right and "
-            f"{calibration.coverage:.0%} of what was there was found, on queries held out of "
-            "validation, half of them with nothing to find, among "
-            f"{calibration.gallery_size} images"
-        )
-
-    def write_page(
-        self,
-        path: str | Path,
-        hits: list[Hit],
-        query: str | None,
-        *,
-        image: str | Path | None = None,
-    ) -> None:
-        """Write one HTML page of hits with small pictures, which needs no other file.
-
-        Args:
-            path: of the page.
-            hits: what :meth:`search` found.
-            query: the sentence that was searched, if any.
-            image: the picture that was searched, if any.
-        """
-        from itmkit.index.page import Group, Shown, write_page
-
-        image = None if image is None else user_path(image)
-        shown = [
-            Shown(
-                hit.path,
-                str(hit.path.relative_to(self.root)),
-                f"{hit.score:.3f}"
-                + ("" if hit.probability is None else f", {hit.probability:.0%}"),
-            )
-            for hit in hits
-        ]
-        title = " + ".join(([f"“{query}”"] if query else []) + ([image.name] if image else []))
-        group = Group("", shown, picture=image)
-        write_page(path, title, [group], note=self.verdict(hits) or f"{len(self)} pictures")
+        return self.calibration.verdict(hits[0].probability or 0.0 if hits else 0.0)
 
     def near_duplicates(self, threshold: float = 0.98) -> list[tuple[str, str, float]]:
         """Pairs of pictures whose vectors are nearly the same, the closest first.
@@ -410,12 +339,6 @@ def best_places(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _check_k(k: object) -> None:
-    if not isinstance(k, int):
-        raise InputError(f"k is {k!r}; expected a whole number")
-    check_count(k=k)
 
 
 def _standardised(scores: Tensor) -> Tensor:

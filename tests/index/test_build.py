@@ -18,7 +18,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.index import Calibration, Index, build_index, merge_indexes, store
-from itmkit.index.items import picture_columns
+from itmkit.index.columns import picture_columns
 from itmkit.retrieval import Encoding
 from tests.support.pictures import ColourEncoder, save_picture
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from itmkit.index import Calibration, Index, build_index
-from itmkit.index.page import Group, Shown, write_page
+from itmkit.index.page import Group, Shown, write_hits, write_page
 from tests.support.pictures import ColourEncoder, save_picture
 
 
@@ -23,7 +23,7 @@ def index(tmp_path: Path) -> Index:
 def test_smoke(index: Index, tmp_path: Path) -> None:
     hits = index.search("red", k=3)
     hits[2].path.unlink()
-    index.write_page(tmp_path / "hits.html", hits, "red <b>")
+    write_hits(tmp_path / "hits.html", index, hits, "red <b>")
     page = (tmp_path / "hits.html").read_text()
     assert page.count("data:image/webp;base64,") == 2
     assert "&lt;0&gt;.jpg" in page
@@ -37,7 +37,7 @@ def test_verdict(index: Index, tmp_path: Path) -> None:
     index.calibrate(Calibration((0.0, 0.0, 0.0, -4.0), 4, 0.5, 0.9, 0.8))
     hits = index.search("red")
     assert index.verdict(hits).startswith("nothing matches: no hit is right with a probability of")
-    index.write_page(tmp_path / "hits.html", hits, "red")
+    write_hits(tmp_path / "hits.html", index, hits, "red")
     assert "nothing matches" in (tmp_path / "hits.html").read_text()
     index.calibrate(Calibration((0.0, 0.0, 0.0, 4.0), 4, 0.5, 0.9, 0.8))
     assert index.verdict(index.search("red")) == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from PIL import Image
 from itmkit.checks import InputError
 from itmkit.index import Index, build_index
 from itmkit.index import search as search_module
-from itmkit.index.items import matching_rows
+from itmkit.index.page import write_hits
 from itmkit.index.search import best_places
+from itmkit.index.where import matching_rows
 from tests.support.pictures import COLOURS, ColourEncoder, save_picture
 
 COUNT = 24
@@ -124,7 +127,7 @@ def test_where_that_nothing_meets(index: Index, recwarn: pytest.WarningsRecorder
 
 
 def test_page_of_a_query_that_is_not_utf8(index: Index, tmp_path: Path) -> None:
-    index.write_page(tmp_path / "page.html", index.search("red", 1), "caf\udce9")
+    write_hits(tmp_path / "page.html", index, index.search("red", 1), "caf\udce9")
     assert "caf?" in (tmp_path / "page.html").read_text()
 
 
@@ -209,3 +212,19 @@ def test_a_picture_needs_vectors(index: Index, tmp_path: Path) -> None:
     del index._stored.fields["vector"]
     with pytest.raises(InputError, match="ColourMatcher makes no vector of a picture"):
         index.search(image=save_picture(tmp_path / "query.jpg"))
+
+
+def test_where_on_every_type_that_a_table_may_have() -> None:
+    table = pa.table(
+        {
+            "price": [decimal.Decimal("1.50"), None],
+            "raw": [b"\xff", b"a"],
+            "kind": pa.array(["cat", "dog"]).dictionary_encode(),
+            "long": pa.array(["x", "y"], pa.large_string()),
+            "age": [datetime.timedelta(1), datetime.timedelta(2)],
+        }
+    )
+    assert matching_rows(table, "price = '1.50'").tolist() == [0]
+    assert matching_rows(table, "kind = 'dog' AND long = 'y'").tolist() == [1]
+    assert matching_rows(table, "raw LIKE '%a%'").tolist() == [1]
+    assert matching_rows(table, "age IS NOT NULL").tolist() == [0, 1]

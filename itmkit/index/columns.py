@@ -1,0 +1,115 @@
+"""The user's own columns of an index: years, places, whatever a table has of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from itmkit.checks import InputError
+from itmkit.data.captioned_folder import FILE_COLUMNS
+from itmkit.data.table import read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: columns of every index; those of the user stand beside them
+OWN_COLUMNS = ("path", "size", "mtime", "hash")
+
+
+def check_columns(names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse columns that do not fit the pictures, before these are encoded.
+
+    Raises:
+        InputError: if they are of none of the pictures, or cannot be stored.
+    """
+    column_arrays(names, columns)
+    given = next(iter(columns.values()), {})
+    if given and not any(name in own for own in columns.values() for name in names):
+        raise InputError(
+            f"columns are of pictures such as {next(iter(given))!r}, and none of these is there; "
+            f"expected paths such as {names[0]!r}"
+        )
+
+
+def column_arrays(
+    names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
+) -> dict[str, pa.Array]:
+    """The user's own columns, a value for every name.
+
+    Raises:
+        InputError: if a column has the name of another one, or values of several types.
+    """
+    import pyarrow as pa
+
+    seen: dict[str, str] = {}
+    for column in columns:  # SQL knows no case
+        if column.lower() in OWN_COLUMNS:
+            raise InputError(f"column {column!r} is one of {', '.join(OWN_COLUMNS)}; rename it")
+        other = seen.setdefault(column.lower(), column)
+        if other != column:
+            raise InputError(f"columns {other!r} and {column!r} differ in case alone; rename one")
+    content = {}
+    for column, values in columns.items():
+        try:
+            content[column] = pa.array([values.get(name) for name in names])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(f"column {column!r} has values of several types: {error}") from error
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise InputError(
+                f"column {column!r} has a value that cannot be stored: {error}; expected numbers "
+                "of at most 64 bits and text in UTF-8"
+            ) from error
+    return content
+
+
+def own_columns(items: pa.Table) -> dict[str, dict[str, Any]]:
+    """The user's own columns of an index, each from the path of a picture to its value."""
+    paths = items["path"].to_pylist()
+    return {
+        name: dict(zip(paths, items[name].to_pylist(), strict=True))
+        for name in items.column_names
+        if name not in OWN_COLUMNS
+    }
+
+
+def picture_columns(table: str | Path) -> dict[str, dict[str, Any]]:
+    """The columns of a table, each from the picture of a row to its value.
+
+    Where a picture has several rows, the first one counts. Cells of a CSV file become numbers where
+    all of a column are.
+
+    Args:
+        table: CSV, TSV, JSONL or Parquet, with the pictures in the column ``file_name``,
+            ``filename``, ``image`` or ``path``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is not such a table.
+    """
+    content = read_table(table)
+    own = content.needed("", None, FILE_COLUMNS)
+    names = [str(name) for name in content.columns[own]]
+    columns = {}
+    for column, values in content.columns.items():
+        if column != own:
+            by_name: dict[str, Any] = {}
+            for name, value in zip(names, _numbers(values), strict=True):
+                by_name.setdefault(name, value)
+            columns[column] = by_name
+    return columns
+
+
+def _numbers(values: list[Any]) -> list[Any]:
+    """Strings as whole numbers or floats where all of them are; empty ones are missing."""
+    if not all(value is None or isinstance(value, str) for value in values):
+        return values
+    given = [value for value in values if value]
+    for kind in (int, float):
+        try:
+            found = [kind(value) for value in given]
+        except ValueError:
+            continue
+        numbers = iter(found)
+        return [next(numbers) if value else None for value in values]
+    return [value or None for value in values]
