@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from numbers import Integral
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -125,8 +126,16 @@ def check_dropout(**numbers: float) -> None:
 
 
 def check_count(least: int = 1, /, **numbers: int) -> None:
-    """Raise unless each number is at least ``least``."""
+    """Raise unless each is a whole number of at least ``least``.
+
+    Example:
+        >>> check_count(k="2")
+        Traceback (most recent call last):
+        itmkit.checks.InputError: k is '2'; expected a whole number, 1 or more
+    """
     for name, value in numbers.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; expected a whole number, {least} or more")
         if value < least:
             raise InputError(f"{name} is {value!r}; expected {least} or more")
 

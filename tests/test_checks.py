@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import itmkit
-from itmkit.checks import InputError, check_dropout, check_finite
+from itmkit.checks import InputError, check_count, check_dropout, check_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -32,6 +33,18 @@ def test_error_dropout():
     for value in (1.0, -0.1, torch.nan):
         with pytest.raises(InputError, match=rf"^drop is {value}; expected a number in \[0, 1\)$"):
             check_dropout(dropout=0.5, drop=value)
+
+
+def test_error_count():
+    check_count(k=1, n=np.int64(3))
+    check_count(0, k=0)
+    with pytest.raises(InputError, match=r"^k is 0; expected 1 or more$"):
+        check_count(n=1, k=0)
+    with pytest.raises(InputError, match=r"^k is 2; expected 3 or more$"):
+        check_count(3, k=2)
+    for value in ("2", 2.0, True, None, torch.ones(2)):
+        with pytest.raises(InputError, match=r"^k is .+; expected a whole number, 0 or more$"):
+            check_count(0, k=value)
 
 
 OTHER_PHRASING = re.compile(r"\bmust\b|\bgot\b|: expected")
