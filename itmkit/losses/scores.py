@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal, NamedTuple
 
@@ -105,7 +106,7 @@ def reduced(costs: Costs, reduction: Reduction) -> Tensor:
     return costs.total / (number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1))
 
 
-class ScoreLoss(nn.Module):
+class ScoreLoss(nn.Module, ABC):
     """Base of the losses of a score matrix: what the rows cost, plus what the columns cost.
 
     A subclass writes :meth:`costs`, of some rows; the columns are the rows of the transposed
@@ -132,9 +133,9 @@ class ScoreLoss(nn.Module):
         check_choice("reduction", reduction, Reduction)
         self.reduction: Reduction = reduction
 
+    @abstractmethod
     def costs(self, rows: Rows) -> Costs:
         """What the true pairs of some rows cost against the negatives of their rows."""
-        raise NotImplementedError
 
     def observe(self, parts: Iterable[Rows]) -> None:
         """See all rows, without gradients, before any is judged: for losses that adapt."""
