@@ -75,6 +75,11 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     return [one for one in vars(trainer)["callbacks"] if isinstance(one, kind)]
 
 
+def data_module_of(trainer: Trainer) -> Any:
+    """The data module of a run; None where it has plain loaders, and the Trainer no attribute."""
+    return getattr(trainer, "datamodule", None)
+
+
 # ------------------------------------------------------------------------------------- signals
 
 

@@ -338,7 +338,7 @@ def test_pairs_and_gallery() -> None:
 
 
 @pytest.mark.parametrize("name", ["mate", "daim", "tvrn_sgr"])
-def test_verbs_take_images_and_texts(name: str) -> None:
+def test_methods_take_images_and_texts(name: str) -> None:
     case = SYSTEMS[name]
     matcher, batch = case.make(), make_batch(case)
     features = batch.images.features

@@ -127,7 +127,7 @@ class MomentumTeacher(Callback):
             self.teacher.to(pl_module.device)  # which the trainer has moved off the accelerator
 
     def _source(self, pl_module: LightningModule) -> nn.Module:
-        """The module itself, or its named submodules under one roof."""
+        """The module itself, or a module that holds its named submodules."""
         if self.submodules is None:
             return pl_module
         source = nn.Module()

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from itmkit._internals import data_module_of
 from itmkit.callbacks import MomentumTeacher
 from itmkit.checks import InputError, check_non_negative
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
@@ -24,7 +25,7 @@ from itmkit.nn import ClipModel, l2_normalize
 from itmkit.nn.encoders.transformer_backbone import ModelConfig
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
-from itmkit.systems.matcher import Matcher, cosine_scores
+from itmkit.systems.matcher import Matcher, check_one_caption, cosine_scores
 
 
 class DualEncoder(Matcher):
@@ -111,7 +112,7 @@ class DualEncoder(Matcher):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         name = self.clip.name_or_path
-        data = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None)
+        data = getattr(data_module_of(self.trainer), "preprocessing", None)
         if name is None or data is None:
             return
         with suppress(InputError):  # a model whose files are gone, or without an image processor
@@ -138,11 +139,7 @@ class DualEncoder(Matcher):
         return self.clip.logits(cosine_scores(images.vector, texts.vector))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        if len(batch.texts) != len(batch.images):
-            raise InputError(
-                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
-                "expected one an image (caption_views: 1 of the data)"
-            )
+        check_one_caption(batch)
         own = [
             self.encode_image(batch.images).vector,
             self.encode_text(batch.texts).vector,

@@ -24,8 +24,8 @@ class _Step:
 class FiniteLoss:
     """Keeps the terms of the latest training step and refuses a loss that is not finite.
 
-    Elsewhere than on a GPU it looks at once. The terms of a GPU are copied while it works on, and
-    looked at one step later, when they have long been there; :meth:`look` looks at the latest.
+    Elsewhere than on a GPU the check is immediate. The terms of a GPU are copied while it computes,
+    and checked one step later, when the copy is long done; :meth:`check` checks the latest.
     Where the loss is the same on every process, all of them stop at the same step.
     """
 
@@ -36,7 +36,7 @@ class FiniteLoss:
         return FiniteLoss, ()  # a copy has seen nothing
 
     def watch(self, terms: Mapping[str, Tensor], image_ids: Tensor, *, step: str) -> None:
-        """Take the terms of a step, and look at those of the step before.
+        """Take the terms of a step, and check those of the step before.
 
         Args:
             terms: the loss under ``"loss"``, and what it is the sum of, all without dimensions.
@@ -53,12 +53,12 @@ class FiniteLoss:
             copied, stream = torch.cuda.Event(), torch.cuda.current_stream(values.device)
             values = values.to("cpu", non_blocking=True)  # page-locked
             copied.record(stream)
-        self.look()
+        self.check()
         self._latest = _Step(step, list(terms), values, copied, image_ids)
         if copied is None:
-            self.look()
+            self.check()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Raise if the latest loss is not finite, as often as asked.
 
         Raises:

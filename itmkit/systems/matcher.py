@@ -1,4 +1,4 @@
-"""The base of all systems: four verbs, and what follows from them."""
+"""The base of all systems: four methods that a system writes, and what follows from them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
+from itmkit._internals import callbacks_of, data_module_of
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_share, type_of
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
@@ -43,7 +44,7 @@ class Matcher(LightningModule, ABC):
 
     A system writes :meth:`encode_image`, :meth:`encode_text`, :meth:`score` and :meth:`loss`, and
     :meth:`rerank` if it has a finer second stage. Training, evaluation and search are written once,
-    against these verbs.
+    against these methods.
 
     A training loss that is not finite ends the run with a ``ValueError`` that names the step, the
     terms and the images, on a GPU one step later. Nothing is saved after it, nor are weights that
@@ -70,9 +71,9 @@ class Matcher(LightningModule, ABC):
         lr_scheduler: makes the schedule from the optimizer; None: a constant learning rate. A
             ``ReduceLROnPlateau`` without a ``monitor`` watches ``val/rsum``.
         lr_scheduler_interval: whether the schedule advances by ``epoch`` or by ``step``.
-        lr_factors: factor on the learning rate of all parameters whose name starts so, such as
-            ``{"text_encoder.backbone": 0.1}``; the longest start wins. Schedules keep the ratio of
-            the rates; those that cannot are refused.
+        lr_factors: name prefix → factor on the learning rate of all parameters whose name begins
+            with it, such as ``{"text_encoder.backbone": 0.1}``; the longest matching prefix wins.
+            Schedules keep the ratio of the rates; those that cannot are refused.
         warmup: how long a loss that chooses its negatives counts all of them, in epochs or steps;
             its own choice holds after that.
         warmup_unit: ``epoch`` or ``step``.
@@ -133,11 +134,11 @@ class Matcher(LightningModule, ABC):
 
     @abstractmethod
     def encode_image(self, images: Images) -> Encoding:
-        """Everything the other verbs need of ``n`` images, a row an image."""
+        """Everything the other methods need of ``n`` images, a row an image."""
 
     @abstractmethod
     def encode_text(self, texts: Texts) -> Encoding:
-        """Everything the other verbs need of ``m`` captions, a row a caption."""
+        """Everything the other methods need of ``m`` captions, a row a caption."""
 
     @abstractmethod
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
@@ -173,11 +174,7 @@ class Matcher(LightningModule, ABC):
         Raises:
             InputError: if the batch does not have one caption an image.
         """
-        if len(batch.texts) != len(batch.images):
-            raise InputError(
-                f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
-                "expected one an image (caption_views: 1 of the data)"
-            )
+        check_one_caption(batch)
         texts = self.encode_text(batch.texts).gathered(sizes=batch.sizes)
         scores = self.score(self.encode_image(batch.images), texts)
         scores, ids = gather_all([scores, batch.image_ids], sizes=batch.sizes)
@@ -191,18 +188,20 @@ class Matcher(LightningModule, ABC):
     # ------------------------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
-        for callback in vars(self.trainer)["callbacks"]:  # an attribute no annotation names
-            if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
-                raise InputError(
-                    f"trainer.callbacks has a {type(callback).__name__}, which would train and "
-                    "rewind the model; expected none. Try values in short runs of their own, such "
-                    "as --trainer.max_steps 20"
-                )
-        limit_captions(self, getattr(self.trainer, "datamodule", None))
+        for finder in (
+            *callbacks_of(self.trainer, BatchSizeFinder),
+            *callbacks_of(self.trainer, LearningRateFinder),
+        ):
+            raise InputError(
+                f"trainer.callbacks has a {type(finder).__name__}, which would train and rewind "
+                "the model; expected none. Try values in short runs of their own, such as "
+                "--trainer.max_steps 20"
+            )
+        limit_captions(self, data_module_of(self.trainer))
         # Before optimizers and copies are made. An evaluation waits: a checkpoint may bring its own
         # words, and then nothing is counted; where one is loaded later, it has to find the rows.
         if stage == "fit" or self.trainer.strategy.restore_checkpoint_after_setup:
-            complete_embeddings(self, getattr(self.trainer, "datamodule", None))
+            complete_embeddings(self, data_module_of(self.trainer))
         precision = self.trainer.precision
         on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
         if on_cpu and precision in _HALF_PRECISION and self.trainer.is_global_zero:
@@ -210,7 +209,7 @@ class Matcher(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         self._finite_loss = FiniteLoss()
-        check_vocabulary(self, self.trainer)
+        check_vocabulary(self, data_module_of(self.trainer))
 
     def on_train_start(self) -> None:
         fit_to_run(self.trainer)
@@ -218,7 +217,7 @@ class Matcher(LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         check_batch(batch)
         terms = self.loss(batch)
-        if not isinstance(terms, Mapping) or "loss" not in terms:  # of a system of somebody's own
+        if not isinstance(terms, Mapping) or "loss" not in terms:  # of a system that a user wrote
             found = f"the terms {sorted(terms)}" if isinstance(terms, Mapping) else type_of(terms)
             raise InputError(
                 f"{type(self).__name__}.loss gives {found}; expected a dict of named terms with "
@@ -232,7 +231,7 @@ class Matcher(LightningModule, ABC):
         return terms["loss"]
 
     def on_train_end(self) -> None:
-        self._finite_loss.look()
+        self._finite_loss.check()
 
     def configure_optimizers(self) -> Any:
         """Parameter groups by learning-rate factor; parameters without gradient are left out."""
@@ -277,7 +276,7 @@ class Matcher(LightningModule, ABC):
     # ----------------------------------------------------------------------------- evaluation
 
     def on_validation_start(self) -> None:
-        self._finite_loss.look()
+        self._finite_loss.check()
         self._complete_vocabulary()
 
     def on_test_start(self) -> None:
@@ -288,8 +287,8 @@ class Matcher(LightningModule, ABC):
 
     def _complete_vocabulary(self) -> None:
         if self.trainer.state.fn != "fit":  # whose start has done it
-            complete_embeddings(self, getattr(self.trainer, "datamodule", None))
-            check_vocabulary(self, self.trainer)
+            complete_embeddings(self, data_module_of(self.trainer))
+            check_vocabulary(self, data_module_of(self.trainer))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluated.setdefault(dataloader_idx, []).append(encode(self, [batch]))
@@ -341,7 +340,7 @@ class Matcher(LightningModule, ABC):
     # ------------------------------------------------------------------------------ checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._finite_loss.look()
+        self._finite_loss.check()
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
                 raise InputError(f"nothing is saved: the weights of {name!r} are not finite")
@@ -349,7 +348,7 @@ class Matcher(LightningModule, ABC):
         if self.model_config is not None:
             checkpoint["model_config"] = self.model_config
         try:
-            data = getattr(self.trainer, "datamodule", None)
+            data = data_module_of(self.trainer)
         except RuntimeError:  # saved without a Trainer
             data = None
         checkpoint["pretrained"] = sources(getattr(data, "tokenizer", None), *self.modules())
@@ -416,6 +415,19 @@ def check_system(checkpoint: Mapping[str, Any], system: type, *, name: str) -> N
     if found not in own:
         of = f"of the system {found}" if found else "of no system of itmkit"
         raise InputError(f"{name} is {of}; expected {' or '.join(own)}")
+
+
+def check_one_caption(batch: Batch) -> None:
+    """Raise unless a batch has one caption an image.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if len(batch.texts) != len(batch.images):
+        raise InputError(
+            f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; expected "
+            "one an image (caption_views: 1 of the data)"
+        )
 
 
 def cosine_scores(image: Tensor, text: Tensor) -> Tensor:

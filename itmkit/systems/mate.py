@@ -165,7 +165,7 @@ class MATE(Matcher):
         taught = ["image_encoder", "text_encoder", "image_pool", "text_pool"]
         return [MomentumTeacher(self.momentum, taught)]
 
-    # ------------------------------------------------------------------------------ the verbs
+    # ------------------------------------------------------------------------------- methods
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)

@@ -19,24 +19,24 @@ def make_optimizer(
     Args:
         model: whose parameters they are.
         make: makes the optimizer from the groups; None: AdamW, lr 2e-4, weight decay 1e-4.
-        lr_factors: factor on the rate of all parameters whose name starts so; the longest start
-            wins. A group has its factor as ``lr_factor``.
+        lr_factors: name prefix → factor on the rate of all parameters whose name begins with it;
+            the longest matching prefix wins. A group has its factor as ``lr_factor``.
 
     Raises:
-        InputError: if no parameter has a name that starts so.
+        InputError: for a prefix that no parameter's name begins with.
     """
     groups: dict[float, list[Tensor]] = {}
     unused = set(lr_factors)
     for name, parameter in model.named_parameters():
-        starts = [start for start in lr_factors if name.startswith(start)]
-        unused -= set(starts)
+        prefixes = [prefix for prefix in lr_factors if name.startswith(prefix)]
+        unused -= set(prefixes)
         if parameter.requires_grad:
-            factor = lr_factors[max(starts, key=len)] if starts else 1.0
+            factor = lr_factors[max(prefixes, key=len)] if prefixes else 1.0
             groups.setdefault(factor, []).append(parameter)
     if unused:
         raise InputError(
-            f"lr_factors names {sorted(unused)[0]!r}, but no parameter of {type(model).__name__} "
-            "starts so"
+            f"lr_factors has {min(unused)!r}; expected a prefix of the name of a parameter of "
+            f"{type(model).__name__}"
         )
     parts = [{"params": params, "lr_factor": factor} for factor, params in groups.items()]
     optimizer = AdamW(parts, lr=2e-4, weight_decay=1e-4) if make is None else make(parts)

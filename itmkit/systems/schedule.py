@@ -31,7 +31,7 @@ class WarmupCosine(LRScheduler):
 
     After that the rate stays at ``final``. Where the length of the run is not known, it stays at
     its peak after the rise, with a warning. A run that is resumed with another length, warm-up or
-    ``final`` goes on with the rates of the new schedule from its current step on, with a warning.
+    ``final`` continues with the rates of the new schedule from its current step on, with a warning.
 
     Args:
         optimizer: whose learning rates are the peaks.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
@@ -22,23 +21,23 @@ def complete_embeddings(model: nn.Module, data: Any) -> None:
                 module.complete(size)
 
 
-def check_vocabulary(model: nn.Module, trainer: Trainer) -> None:
-    """Compare the ids of the tokenizer with those that the text encoders take.
+def check_vocabulary(model: nn.Module, data: Any) -> None:
+    """Compare the ids of the data's tokenizer with those that the text encoders take.
 
     Raises:
         InputError: if the tokenizer has more, or the data has no ids but features for them.
     """
     encoders = list(_text_encoders(model))
-    if encoders and getattr(_data(trainer), "text_features", None) is not None:
+    if encoders and getattr(data, "text_features", None) is not None:
         name, encoder = encoders[0]
         raise InputError(
             f"{name} is a {type(encoder).__name__}, which takes token ids, but text_features of "
             "the data is given; expected one that takes features, such as itmkit.nn.StoredTokens"
         )
-    size = getattr(_data(trainer), "vocabulary_size", None) if encoders else None
+    size = getattr(data, "vocabulary_size", None) if encoders else None
     if size is None:
         return
-    tokenizer: Any = getattr(_data(trainer), "tokenizer", None)
+    tokenizer: Any = getattr(data, "tokenizer", None)
     kind = type(tokenizer).__name__ if tokenizer is not None else "data"
     for name, encoder in encoders:
         mismatch = f"{name}.vocab_size is {encoder.vocab_size}, but the {kind} has {size} ids"
@@ -64,10 +63,6 @@ def most_tokens(model: nn.Module) -> int | None:
     """How many tokens of a caption the text encoders take at most; None: any number."""
     lengths = [getattr(encoder, "max_length", None) for _, encoder in _text_encoders(model)]
     return min((length for length in lengths if length is not None), default=None)
-
-
-def _data(trainer: Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)
 
 
 def _text_encoders(module: nn.Module, name: str = "") -> Iterator[tuple[str, Any]]:

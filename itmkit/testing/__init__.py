@@ -1,4 +1,4 @@
-"""The laws of itmkit as checks for anybody's system, loss or encoder, from within any test.
+"""The laws of itmkit as checks for a system, loss or encoder of your own, from any test.
 
 Each check raises an ``AssertionError`` that says in one sentence which law is broken, and where.
 

@@ -54,7 +54,7 @@ def padded_texts(texts: Texts, words: int) -> Texts:
 
 
 def padded_regions(images: Images, regions: int) -> Images:
-    """The same images with more padded regions, and nonsense in them."""
+    """The same images with more padded regions, and wrong numbers in them."""
     mask = images.mask
     if mask is None:
         mask = torch.ones(images.features.shape[:2], dtype=torch.bool)

@@ -49,8 +49,8 @@ def check_pairs_alone(
     """Check that the score of a pair depends on that image and that caption alone.
 
     Scores, and those of a second stage, are compared with those of each pair alone, of the batch
-    the other way round, with more padding that holds nonsense, of some rows, and of encodings that
-    were joined from parts.
+    in reverse order, with more padding that holds wrong numbers, of some rows, and of encodings
+    that were joined from parts.
 
     Args:
         matcher: the system, of the precision of the batch.
@@ -65,8 +65,8 @@ def check_pairs_alone(
     n, m = len(images), len(texts)
     with evaluating(matcher):
         image, text = matcher.encode_image(images), matcher.encode_text(texts)
-        for verb, part in {"encode_image": image, "encode_text": text}.items():
-            expect(isinstance(part, Encoding), f"{verb} gives {type_of(part)}; expected Encoding")
+        for method, part in {"encode_image": image, "encode_text": text}.items():
+            expect(isinstance(part, Encoding), f"{method} gives {type_of(part)}; expected Encoding")
         expect(len(image) == n, f"encode_image gives {len(image)} rows for {n} images")
         expect(len(text) == m, f"encode_text gives {len(text)} rows for {m} captions")
         expected = _table(matcher, image, text)

@@ -35,7 +35,7 @@ class LateLoss(FiniteLoss):
     """Looks one step later, as on a GPU."""
 
     def watch(self, terms: Mapping[str, Tensor], image_ids: Tensor, *, step: str) -> None:
-        self.look()
+        self.check()
         values = torch.stack(list(terms.values())).detach()
         self._latest = finite_loss._Step(step, list(terms), values, None, image_ids)
 
@@ -179,11 +179,11 @@ def test_only_the_loss_decides(value, dtype):
     watch, ids = FiniteLoss(), torch.tensor([7, 9])
     terms = {"left out": torch.tensor(value), "loss": torch.tensor(1.5, dtype=dtype)}
     watch.watch(terms, ids, step="one")
-    watch.look()
+    watch.check()
     terms["loss"] = torch.tensor(value, dtype=dtype)
     with pytest.raises(ValueError, match=re.escape(f"in two: left out={value}, loss={value}; ")):
         watch.watch(terms, ids, step="two")
-    copy.deepcopy(watch).look()  # of a model that is trained anew
+    copy.deepcopy(watch).check()  # of a model that is trained anew
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

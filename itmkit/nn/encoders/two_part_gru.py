@@ -16,7 +16,7 @@ class TwoPartGRU(nn.Module):
 
     .. math:: x' = \mathrm{l2}\big(\mathrm{GRU}([x; y]) + [x; x]\big)
 
-    The second part goes on from the last real token of the first. The parts can be run on their
+    The second part continues from the last real token of the first. The parts can be run on their
     own (:meth:`first`, :meth:`second`): where many ``y`` follow one ``x``, the first runs once.
 
     Args:
