@@ -131,6 +131,18 @@ def test_a_broken_law_of_a_loss_is_named(fault: str, law: str) -> None:
         check_loss(lambda: Wrong(fault))
 
 
+class Unknown(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.sum()
+
+
+def test_a_loss_of_an_unknown_kind_is_named() -> None:
+    with pytest.raises(
+        AssertionError, match=r"Unknown, which takes \(logits\); expected a loss of"
+    ):
+        check_loss(Unknown)
+
+
 class Mixed(nn.Module):
     dim = 4
 

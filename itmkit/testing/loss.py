@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
+from itmkit.losses.kind import Kind, check_kind
 from itmkit.testing.expect import LARGEST_GRADIENT, expect
 
 
 def check_loss(make: Callable[[], nn.Module], *, seed: int = 0) -> None:
     """Check that a loss is safe: finite, float32 under autocast, with true and bounded gradients.
 
-    The kind of loss is read off its first arguments: ``scores`` for losses of scores ``(scores,
-    positives=None)``, ``image`` for losses of vectors ``(image, text, image_ids=None)``, which may
-    have the vectors of a teacher behind theirs, ``(image, text, teacher_image, teacher_text, …)``.
+    The kind of loss is read off its first arguments: a loss of scores takes ``(scores,
+    positives=None)``, one of vectors ``(image, text, image_ids=None)``, one of vectors and those of
+    a teacher ``(image, text, teacher_image, teacher_text, …)``.
 
     Args:
         make: makes the loss.
@@ -28,27 +29,23 @@ def check_loss(make: Callable[[], nn.Module], *, seed: int = 0) -> None:
     Raises:
         AssertionError: with the batch on which a law is broken.
     """
-    first, *others = inspect.signature(make().forward).parameters
-    expect(
-        first in ("scores", "image"), f"the first argument is {first!r}; expected scores or image"
-    )
+    kind = _kind(make())
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor([0, 1, 1, 2, 3, 4])
     wide = torch.randn(2, 6, 8, generator=generator)
-    taught = "teacher_image" in others
-    teachers = list(torch.randn(2, 6, 8, generator=generator)) if taught else []
+    teachers = list(torch.randn(2, 6, 8, generator=generator)) if kind == "teacher" else []
     for name, (image, text) in _vector_batches(wide).items():
         rows = len(image)
-        inputs = (image @ text.T,) if first == "scores" else (image, text)
-        if first == "scores" and name.startswith("norm"):
+        inputs = (image @ text.T,) if kind == "scores" else (image, text)
+        if kind == "scores" and name.startswith("norm"):
             continue
-        truth = ids[:rows, None] == ids[:rows] if first == "scores" else ids[:rows]
+        truth = ids[:rows, None] == ids[:rows] if kind == "scores" else ids[:rows]
         for marks in (None, truth):
             known = [one[:rows] for one in teachers]
             _check_value(make(), inputs, [*known, marks], f"the batch {name!r}")
-    inputs = (0.5 * wide[0] @ wide[1].T,) if first == "scores" else (wide[0], wide[1])
-    truth = ids[:, None] == ids if first == "scores" else ids
-    everything = torch.ones_like(truth) if first == "scores" else torch.zeros_like(truth)
+    inputs = (0.5 * wide[0] @ wide[1].T,) if kind == "scores" else (wide[0], wide[1])
+    truth = ids[:, None] == ids if kind == "scores" else ids
+    everything = torch.ones_like(truth) if kind == "scores" else torch.zeros_like(truth)
     _check_value(make(), inputs, [*teachers, everything], "a batch without a negative")
     for dtype in (torch.float16, torch.bfloat16):
         halves = [one.to(dtype) for one in inputs]
@@ -63,13 +60,20 @@ def check_loss(make: Callable[[], nn.Module], *, seed: int = 0) -> None:
     torch.autograd.gradcheck(lambda *x: module(*x, *known, truth), doubles)
     order = torch.randperm(len(ids), generator=generator)
     moved = [one[order] for one in (*inputs, *teachers, truth)]
-    if first == "scores":
+    if kind == "scores":
         moved = [one[:, order] for one in moved]
     shuffled, plain = make()(*moved), make()(*inputs, *teachers, truth)
     expect(
         math.isclose(shuffled.item(), plain.item(), rel_tol=1e-5, abs_tol=1e-6),
         f"the loss depends on the order of the pairs: {plain.item()} and {shuffled.item()}",
     )
+
+
+def _kind(loss: nn.Module) -> Kind:
+    try:
+        return check_kind(loss=loss)
+    except InputError as error:
+        raise AssertionError(str(error)) from None
 
 
 def _vector_batches(wide: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
