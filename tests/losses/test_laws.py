@@ -18,6 +18,14 @@ def test_laws(name):
     check_loss(LOSSES[name])
 
 
+def test_a_loss_of_scores_without_costs_cannot_be_made():
+    class Empty(itmkit.losses.ScoreLoss):
+        pass
+
+    with pytest.raises(TypeError, match="abstract method '?costs"):
+        Empty()
+
+
 def test_every_loss_is_in_the_registry():
     public = {one for one in vars(itmkit.losses).values() if inspect.isclass(one)}
     losses = {one for one in public if issubclass(one, nn.Module)}
