@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
 from itmkit.modes import evaluation_mode
+from itmkit.nn.encoders.frozen import FreezableBackbone
 from itmkit.nn.encoders.transformer_backbone import (
     ModelConfig,
+    attend_empty,
     build_transformer,
+    check_length,
     text_part,
     text_sizes,
 )
@@ -29,7 +32,7 @@ from itmkit.precision import at_least_float32, autocast_off
 from itmkit.pretrained import fetch_tokenizer, stored_content
 
 
-class ClipModel(nn.Module):
+class ClipModel(FreezableBackbone):
     """A transformers model with ``get_image_features`` and ``get_text_features``.
 
     CLIP, SigLIP, SigLIP 2 (both forms), ALIGN, Chinese-CLIP, AltCLIP, MetaCLIP 2, GroupViT and
@@ -86,7 +89,7 @@ class ClipModel(nn.Module):
         frozen: bool = False,
         pad_id: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(frozen=frozen)
         model, self.name_or_path, source = build_transformer(name_or_path, config)
         kind = type(model).__name__
         for method in ("get_image_features", "get_text_features"):
@@ -95,11 +98,9 @@ class ClipModel(nn.Module):
                     f"name_or_path or config is of a {kind}, without {method}; expected a model of "
                     "images and texts, such as CLIP or SigLIP"
                 )
-        self.backbone: Any = model
+        self.backbone = model
         self.pretrained_source = source
-        self.frozen = frozen
-        if frozen or not isinstance(name_or_path, nn.Module):
-            model.requires_grad_(not frozen)
+        self._set_gradients(given=isinstance(name_or_path, nn.Module))
         self.vocab_size, self.max_length = text_sizes(text_part(model), kind)
         self.image_size = square_size(vision_part(model))
         wanted = inspect.signature(text_part(model).forward).parameters
@@ -115,13 +116,6 @@ class ClipModel(nn.Module):
                 source.content["text_config"]["pad_token_id"] = self.pad_id
         model.train(not frozen)
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen model stays in eval mode."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
-
     def image_vectors(self, features: Tensor) -> Tensor:
         """Vectors ``(n, D)``, not normalised, of pixels ``(n, 3, H, W)``."""
         check_pixels(features, self.image_size)
@@ -134,17 +128,13 @@ class ClipModel(nn.Module):
         limit = self.max_length
         if limit is not None and ids.shape[1] > limit:
             if mask[:, limit:].any():
-                raise InputError(
-                    f"ids has {ids.shape[1]} tokens a row; expected at most {limit}, the positions "
-                    "of the model"
-                )
+                check_length(ids.shape[1], limit)
             ids, mask = ids[:, :limit], mask[:, :limit]
         ids = ids.masked_fill(~mask, self.pad_id)
         if self._reads_padding:
             ids = nn.functional.pad(ids, (0, (limit or 0) - ids.shape[1]), value=self.pad_id)
             return self._text(ids, None)
-        first = torch.arange(ids.shape[1], device=ids.device) == 0
-        return self._text(ids, mask | (first & ~mask.any(1, keepdim=True)))
+        return self._text(ids, attend_empty(mask))
 
     def logits(self, cosines: Tensor) -> Tensor:
         """Scores as the model was trained on them: cosines × its scale + its bias, fp32."""
@@ -194,6 +184,7 @@ class ClipModel(nn.Module):
         short, long = self._text(ids[:, :2], mask[:, :2]), self._text(ids, mask)
         return not torch.allclose(short, long, rtol=1e-2, atol=1e-3 * float(short.abs().max()))
 
+    @torch.enable_grad()
     def _freeze_unused(self) -> None:
         size, device = self.image_size or 64, self._device()
         dtype = next(self.backbone.parameters()).dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count, type_of
+from itmkit.checks import InputError, check_count, check_dropout, type_of
 from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.layers.linear import Linear
@@ -60,9 +60,7 @@ class StoredTokens(nn.Module):
         super().__init__()
         count = 1 if levels is None else levels
         check_count(in_dim=in_dim, dim=in_dim if dim is None else dim, levels=count)
-        for name, value in (("dropout", dropout), ("token_drop", token_drop)):
-            if not 0 <= value < 1:
-                raise InputError(f"{name} is {value}; expected a probability in [0, 1)")
+        check_dropout(dropout=dropout, token_drop=token_drop)
         self.in_dim = in_dim
         self.dim: int = in_dim if dim is None else dim
         if levels is not None:

@@ -6,20 +6,21 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_count, did_you_mean, type_of
 from itmkit.modes import evaluation_mode
+from itmkit.nn.encoders.frozen import FreezableBackbone
 from itmkit.nn.pooling.block_discriminability import discriminate_blocks
 from itmkit.nn.pooling.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.weights import freeze_unused, load_weights
 from itmkit.pretrained import Source, fetching, following_weights, stored_content
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(FreezableBackbone):
     """Base of the encoders of pixels: a timm model, read after its stages or at its end.
 
     Args:
@@ -62,7 +63,7 @@ class TimmBackbone(nn.Module):
         frozen: bool,
         block_discriminability: FeatureDiscriminability | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(frozen=frozen)
         check_count(image_size=image_size)
         if pretrained and checkpoint is not None:
             raise InputError(f"checkpoint is {checkpoint}; expected None, as pretrained is true")
@@ -76,10 +77,9 @@ class TimmBackbone(nn.Module):
             )
         model_args = model_args or {}
         self.image_size = image_size
-        self.frozen = frozen
         self.pretrained_source: Source | None = None
         if isinstance(model_name, nn.Module):
-            self.backbone: Any = model_name
+            self.backbone = model_name
             self.in_channels: int = getattr(model_name, "in_chans", 3)
         else:
             pretrained &= not following_weights()
@@ -101,20 +101,12 @@ class TimmBackbone(nn.Module):
                 self.backbone.reset_classifier(0)
             else:
                 self.backbone.prune_intermediate_layers(self.stages, prune_norm=True)
-        if frozen or not given:
-            self.backbone.requires_grad_(not frozen)
+        self._set_gradients(given=given)
         self.channels: list[int] = []
         self.grids: list[tuple[int, int]] = []
         with evaluation_mode(self.backbone):
             self._probe(block_discriminability)
         self.backbone.train(not frozen)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen backbone stays in eval mode."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
 
     def maps(self, features: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Feature maps ``(B, rows, columns, channels)`` of pixels, the mask checked to be None."""
@@ -125,7 +117,7 @@ class TimmBackbone(nn.Module):
             )
         if mask is not None:
             raise InputError(f"mask is {type_of(mask)}; expected None for pixels: none is padding")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with self._grad():
             return self._maps(features)
 
     def position_embeddings(self, level: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from itmkit.checks import InputError, did_you_mean
 from itmkit.files import read_json, user_path
 from itmkit.modes import evaluation_mode
+from itmkit.nn.encoders.frozen import FreezableBackbone
 from itmkit.nn.functional import check_ids
 from itmkit.nn.pooling.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.weights import freeze_unused
@@ -31,7 +32,7 @@ class ModelConfig(Protocol):
         ...
 
 
-class TransformerBackbone(nn.Module):
+class TransformerBackbone(FreezableBackbone):
     """Base of the encoders of tokens: a transformers text model, read after some of its layers.
 
     Takes what :class:`TransformerText` takes. Of a model of several parts it is the text encoder:
@@ -72,18 +73,16 @@ class TransformerBackbone(nn.Module):
         frozen: bool,
         block_discriminability: FeatureDiscriminability | None = None,
     ) -> None:
-        super().__init__()
-        self.frozen = frozen
+        super().__init__(frozen=frozen)
         self.name_or_path: str | None
         self.pretrained_source: Source | None
         model, self.name_or_path, self.pretrained_source = build_transformer(name_or_path, config)
         self._kind = type(model).__name__
-        self.backbone: Any = text_part(model)
+        self.backbone = text_part(model)
         if hasattr(getattr(self.backbone, "config", None), "use_cache"):
             self.backbone.config.use_cache = False  # of a decoder, for texts that go on
         self.vocab_size, self.max_length = text_sizes(self.backbone, self._kind)
-        if frozen or not isinstance(name_or_path, nn.Module):
-            self.backbone.requires_grad_(not frozen)
+        self._set_gradients(given=isinstance(name_or_path, nn.Module))
         self.layers = list(layers)
         self._after_layers: _AfterLayers | None = None
         if block_discriminability is not None:
@@ -94,29 +93,17 @@ class TransformerBackbone(nn.Module):
             self.width = self._probe(layers_name)
         self.backbone.train(not frozen)  # transformers loads it in eval mode
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen model stays in eval mode."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
-
     def hidden_states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """The hidden states ``(B, L, width)`` of the layers, after a check of the input."""
         check_ids(ids, mask, self.vocab_size)
-        if self.max_length is not None and ids.shape[1] > self.max_length:
-            raise InputError(
-                f"ids has {ids.shape[1]} tokens a row; expected at most {self.max_length}, the "
-                "positions of the model"
-            )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        check_length(ids.shape[1], self.max_length)
+        with self._grad():
             last, states = self._run(ids, mask)
         return [last if layer == -1 else states[layer] for layer in self.layers]
 
     def _run(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The last hidden state, and all of them if one before it is read."""
-        first = torch.arange(ids.shape[1], device=ids.device) == 0
-        mask = mask | (first & ~mask.any(1, keepdim=True))  # a row without a token attends its pad
+        mask = attend_empty(mask)
         every = self.layers != [-1]
         if self._after_layers is not None:
             self._after_layers.mask = mask
@@ -194,8 +181,9 @@ def text_sizes(model: Any, kind: str) -> tuple[int, int | None]:
     """
     config = getattr(model, "config", None)
     embeddings = None
-    with suppress(AttributeError, NotImplementedError):
-        embeddings = model.get_input_embeddings()
+    if hasattr(model, "get_input_embeddings"):
+        with suppress(NotImplementedError):  # of transformers, for a model that has none
+            embeddings = model.get_input_embeddings()
     size = getattr(embeddings, "num_embeddings", getattr(config, "vocab_size", None))
     if size is None:
         raise InputError(
@@ -209,6 +197,20 @@ def text_sizes(model: Any, kind: str) -> tuple[int, int | None]:
         if own and module.padding_idx is not None:  # RoBERTa counts on from it
             return size, module.num_embeddings - module.padding_idx - 1
     return size, length
+
+
+def attend_empty(mask: Tensor) -> Tensor:
+    """The mask ``(B, L)``, but a row without any token attends its first one, which is padding."""
+    first = torch.arange(mask.shape[1], device=mask.device) == 0
+    return mask | (first & ~mask.any(1, keepdim=True))
+
+
+def check_length(tokens: int, most: int | None) -> None:
+    """Raise if a caption has more tokens than a model has positions; None: any number."""
+    if most is not None and tokens > most:
+        raise InputError(
+            f"ids has {tokens} tokens a row; expected at most {most}, the positions of the model"
+        )
 
 
 def build_transformer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from itmkit.checks import InputError, check_count
 from itmkit.modes import evaluation_mode
 from itmkit.nn.contract import Tokens
+from itmkit.nn.encoders.frozen import FreezableBackbone
 from itmkit.nn.encoders.transformer_backbone import ModelConfig, build_transformer
 from itmkit.nn.layers.linear import Linear
 from itmkit.nn.weights import freeze_unused
 from itmkit.pretrained import Source
 
 
-class TransformerImage(nn.Module):
+class TransformerImage(FreezableBackbone):
     """The patches of a transformers image model as tokens, row by row.
 
     Of a model of several parts it is the image encoder: the vision model of a CLIP or SigLIP.
@@ -67,23 +68,21 @@ class TransformerImage(nn.Module):
         image_size: int | None = None,
         frozen: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(frozen=frozen)
         if dim is not None:
             check_count(dim=dim)
         self.name_or_path: str | None
         self.pretrained_source: Source | None
         model, self.name_or_path, self.pretrained_source = build_transformer(name_or_path, config)
         self._kind = type(model).__name__
-        self.backbone: Any = vision_part(model)
+        self.backbone = vision_part(model)
         own = square_size(self.backbone)
         if own is None:
             own = _config(self.backbone).image_size if image_size is None else image_size
         if image_size not in (None, own):
             raise InputError(f"image_size is {image_size}; expected {own}, that of the model")
         self.image_size: int = own
-        self.frozen = frozen
-        if frozen or not isinstance(name_or_path, nn.Module):
-            self.backbone.requires_grad_(not frozen)
+        self._set_gradients(given=isinstance(name_or_path, nn.Module))
         with evaluation_mode(self.backbone):
             rows, columns, width = self._probe()
         self.grid = (rows, columns)
@@ -93,18 +92,11 @@ class TransformerImage(nn.Module):
         )
         self.backbone.train(not frozen)
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen model stays in eval mode."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
-
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tokens:
         if mask is not None:
             raise InputError(f"mask is of shape {tuple(mask.shape)}; expected None for pixels")
         check_pixels(features, self.image_size)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with self._grad():
             tokens = self._map(features).flatten(1, 2)
         return Tokens(self.projection(tokens))
 

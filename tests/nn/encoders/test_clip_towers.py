@@ -71,6 +71,20 @@ def test_tvrn_of_two_towers() -> None:
     assert terms["loss"].isfinite()
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_what_is_trained_does_not_depend_on_gradients_at_construction(family: str) -> None:
+    def trained(part: nn.Module) -> list[str]:
+        return [name for name, parameter in part.named_parameters() if parameter.requires_grad]
+
+    def parts() -> list[nn.Module]:
+        return [ClipModel(config=clip_config(family)), *towers(family)]
+
+    with torch.no_grad():
+        without = [trained(part) for part in parts()]
+    assert without == [trained(part) for part in parts()]
+    assert all(without)
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(InputError, match="image_size is 64; expected 32, that of the model"):
         TransformerImage(config=clip_config("clip"), image_size=64)

@@ -93,7 +93,7 @@ def test_error_of_sizes_and_of_ids() -> None:
     for arguments, told in (
         ({"in_dim": 0}, "in_dim is 0"),
         ({"levels": 0}, "levels is 0"),
-        ({"dropout": 1.0}, "dropout is 1.0; expected a probability in"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected a number in"),
         ({"token_drop": -0.1}, "token_drop is -0.1"),
     ):
         with pytest.raises(ValueError, match=told):
