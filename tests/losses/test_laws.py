@@ -22,7 +22,7 @@ def test_a_loss_of_scores_without_costs_cannot_be_made():
     class Empty(itmkit.losses.ScoreLoss):
         pass
 
-    with pytest.raises(TypeError, match="abstract method '?costs"):
+    with pytest.raises(TypeError, match=r"abstract method '?costs"):
         Empty()
 
 
