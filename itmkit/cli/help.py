@@ -11,7 +11,7 @@ from itmkit.checks import InputError, did_you_mean
 from itmkit.cli.arguments import split_options
 from itmkit.cli.options import OPTIONS, SECTIONS
 from itmkit.configs import config_names, load_config, merge
-from itmkit.configs.agreement import PLACES, class_of, locate_class
+from itmkit.configs.agreement import class_of, locate_class, short_names
 from itmkit.configs.short_options import SHORT_OPTIONS
 
 WIDTH = 100  # columns
@@ -67,8 +67,7 @@ def class_help(option: str, name: str | None, config: Mapping[str, Any]) -> str:
         raise InputError(f"{option} has no class; expected --{option}.help CLASS, or a --config")
     found = locate_class(path)
     if not callable(found):
-        known = [one for place in PLACES[:5] for one in getattr(locate_class(place), "__all__", [])]
-        hint = did_you_mean(path.rpartition(".")[2], known)
+        hint = did_you_mean(path.rpartition(".")[2], short_names())
         raise InputError(f"{option} has no class {path!r}; expected one that can be imported{hint}")
     return _arguments(option, found)
 

@@ -25,6 +25,7 @@ from itmkit.cli.arguments import composed, split_options
 from itmkit.cli.cpu_precision import precision_on_cpu
 from itmkit.cli.matcher_parser import MatcherParser
 from itmkit.cli.quiet import quieten_lightning
+from itmkit.configs.agreement import short_names
 from itmkit.files import user_path, write_text
 from itmkit.pretrained import weights_follow
 from itmkit.training import (
@@ -75,6 +76,7 @@ class MatcherCLI(LightningCLI):
         arguments: list[str],
     ) -> None:
         quieten_lightning()
+        short_names()  # imported, so that a configuration may give them
         self._command = ["itmkit", *arguments]
         self._given = dict(split_options(arguments[1:]))
         arguments, self.config_stems = composed(self._with_config_of_the_run(arguments))

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail
+from itmkit.configs.agreement import short_names
 
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:"
@@ -33,11 +34,6 @@ _PLAINER = (
     (r"Expected an instantiatable class, but (\S+) is abstract", r"\1 is abstract"),
     (r"unrecognized arguments: --", "unknown option --"),
 )
-#: where classes are that a configuration names without their module
-_PLACES = """
-    itmkit.systems itmkit.nn itmkit.losses itmkit.data itmkit.callbacks torch.optim
-    torch.optim.lr_scheduler lightning.pytorch.callbacks lightning.pytorch.loggers
-""".split()
 
 
 class OneLineParser(ArgumentParser):
@@ -90,8 +86,9 @@ def _suggestion(parser: ArgumentParser, message: str) -> str:
         lacking = sorted(getattr(locate(named[1]), "__abstractmethods__", ())) if named else []
         return f"; expected a class with {', '.join(lacking)}" if lacking else ""
     if wrong := re.search(r"dot import path string: (\w+)", message):
-        modules = [sys.modules[place] for place in _PLACES if place in sys.modules]
-        return did_you_mean(wrong.group(1), [name for module in modules for name in dir(module)])
+        name, known = wrong.group(1), short_names()
+        other_kind = "; expected a class of another kind"
+        return other_kind if name in known else did_you_mean(name, known)
     if wrong := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
         return did_you_mean(wrong.group(2), _names_in(wrong.group(1)))
     if wrong := re.search(r"No module named '([\w.]+)'", message):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
@@ -176,6 +177,18 @@ def locate_class(class_path: str) -> Any:
         if found is not None:
             return found
     return None
+
+
+def short_names() -> list[str]:
+    """Names of the classes in :data:`PLACES`, which a configuration may give without their module.
+
+    They are imported: jsonargparse finds by its name only a class that is.
+    """
+    names: list[str] = []
+    for module in map(import_module, PLACES):
+        classes = (name for name in module.__all__ if isinstance(getattr(module, name), type))
+        names += classes
+    return names
 
 
 def _given(config: Mapping[str, Any], places: tuple[str, ...]) -> tuple[str, Any] | None:

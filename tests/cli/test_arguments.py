@@ -11,9 +11,11 @@ import pytest
 import yaml
 from tiny_cli import refused
 
+from itmkit.cli import main
 from itmkit.cli.arguments import composed
 from itmkit.cli.matcher_cli import MatcherCLI
 from itmkit.cli.options import OPTIONS, SECTIONS
+from itmkit.configs.agreement import PLACES
 from itmkit.data import ImageTextData
 from itmkit.systems import Matcher
 
@@ -135,6 +137,10 @@ def test_error_in_a_file(text: str, told: str, capsys: pytest.CaptureFixture[str
             "trainer.callbacks: Expected a list; 'EarlyStoping' is no class that is known here",
         ),
         ("--trainer.callbacks EarlyStoping", ". Did you mean 'EarlyStopping'?"),
+        (
+            "--data.dataset BiGRU",
+            "'BiGRU' is no class that is known here; expected a class of another",
+        ),
         ("--trainer.logger CSVLoger", "Did you mean 'CSVLogger'?"),
         (
             "--trainer.precision 17",
@@ -161,3 +167,27 @@ def test_error_without_what_is_required(capsys: pytest.CaptureFixture[str]) -> N
     line = refused(capsys, "extract")
     assert "required: output" in line
     assert "config" not in line
+
+
+def test_the_name_of_a_class_is_enough_though_nothing_has_imported_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own_data.py").write_text(
+        "from tiny_matcher import TinyDataset\nclass OwnDataset(TinyDataset):\n    pass\n"
+    )
+    Path("own_package.py").write_text(
+        "__all__ = ['OwnDataset']\n"
+        "def __getattr__(name):\n"
+        "    if name != 'OwnDataset':\n"
+        "        raise AttributeError(name)\n"
+        "    from own_data import OwnDataset\n"
+        "    return OwnDataset\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    monkeypatch.setattr("itmkit.configs.agreement.PLACES", [*PLACES, "own_package"])
+    without = Path("tiny.yaml").read_text().replace("    dataset: tiny_matcher.TinyDataset\n", "")
+    Path("own.yaml").write_text(without)
+    with pytest.raises(SystemExit) as stop:
+        main("fit --config own.yaml --data.dataset OwnDataset --print_config".split())
+    assert stop.value.code == 0
+    assert "class_path: own_data.OwnDataset" in capsys.readouterr().out
