@@ -21,15 +21,12 @@ from itmkit.data import (
     ImageTextDataset,
     PhotoFolder,
     Preprocessing,
-    TransformersTokenizer,
-    extract_features,
-    extract_text_features,
 )
 from itmkit.data.array_writer import digest
 from itmkit.data.photo import find_photo
 from itmkit.data.stored_features import extracted_features
+from itmkit.extraction import extract_by_timm, extract_by_transformers
 from itmkit.files import user_path
-from itmkit.nn import TimmGrid, TransformerText
 
 
 class FrozenFeatureData(ImageTextData):
@@ -115,7 +112,7 @@ class FrozenFeatureData(ImageTextData):
         source.augments = False
         own = Preprocessing.for_timm(self.image_model, size=self.image_size, crop=1.0)
         source.preprocessing = own
-        plain = CaptionedImages(photos._captions, source)
+        plain = photos.with_images(source)
         checkpoint = None if self.image_checkpoint is None else user_path(self.image_checkpoint)
         if checkpoint is not None and not checkpoint.is_file():
             raise FileNotFoundError(f"image_checkpoint '{checkpoint}' is not a file")
@@ -131,8 +128,7 @@ class FrozenFeatureData(ImageTextData):
             f"{self.image_model.replace('/', '-')}-{_digest(made_of)}",
             lambda output: self._extract_images(plain, own.size, output),
         )
-        features = extracted_features(photos.split, photos.names, folder)
-        return CaptionedImages(photos._captions, features)
+        return photos.with_images(extracted_features(photos.split, photos.names, folder))
 
     def _once(self, what: str, name: str, extract: Callable[[Path], Path]) -> Path:
         """The folder of the cache of that name, filled by the process that comes first."""
@@ -146,33 +142,22 @@ class FrozenFeatureData(ImageTextData):
         return folder
 
     def _extract_images(self, photos: CaptionedImages, size: int, output: Path) -> Path:
-        checkpoint = None if self.image_checkpoint is None else str(self.image_checkpoint)
-        arguments: dict[str, Any] = {
-            "model_name": self.image_model,
-            "pretrained": checkpoint is None,
-            "checkpoint": checkpoint,
-            "checkpoint_by_order": self.image_checkpoint_by_order,
-            "image_size": size,
-            "frozen": True,
-        }
-        return extract_features(
+        return extract_by_timm(
             photos,
-            TimmGrid(**arguments),
+            self.image_model,
             output,
-            name=self.image_model,
-            config={"class_path": "itmkit.nn.TimmGrid", "init_args": arguments},
+            checkpoint=self.image_checkpoint,
+            checkpoint_by_order=self.image_checkpoint_by_order,
+            pretrained=self.image_checkpoint is None,
+            image_size=size,
             num_workers=self.num_workers,
             device=_device(),
         )
 
     def _extract_text(self, captions: list[str], split: str, output: Path) -> Path:
         assert self.text_model is not None
-        backbone = TransformerText(self.text_model, frozen=True)
-        tokenizer = TransformersTokenizer(self.text_model)
-        tokenizer.max_length = min(tokenizer.max_length, backbone.max_length or 64)
-        name = str(self.text_model)
-        return extract_text_features(
-            captions, backbone, tokenizer, output, split=split, name=name, device=_device()
+        return extract_by_transformers(
+            captions, self.text_model, output, split=split, device=_device()
         )
 
 

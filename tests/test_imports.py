@@ -18,6 +18,7 @@ LAYERS = {
     "retriever": 3,
     "training": 3,
     "testing": 3,
+    "extraction": 2,
     "frozen_features": 2,
     "index": 2,
     "systems": 2,
@@ -38,8 +39,12 @@ LAYERS = {
     "pretrained": 0,
     "vectors": 0,
 }
-#: what a package may import from its own layer: retrieval needs batches and recall
-BESIDE = {"retrieval": ("itmkit.data.batch", "itmkit.metrics")}
+#: what a package may import from its own layer: retrieval needs batches and recall, and the cache
+#: of features what extracts them
+BESIDE = {
+    "retrieval": ("itmkit.data.batch", "itmkit.metrics"),
+    "frozen_features": ("itmkit.extraction",),
+}
 
 
 def package_of(module: str) -> str:

@@ -97,14 +97,8 @@ def extract_to_disk(
     annotations = None if annotations is None else user_path(annotations)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if model is not None:
-        from itmkit.data import (
-            CaptionedFolder,
-            KarpathyDataset,
-            PhotoFolder,
-            Preprocessing,
-            extract_features,
-        )
-        from itmkit.nn import TimmGrid
+        from itmkit.data import CaptionedFolder, KarpathyDataset, PhotoFolder, Preprocessing
+        from itmkit.extraction import extract_by_timm
 
         if images is None:
             raise InputError("images is null; expected the folder of the photos")
@@ -133,22 +127,15 @@ def extract_to_disk(
             check_images=False,
             **photos,
         )
-        arguments: dict[str, Any] = {
-            "model_name": model,
-            "pretrained": pretrained,
-            "checkpoint": None if checkpoint is None else str(user_path(checkpoint).resolve()),
-            "checkpoint_by_order": checkpoint_by_order,
-            "image_size": own.size,
-            "out_index": out_index,
-            "frozen": True,
-        }
-        backbone = TimmGrid(**arguments)
-        path = extract_features(
+        path = extract_by_timm(
             dataset,
-            backbone,
+            model,
             output,
-            name=model,
-            config={"class_path": "itmkit.nn.TimmGrid", "init_args": arguments},
+            checkpoint=checkpoint,
+            checkpoint_by_order=checkpoint_by_order,
+            pretrained=pretrained,
+            image_size=own.size,
+            out_index=out_index,
             augmented=augmented if views > 1 else None,
             views=views,
             seed=seed,
@@ -159,24 +146,16 @@ def extract_to_disk(
         )
         print(f"{path}: {len(dataset)} images" + (f", {views} views" if views > 1 else ""))
     if text_model is not None:
-        from itmkit.data import TransformersTokenizer, extract_text_features
-        from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
+        from itmkit.extraction import extract_by_transformers
 
         captions = _captions(annotations, split)
-        layers = [-1] if text_layers is None else text_layers
-        text = TransformerBackbone(
-            text_model, None, layers=layers, layers_name="text_layers", frozen=True
-        )
-        tokenizer = TransformersTokenizer(
-            text_model, max_length=min(max_length, text.max_length or max_length)
-        )
-        path = extract_text_features(
+        path = extract_by_transformers(
             captions,
-            text,
-            tokenizer,
+            text_model,
             output,
+            layers=[-1] if text_layers is None else text_layers,
+            max_length=max_length,
             split=split,
-            name=text_model,
             batch_size=batch_size or 128,
             device=device,
             dtype=dtype,

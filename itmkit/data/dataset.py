@@ -151,6 +151,14 @@ class CaptionedImages(ImageTextDataset):
         image = self._source.image(row)
         return self._source.as_floats(image) if isinstance(image, Tensor) else image
 
+    def with_images(self, images: ImageSource) -> CaptionedImages:
+        """The same captions with the images of another source, such as their stored features.
+
+        Raises:
+            InputError: if the images are not those of the captions.
+        """
+        return CaptionedImages(self._captions, images)
+
     @property
     def source(self) -> ImageSource:
         """The source; or :meth:`image`, one by one, where a subclass overrides that."""
