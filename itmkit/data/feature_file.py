@@ -234,13 +234,21 @@ def open_split(folder: Path, split: str, *, max_regions: int | None = None) -> F
         FileNotFoundError: if there are none; the message lists the splits that there are.
         InputError: as of :class:`FeatureFile`.
     """
-    path = folder / f"{split}_ims.npy"
+    return FeatureFile(split_path(folder, split, "_ims.npy"), max_regions=max_regions)
+
+
+def split_path(folder: Path, split: str, ending: str) -> Path:
+    """The file of a split in a folder.
+
+    Raises:
+        FileNotFoundError: if there is none; the message lists the splits with such a file.
+    """
+    path = folder / f"{split}{ending}"
     if not path.exists() and folder.is_dir():
-        ending = path.name.removeprefix(split)
         found = sorted(file.name.removesuffix(ending) for file in folder.glob(f"*{ending}"))
         there = f"the splits {', '.join(found)}" if found else "no split"
         raise FileNotFoundError(f"{path} is missing; {folder} holds {there}")
-    return FeatureFile(path, max_regions=max_regions)
+    return path
 
 
 def view_path(folder: Path, split: str, view: int) -> Path:

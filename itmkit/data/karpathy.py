@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.data.captions import Captions, check_name, check_unique, clean_sentence
 from itmkit.data.photo import photo_names
 from itmkit.data.photo_folder import PhotoDataset
@@ -50,8 +50,8 @@ class KarpathyDataset(PhotoDataset):
         features = photo_options.get("features")
         if images is None and features is None:
             raise InputError("images and features are both None; expected one of them")
-        if max_captions is not None and max_captions < 1:
-            raise InputError(f"max_captions is {max_captions}; expected 1 or more, or None")
+        if max_captions is not None:
+            check_count(max_captions=max_captions)
         if images is not None and features is None:
             check_folder("images", user_path(images))
         if annotations is not None:

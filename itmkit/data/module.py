@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Generator
 
-from itmkit.checks import InputError, check_choice
+from itmkit.checks import InputError, check_choice, check_count
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.items import (
@@ -120,18 +120,10 @@ class ImageTextData(LightningDataModule):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__()
-        sizes = {
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "caption_views": caption_views,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise InputError(f"{name} is {value}; expected 1 or more")
-        counts = {"bucket_batches": bucket_batches, "num_workers": num_workers, "seed": seed}
-        for name, value in counts.items():
-            if value < 0:
-                raise InputError(f"{name} is {value}; expected 0 or more")
+        check_count(
+            batch_size=batch_size, eval_batch_size=eval_batch_size, caption_views=caption_views
+        )
+        check_count(0, bucket_batches=bucket_batches, num_workers=num_workers, seed=seed)
         if relation_threshold is not None and not 0 < relation_threshold <= 1:
             raise InputError(
                 f"relation_threshold is {relation_threshold}; expected a number in (0, 1], or None"
@@ -167,7 +159,7 @@ class ImageTextData(LightningDataModule):
         self._token_files: dict[str, TokenFile] = {}
         self._fingerprints: dict[str, str] = {}
         self._most_tokens: int | None = None
-        self._warned: set[str] = set()  # splits whose unknown words were told
+        self._warned: set[str] = set()  # splits with a warning of unknown words
 
     @property
     def tokenizer(self) -> Tokenizer:

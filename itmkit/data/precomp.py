@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.data.captions import Captions, check_unique
 from itmkit.data.dataset import CaptionedImages
 from itmkit.data.feature_file import (
@@ -59,8 +59,8 @@ class PrecompDataset(CaptionedImages):
     """
 
     def __init__(self, split: str, root: str | Path, *, max_regions: int | None = None) -> None:
-        if max_regions is not None and max_regions < 1:
-            raise InputError(f"max_regions is {max_regions}; expected 1 or more, or None")
+        if max_regions is not None:
+            check_count(max_regions=max_regions)
         folder = user_path(root)
         check_folder("root", folder)
         features = open_split(folder, split, max_regions=max_regions)

@@ -15,7 +15,7 @@ from torch import Tensor
 from itmkit.checks import InputError, type_of
 from itmkit.data.array_writer import digest
 from itmkit.data.batch import Texts
-from itmkit.data.feature_file import MappedArray, NotFiniteError
+from itmkit.data.feature_file import MappedArray, NotFiniteError, split_path
 from itmkit.data.tokenizer import (
     Caption,
     CaptionTokens,
@@ -55,11 +55,7 @@ class TokenFile(MappedArray):
     def __init__(self, folder: str | Path, split: str) -> None:
         folder = user_path(folder)
         check_folder("text_features", folder)
-        path = folder / f"{split}_tokens.npy"
-        if not path.exists():
-            found = sorted(p.name.removesuffix("_tokens.npy") for p in folder.glob("*_tokens.npy"))
-            there = f"the splits {', '.join(found)}" if found else "no token features"
-            raise FileNotFoundError(f"{path} is missing; {folder} holds {there}")
+        path = split_path(folder, split, "_tokens.npy")
         super().__init__(path, ("tokens", "dim"))
         notes, lines = path.with_suffix(".json"), path.with_suffix(".jsonl")
         self.notes: dict[str, Any] = _read_notes(notes)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.data.batch import Texts
 from itmkit.data.vocabulary import Vocabulary, split_words
 from itmkit.files import user_path
@@ -77,8 +77,7 @@ class WordTokenizer(Tokenizer):
     """
 
     def __init__(self, vocabulary: Vocabulary | str | Path, *, max_length: int = 64) -> None:
-        if max_length < 3:
-            raise InputError(f"max_length is {max_length}; expected 3 or more")
+        check_count(3, max_length=max_length)
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.load(vocabulary)
         self.vocabulary = vocabulary
@@ -120,8 +119,7 @@ class TransformersTokenizer(Tokenizer):
     """
 
     def __init__(self, name_or_path: str | Path, *, max_length: int = 64) -> None:
-        if max_length < 3:
-            raise InputError(f"max_length is {max_length}; expected 3 or more")
+        check_count(3, max_length=max_length)
         self.name_or_path = str(user_path(name_or_path))
         self.max_length: int = max_length
         self._key = str(name_or_path)
