@@ -12,7 +12,7 @@ from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail, report_user_errors
 
 #: name of a command → what it does in one line, and its ``module:function`` in here, imported when
-#: it is called, with the words behind the command
+#: it is called, with the words after the command
 COMMANDS = {
     "fit": (
         "train a system; its folder gets the configuration, logs, checkpoints and recall",
@@ -62,11 +62,11 @@ examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    Errors that the user can mend end in one line on stderr and exit status 2; ``ITMKIT_DEBUG=1`` in
+    Errors that the user can fix end in one line on stderr and exit status 2; ``ITMKIT_DEBUG=1`` in
     the environment shows their tracebacks.
 
     Args:
-        argv: the words behind ``itmkit``; those of this process if None.
+        argv: the words after ``itmkit``; those of this process if None.
 
     Example:
         >>> main(["--version"])

@@ -1,4 +1,4 @@
-"""The words behind a command: checked before slow imports, and put together with configurations."""
+"""The words after a command: checked before slow imports, and merged with configurations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_words(words: Sequence[str]) -> None:
     """Raise for what no command takes: an unknown option, a word without one, a broken file.
 
     Args:
-        words: behind ``fit``, ``validate``, ``test`` or ``predict``.
+        words: after ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
         InputError: with the word, and the closest that is known.
@@ -53,7 +53,7 @@ def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     are expanded, and values that follow from others are filled in.
 
     Args:
-        words: a command and what is behind it.
+        words: a command and its options.
 
     Returns:
         The words, and the names of the configurations without folder and ending.

@@ -29,4 +29,4 @@ def configs(arguments: Sequence[str]) -> None:
         print(*lines, yaml.safe_dump(config, sort_keys=False, allow_unicode=True), sep="\n", end="")
     else:
         words = " ".join(arguments)
-        raise InputError(f"unexpected '{words}' behind configs; expected nothing, or show NAME")
+        raise InputError(f"unexpected '{words}' after configs; expected nothing, or show NAME")

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 def precision_on_cpu(precision: Any, accelerator: Any) -> dict[str, str]:
-    """The argument ``precision`` of a Trainer where another is meant than the one given.
+    """The argument ``precision`` of a Trainer where the one given is replaced.
 
     On a CPU, Lightning would take bf16-mixed for 16-mixed, which many processors are several times
     slower in.

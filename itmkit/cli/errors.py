@@ -1,4 +1,4 @@
-"""Which errors are the user's to mend, and how each is told in one line."""
+"""Which errors a user can fix, and their messages in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fail(message: str) -> NoReturn:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Turn errors that a user can mend into one line; all others keep their traceback.
+    """Turn errors that a user can fix into one line; all others keep their traceback.
 
     With the environment variable ``ITMKIT_DEBUG=1`` every error keeps its traceback.
     """
@@ -50,9 +50,9 @@ def report_user_errors() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str | None:
-    """What to tell a user of an error, or None if the error is not theirs.
+    """The message of an error that a user can fix, None for any other.
 
-    Theirs are: files and network (``OSError``), what itmkit refuses (``InputError``), a Trainer or
+    Users can fix: files and network (``OSError``), what itmkit refuses (``InputError``), a Trainer or
     optimizer that cannot be had as configured, a killed process of the data, weights that do not
     fit the model, and what the other processes see when one of a run ends.
 

@@ -49,7 +49,7 @@ def extract_to_disk(
 
     With ``model``, the folder is then the ``features`` of a KarpathyDataset, and the folder of a
     PrecompDataset; with ``text_model``, the ``text_features`` of ImageTextData. Stopped at any
-    point, the same command goes on where it was.
+    point, the same command continues.
 
     Args:
         output: folder to write to.

@@ -7,12 +7,12 @@ from functools import partial
 
 from itmkit.cli import COMMANDS
 from itmkit.cli.arguments import check_words
-from itmkit.cli.help import asked_help
+from itmkit.cli.help import requested_help
 
 
 def _run(command: str, words: Sequence[str]) -> None:
     check_words(words)
-    if text := asked_help(command, words, COMMANDS[command][0]):
+    if text := requested_help(command, words, COMMANDS[command][0]):
         print(text)
         return
     from itmkit.cli.matcher_cli import MatcherCLI

@@ -92,7 +92,7 @@ def _table(rows: Mapping[str, str]) -> Iterator[str]:
             left = ""
 
 
-def asked_help(command: str, words: Sequence[str], purpose: str) -> str | None:
+def requested_help(command: str, words: Sequence[str], purpose: str) -> str | None:
     """The help that words ask for, None where they ask for none."""
     config: dict[str, Any] = {}
     for name, value in split_options(words):

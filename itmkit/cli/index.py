@@ -30,7 +30,7 @@ def index_pictures(
     """Index the pictures of a folder and of the folders in it, for ``itmkit search``.
 
     What is in the index already and did not change is not encoded again. Stopped at any point, the
-    same command goes on where it was.
+    same command continues.
 
     Args:
         photos: folder of the pictures.
@@ -85,5 +85,5 @@ def index_pictures(
 
 
 def index(words: Sequence[str]) -> None:
-    """Run the command with the words behind ``itmkit index``."""
+    """Run the command with the words after ``itmkit index``."""
     auto_cli(index_pictures, args=list(words), prog="itmkit index", parser_class=OneLineParser)

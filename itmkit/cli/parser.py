@@ -37,7 +37,7 @@ _PLAINER = (
 
 
 class OneLineParser(ArgumentParser):
-    """A jsonargparse parser that tells an error in one line instead of twenty."""
+    """A jsonargparse parser that reports an error in one line instead of twenty."""
 
     #: what to do where arguments are missing
     required_hint = ""
@@ -54,7 +54,7 @@ class OneLineParser(ArgumentParser):
         return super().parse_args(args, *rest, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leave with status 2, or raise where jsonargparse wants to go on itself."""
+        """Leave with status 2, or raise where jsonargparse handles the error itself."""
         if not self.exit_on_error:
             super().error(message, ex)
         text = ""

@@ -1,4 +1,4 @@
-"""Which messages of Lightning are held back."""
+"""Messages of Lightning that are not shown."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import warnings
 
 
 def quieten_lightning() -> None:
-    """Hold back what Lightning says that is an advertisement, or not so for a Matcher."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    """Do not show tips of Lightning, nor warnings that do not apply to a Matcher."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_relevant)
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",
         r".*sync_dist=True",  # recall is computed from all processes' items, and so the same on all
@@ -17,6 +17,6 @@ def quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     return "Tip:" not in message and "`LightningModule.configure_callbacks`" not in message

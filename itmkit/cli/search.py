@@ -14,7 +14,7 @@ from itmkit.cli.parser import OneLineParser
 
 
 def search(words: Sequence[str]) -> None:
-    """Run the command with the words behind ``itmkit search``."""
+    """Run the command with the words after ``itmkit search``."""
     parser = OneLineParser(prog="itmkit search", allow_abbrev=False, description=search.__doc__)
     add = parser.add_argument
     add("index", type=str, help="Folder of an index, or NAME of a run for runs/NAME/index.")

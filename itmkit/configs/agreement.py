@@ -101,7 +101,7 @@ def missing_values(config: Mapping[str, Any]) -> dict[str, Any]:
         for other, its in others:
             if its != value:
                 raise InputError(
-                    f"{_spoken(first)} is {value!r} and {_spoken(other)} {its!r}; expected the "
+                    f"{_described(first)} is {value!r} and {_described(other)} {its!r}; expected the "
                     "same value"
                 )
         for places, own in zip(group, given, strict=True):
@@ -170,7 +170,7 @@ def locate_class(class_path: str) -> Any:
     for path in paths:
         try:
             found = locate(path)
-        except ErrorDuringImport:  # of a module of the user's, which the parser tells of
+        except ErrorDuringImport:  # in a module of the user's: the parser reports it
             if path.startswith("itmkit."):
                 raise
             continue
@@ -200,7 +200,7 @@ def _given(config: Mapping[str, Any], places: tuple[str, ...]) -> tuple[str, Any
             try:
                 value = _FUNCTIONS[function](value)
             except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError):
-                value = None  # what reads it says better what is wrong
+                value = None  # what reads the files has the better error
         if value is not None and not isinstance(value, Mapping):
             return place, value
     return None
@@ -248,7 +248,7 @@ def _arguments(node: Any) -> Mapping[str, Any]:
     return node.get("init_args") or {} if {"class_path", "init_args"} & node.keys() else node
 
 
-def _spoken(place: str) -> str:
+def _described(place: str) -> str:
     function, _, option = place.rstrip(")").rpartition("(")
     return f"the {function.replace('_', ' ')} of {option}" if function else place
 

@@ -101,7 +101,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # A batch or a dataset is to be had without importing Lightning, which the data module needs.
+    # On demand: a batch or a dataset does not need Lightning, which the data module imports.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

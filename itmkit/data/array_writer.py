@@ -24,7 +24,7 @@ from itmkit.files import write_text
 class ArrayWriter:
     """A ``.npy`` file that is written in blocks of rows and gets its name when all are there.
 
-    Stopped at any point, the next writer of the same settings goes on behind the last whole block.
+    Stopped at any point, the next writer of the same settings continues after the last whole block.
 
     Args:
         target: path of the file.

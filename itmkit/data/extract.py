@@ -44,7 +44,7 @@ def extract_features(
 
     :class:`~itmkit.data.PrecompDataset` reads the folder, and so does
     :class:`~itmkit.data.KarpathyDataset` as its ``features``; no captions are written of a dataset
-    that has none. Stopped at any point, the same call goes on behind the last whole batch; the
+    that has none. Stopped at any point, the same call continues after the last whole batch; the
     files get their names only when all is done.
 
     Args:

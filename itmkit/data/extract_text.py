@@ -39,7 +39,7 @@ def extract_text_features(
     """Write the hidden states of every token of some captions, as ``text_features`` reads them.
 
     Every caption is stored once, without padding, between the start and end tokens that it has in
-    training. Stopped at any point, the same call goes on behind the last whole block; the files get
+    training. Stopped at any point, the same call continues after the last whole block; the files get
     their names only when all is done.
 
     Args:

@@ -257,7 +257,7 @@ def view_path(folder: Path, split: str, view: int) -> Path:
 
 
 def open_views(folder: Path, split: str, features: FeatureFile) -> list[FeatureFile]:
-    """The augmented views that were stored beside the features of a split, maybe none.
+    """The augmented views that were stored beside the features of a split; an empty list where none were.
 
     Raises:
         InputError: if one is not of the same images and the same backbone.
@@ -298,7 +298,7 @@ def read_grid(path: Path) -> tuple[int, int] | None:
 
 
 def read_preprocessing(path: Path) -> Preprocessing | None:
-    """How the photos of extracted features became pixels, as ``itmkit extract`` noted it, if so.
+    """How the photos of extracted features became pixels, as ``itmkit extract`` noted it; or None.
 
     Raises:
         InputError: if the file is not what ``itmkit extract`` writes.

@@ -36,7 +36,7 @@ Skips = dict[tuple[str, str], Skipped]
 
 
 class Collated(NamedTuple):
-    """A batch, if any is left, and what was left out: news for the training process."""
+    """What a worker sends: a batch, None where nothing is left of it, and the images skipped."""
 
     batch: Batch | None
     skipped: list[Skipped]

@@ -1,4 +1,4 @@
-"""The loader of every batch: it can go on in the middle of an epoch, and tells of dead workers."""
+"""The loader of every batch: it can go on in the middle of an epoch, and reports dead workers."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
                 file.seek(0)
                 if isinstance(error, InputError) or file.read(len(_PNG)) != _PNG:
                     raise
-                # Pillow refuses a PNG with long texts, lest they fill the memory
+                # Pillow refuses a PNG with long texts, which could fill the memory
                 file.seek(0)
                 return _decoded(path, _without_metadata(file.read()), side, max_pixels)
     except (BadSampleError, MemoryError):
@@ -188,7 +188,7 @@ def _formats(path: Path, start: bytes) -> tuple[str, ...]:
 
 
 def _orientation(photo: Image.Image) -> int:
-    """The orientation that EXIF or XMP tells, 1 (upright) where there is none to read."""
+    """The orientation in EXIF or XMP, 1 (upright) where there is none to read."""
     try:
         value = photo.getexif().get(ExifTags.Base.Orientation, 1)
         return int(value[0] if isinstance(value, tuple) else value)

@@ -120,7 +120,7 @@ def extracted_features(
         split: of which the features are.
         names: of the images, in the order wanted; the file may have others too.
         folder: where they are.
-        views: whether training draws from the augmented views, where there are such.
+        views: whether training draws from the augmented views, where some were stored.
 
     Raises:
         FileNotFoundError: if the folder or a file is missing.
@@ -155,7 +155,7 @@ def extracted_features(
 
 
 def noted_boxes(folder: Path, split: str, features: FeatureFile) -> Tensor | None:
-    """The boxes ``(1, N, 4)`` of the grid that is noted beside features, if they are such."""
+    """The boxes ``(1, N, 4)`` of the grid noted beside features; None where they have no grid."""
     grid = read_grid(folder / f"{split}_features.json")
     if grid is None or grid[0] * grid[1] != features.shape[1]:
         return None
