@@ -52,9 +52,9 @@ def report_user_errors() -> Iterator[None]:
 def one_line(error: Exception) -> str | None:
     """The message of an error that a user can fix, None for any other.
 
-    Users can fix: files and network (``OSError``), what itmkit refuses (``InputError``), a Trainer or
-    optimizer that cannot be had as configured, a killed process of the data, weights that do not
-    fit the model, and what the other processes see when one of a run ends.
+    Users can fix: files and network (``OSError``), what itmkit refuses (``InputError``), a Trainer
+    or optimizer that cannot be built as configured, a killed process of the data, weights that do
+    not fit the model, and what the other processes see when one of a run ends.
 
     Args:
         error: the error as caught, with its traceback.

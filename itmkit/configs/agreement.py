@@ -101,8 +101,8 @@ def missing_values(config: Mapping[str, Any]) -> dict[str, Any]:
         for other, its in others:
             if its != value:
                 raise InputError(
-                    f"{_described(first)} is {value!r} and {_described(other)} {its!r}; expected the "
-                    "same value"
+                    f"{_described(first)} is {value!r} and {_described(other)} {its!r}; expected "
+                    "the same value"
                 )
         for places, own in zip(group, given, strict=True):
             if own is None:

@@ -39,8 +39,8 @@ def extract_text_features(
     """Write the hidden states of every token of some captions, as ``text_features`` reads them.
 
     Every caption is stored once, without padding, between the start and end tokens that it has in
-    training. Stopped at any point, the same call continues after the last whole block; the files get
-    their names only when all is done.
+    training. Stopped at any point, the same call continues after the last whole block; the files
+    get their names only when all is done.
 
     Args:
         captions: of a split; one that comes twice is stored once.

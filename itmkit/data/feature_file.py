@@ -257,7 +257,7 @@ def view_path(folder: Path, split: str, view: int) -> Path:
 
 
 def open_views(folder: Path, split: str, features: FeatureFile) -> list[FeatureFile]:
-    """The augmented views that were stored beside the features of a split; an empty list where none were.
+    """The augmented views that were stored beside the features of a split, in their order.
 
     Raises:
         InputError: if one is not of the same images and the same backbone.
