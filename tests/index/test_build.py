@@ -404,6 +404,22 @@ class TestErrors:
                 ColourEncoder(), photos, tmp_path / "index", dtype="float16", progress=False
             )
 
+    def test_work_of_another_model_is_not_gone_on_with(self, photos: Path, tmp_path: Path) -> None:
+        class Stopped(ColourEncoder):
+            def encode_pixels(self, pixels: Tensor) -> Encoding:
+                if self.encoded >= 2:
+                    raise KeyboardInterrupt
+                return super().encode_pixels(pixels)
+
+        output = tmp_path / "index"
+        with pytest.raises(KeyboardInterrupt):
+            build_index(Stopped(), photos, output, batch_size=1, progress=False)
+        with pytest.raises(InputError, match=r"partial was made with another model \('colours'\)"):
+            build_index(ColourEncoder("other"), photos, output, progress=False)
+        rest = ColourEncoder()
+        build_index(rest, photos, output, progress=False)
+        assert rest.encoded == 3
+
     def test_damaged(self, photos: Path, tmp_path: Path) -> None:
         output = tmp_path / "index"
         build_index(ColourEncoder(), photos, output, progress=False)
