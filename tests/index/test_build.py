@@ -60,6 +60,17 @@ def test_vectors_are_those_of_the_encoder(photos: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.fields["tokens"], own.tokens, rtol=1e-3)  # fp16
 
 
+def test_half_precision(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_BLOCK", 2)
+    for dtype in ("float32", "float16"):
+        build_index(ColourEncoder(), photos, tmp_path / dtype, dtype=dtype, progress=False)
+    whole, half = (
+        store.read(tmp_path / dtype).fields["vector"] for dtype in ("float32", "float16")
+    )
+    assert (whole.dtype, half.dtype) == (np.float32, np.float16)
+    np.testing.assert_array_equal(half, whole.astype(np.float16))
+
+
 def test_nothing_is_encoded_again(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "index"
     build_index(ColourEncoder(), photos, output, progress=False)
@@ -427,6 +438,9 @@ class TestErrors:
         whole = vectors.read_bytes()
         vectors.write_bytes(whole[:-5])
         with pytest.raises(InputError, match=r"vector-0001\.npy is not readable, perhaps cut"):
+            Index(output, ColourEncoder())
+        np.save(vectors, np.zeros((6, 3), np.float32))
+        with pytest.raises(InputError, match=r"vector-0001\.npy has 6 rows; expected 5"):
             Index(output, ColourEncoder())
         vectors.unlink()
         with pytest.raises(FileNotFoundError, match=r"vector-0001\.npy is missing"):
