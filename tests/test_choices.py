@@ -29,7 +29,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 # Abstract bases, of which the systems and losses above are made; and what only the data module
 # makes, which has checked.
-BASES = {"EvaluationImages", "HingeLoss", "Items", "Matcher", "TrainingPairs"}
+BASES = {"EvaluationImages", "HingeLoss", "Items", "Matcher", "ScoreLoss", "TrainingPairs"}
 
 
 def choices(annotation: Any) -> tuple[Any, ...]:
