@@ -109,7 +109,7 @@ def test_stopped_extraction_goes_on_behind_the_last_whole_block(tmp_path: Path) 
         "train_tokens.npy.part",
         "train_tokens_progress.json",
     ]
-    with pytest.raises(FileNotFoundError, match=r"train_tokens.npy is missing; .* no token feat"):
+    with pytest.raises(FileNotFoundError, match=r"train_tokens.npy is missing; .* holds no split"):
         TokenFile(output, "train")
     text.calls, text.stop_at = 0, None
     extract(text, output)
