@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
 from itmkit.retriever.retriever import Retriever
 from itmkit.systems import DualEncoder, Matcher
 from itmkit.systems.build import build, check_class_paths, restore_system
-from itmkit.systems.load import best_checkpoint
+from itmkit.systems.load import best_checkpoint, checkpoint_content
 
 #: Tokens that models were trained on at most, where their positions are more.
 _TEXT_LENGTHS = {"align": 64, "chinese_clip": 52}
@@ -70,23 +69,23 @@ def load(
         elif not _HUB_NAME.fullmatch(str(path_or_name)):
             raise FileNotFoundError(f"path_or_name is '{path}', which does not exist")
         else:
-            return _at(_from_hub(str(path_or_name), trust), str(path_or_name), device)
+            return _with_source(_from_hub(str(path_or_name), trust), str(path_or_name), device)
     path = path.resolve() if path.name == "latest" else path
     if path.is_dir() and not (path / "config.yaml").is_file() and (path / "latest").exists():
         path = (path / "latest").resolve()
     if path.is_file() or (path / "config.yaml").is_file():
-        return _at(_from_run(path, backbone, trust), path, device)
+        return _with_source(_from_run(path, backbone, trust), path, device)
     if is_saved(path):
-        return _at(Retriever.from_pretrained(path, trust=trust), path, device)
+        return _with_source(Retriever.from_pretrained(path, trust=trust), path, device)
     if (path / "config.json").is_file():
-        return _at(_of_name(str(path)), path, device)
+        return _with_source(_from_transformers(str(path)), path, device)
     raise InputError(
         f"path_or_name is '{path}', a folder without config.yaml (of a run), {MANIFEST} (of a "
         "saved retriever) or config.json (of a model of transformers); expected one of them"
     )
 
 
-def _at(retriever: Retriever, source: str | Path, device: torch.device | str) -> Retriever:
+def _with_source(retriever: Retriever, source: str | Path, device: torch.device | str) -> Retriever:
     """On its device, and with a note of where it is from."""
     retriever.source = str(source.resolve() if isinstance(source, Path) else source)
     return retriever.to(device)
@@ -99,7 +98,7 @@ def _usable_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"device is {str(device)!r}, which cannot be used here: {reason}; expected a device of "
@@ -116,13 +115,13 @@ def _from_hub(name: str, trust: Sequence[str]) -> Retriever:
         try:
             hf_hub_download(name, MANIFEST)
         except EntryNotFoundError:  # also where it is not in the cache, and there is no network
-            return _of_name(name)
+            return _from_transformers(name)
     with fetching("path_or_name", name, weights_of=name):
         folder = snapshot_download(name, allow_patterns=list(FILES))
     return Retriever.from_pretrained(folder, trust=trust)
 
 
-def _of_name(name: str) -> Retriever:
+def _from_transformers(name: str) -> Retriever:
     """A CLIP-like model of transformers."""
     model = DualEncoder(name, frozen=True)
     model.model_config = {
@@ -174,12 +173,8 @@ def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> R
 def _checkpoint(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing")
-    try:
-        stored = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{file} is not a readable checkpoint: {reason}") from error
-    if not isinstance(stored, dict) or stored.get("model_config") is None:
+    stored = checkpoint_content(file, str(file))
+    if stored.get("model_config") is None:
         raise InputError(f"{file} has no model_config; expected a checkpoint of itmkit fit")
     return stored
 

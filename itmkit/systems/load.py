@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from itmkit.checks import InputError
 from itmkit.data.module import ImageTextData
 from itmkit.files import path_inside, user_path
 from itmkit.pretrained import weights_follow
@@ -34,13 +36,13 @@ def load_run(
 
     Raises:
         FileNotFoundError: no such folder or checkpoint, or a file of data that is gone.
-        InputError: the checkpoint is of another system than the configuration.
+        InputError: the checkpoint is not readable, or of another system than the configuration.
     """
     folder = user_path(folder)
     source = folder / "config.yaml"
     config = yaml.safe_load(source.read_text(encoding="utf-8"))
     file = best_checkpoint(folder / "checkpoints") if checkpoint is None else folder / checkpoint
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    state = checkpoint_content(file, f"checkpoint '{file}'")
     with weights_follow(state.get("pretrained")):
         built = build(config, {"model": Matcher, "data": ImageTextData}, source=str(source))
     model, data = built["model"], built["data"]
@@ -49,6 +51,27 @@ def load_run(
     data.load_state_dict(state.get(type(data).__qualname__, {}))
     limit_captions(model, data)
     return model.eval(), data
+
+
+def checkpoint_content(path: str | Path, name: str) -> dict[str, Any]:
+    """The contents of a checkpoint, its tensors left on disk until they are used.
+
+    Args:
+        path: of the file.
+        name: what an error calls it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: if the file is not a checkpoint with weights.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{name} is not a readable checkpoint: {reason}") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise InputError(f"{name} is not a checkpoint of a system: no 'state_dict'")
+    return content
 
 
 def best_checkpoint(folder: Path) -> Path:
@@ -63,7 +86,7 @@ def best_checkpoint(folder: Path) -> Path:
     usual, last = folder / "best.ckpt", folder / "last.ckpt"
     if usual.is_file() or not last.is_file():
         return usual
-    content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    content = checkpoint_content(last, f"checkpoint '{last}'")
     for name, state in content.get("callbacks", {}).items():
         if name.startswith("BestCheckpoint") and state["best_model_path"]:
             best = folder / path_inside(Path(state["dirpath"] or ""), state["best_model_path"])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.files import user_path
-from itmkit.systems.load import best_checkpoint
+from itmkit.systems.load import best_checkpoint, checkpoint_content
 from itmkit.systems.matcher import check_system
 from itmkit.training.resumed_options import WEIGHTS_ALONE
 
@@ -68,13 +66,7 @@ def read_checkpoint(
     Raises:
         InputError: if the file is no checkpoint, one of another system, or one of weights alone.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{option} '{path}' is not a readable checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise InputError(f"{option} '{path}' is not a checkpoint of a system: no 'state_dict'")
+    checkpoint = checkpoint_content(path, f"{option} '{path}'")
     if system is not None:
         check_system(checkpoint, system, name=f"{option} '{path}'")
     missing = {"optimizer_states", "lr_schedulers", "callbacks", "loops"} - checkpoint.keys()

@@ -71,6 +71,17 @@ def test_error_of_a_checkpoint_of_another_system(run_folder, tmp_path):
         load_run(copy)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut off"])
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_error_of_a_broken_checkpoint(tmp_path, run_folder, name, content):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    shutil.copy(run_folder / "config.yaml", tmp_path)
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"^checkpoint '.*{name}' is not a readable checkpoint"):
+        load_run(tmp_path)
+
+
 def test_error_of_a_constructor_is_raised_as_it_is(run_folder, tmp_path):
     copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
     config = (copy / "config.yaml").read_text()
