@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from itmkit.checks import InputError, check_choice, check_count, type_of
+from itmkit.chunks import chunks
 from itmkit.data.batch import Images
 from itmkit.data.feature_file import grid_boxes
 from itmkit.data.images import relate
@@ -360,8 +361,8 @@ def _batches(
 ) -> Iterator[list[Item]]:
     hidden = (len(items) <= size or None) if progress is None else not progress
     with tqdm(total=len(items), desc=what, disable=hidden) as bar:
-        for start in range(0, len(items), size):
-            batch = items[start : start + size]
+        for part in chunks(len(items), size):
+            batch = items[part]
             yield batch
             bar.update(len(batch))
 
