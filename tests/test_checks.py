@@ -58,7 +58,10 @@ def messages(source: str) -> Iterator[str]:
             yield "…".join(str(constant.value) for constant in constants)
 
 
-@pytest.mark.parametrize("package", ["callbacks", "metrics", "nn", "retrieval", "systems"])
+@pytest.mark.parametrize(
+    "package",
+    ["callbacks", "data", "metrics", "nn", "retrieval", "retriever", "systems", "training"],
+)
 def test_errors_say_what_a_value_is_and_what_was_expected(package: str) -> None:
     found = [
         message

@@ -14,15 +14,15 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itmkit._internals import accumulates, epoch_ends
-from itmkit.checks import InputError
+from itmkit.checks import check_count
 from itmkit.files import atomic_write, copy_file, path_inside, user_path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint so that under its name there is always a whole one, the old or the new.
+    """Writes a checkpoint so that its file is always complete, the old one or the new one.
 
-    Lightning's own goes through a temporary file in the folder for these, which it copies where
-    that is on another file system: a process killed meanwhile leaves half a file. A path with a
+    Lightning writes to the folder for temporary files, and copies the file from there where that is
+    on another file system: a process killed while it copies leaves half a file. A path with a
     scheme, such as ``s3://…``, is left to Lightning.
 
     Example:
@@ -44,8 +44,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Where to resume from, as ``last.ckpt``: the end of the last epoch, or a later step.
 
-    Also saves when the process is told to end (SIGTERM, or Ctrl-C with
-    :class:`~itmkit.training.StopOnSignal`). Lightning's own ``save_last`` is written only when the
+    Also saves when the process receives SIGTERM, or Ctrl-C with
+    :class:`~itmkit.training.StopOnSignal`. Lightning's own ``save_last`` is written only when the
     best improves, too.
 
     Args:
@@ -54,7 +54,7 @@ class LastCheckpoint(Checkpoint):
         dirpath: folder of the checkpoint; where null, ``checkpoints`` in the Trainer's ``log_dir``.
 
     Raises:
-        InputError: if ``every_n_train_steps`` is less than 1.
+        InputError: if ``every_n_train_steps`` is not a whole number of at least 1.
 
     Example:
         >>> import tempfile
@@ -75,10 +75,8 @@ class LastCheckpoint(Checkpoint):
         every_n_train_steps: int | None = None,
         dirpath: str | os.PathLike[str] | None = None,
     ) -> None:
-        if every_n_train_steps is not None and every_n_train_steps < 1:
-            raise InputError(
-                f"every_n_train_steps is {every_n_train_steps}; expected 1 or more, or null"
-            )
+        if every_n_train_steps is not None:
+            check_count(every_n_train_steps=every_n_train_steps)
         self.dirpath = dirpath
         self._period = every_n_train_steps
         self._saved = (0, 0)  # steps and batches at the last save
@@ -124,7 +122,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint`` that overlooks nothing.
+    """Lightning's ``ModelCheckpoint`` that keeps the best of a resumed run and validates the end.
 
     Where Lightning forgets the best score when the folder changes, this copies the best checkpoints
     of the folder that is resumed from, so that the resumed run ends with the best checkpoint that

@@ -169,7 +169,9 @@ class Run:
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
         with self._guarded():
             if self.trainer.world_size > 1:
-                raise InputError(f"predict takes one process, got {self.trainer.world_size}")
+                raise InputError(
+                    f"the number of processes is {self.trainer.world_size}; expected 1 for predict"
+                )
             parts = self.trainer.predict(
                 self.model, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True
             )
@@ -226,7 +228,7 @@ class Run:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Within it a signal ends the process well, and an error leaves no folder without steps."""
+        """Exit cleanly on a signal; remove the folder on an error before the first step."""
         last = None if self.last is None else self.last.path
         with (
             exit_on_signal(self.trainer, last),

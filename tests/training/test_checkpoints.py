@@ -104,5 +104,8 @@ def test_copy_takes_its_name_at_the_end(tmp_path: Path) -> None:
 
 
 def test_error_of_a_period_below_one() -> None:
-    with pytest.raises(ValueError, match="every_n_train_steps is 0; expected 1 or more"):
-        LastCheckpoint(every_n_train_steps=0)
+    for value in (0, 2.5):
+        with pytest.raises(
+            ValueError, match=f"every_n_train_steps is {value}; expected .*1 or more"
+        ):
+            LastCheckpoint(every_n_train_steps=value)
