@@ -1,4 +1,4 @@
-"""What is said of a wrong argument, option or file, and the checks that many places need."""
+"""Errors for a wrong argument, option or file, and the checks that many places need."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ TimeUnit = Literal["epoch", "step"]
 class InputError(ValueError):
     """An argument, option or file is not as expected: its user can mend it.
 
-    The message names the argument or file, its value, and what was expected. The command line tells
-    it in one line; any other ``ValueError`` is a fault of the program and keeps its traceback.
+    The message names the argument or file, its value, and what was expected. The command line
+    prints it in one line; any other ``ValueError`` is a fault of the program and keeps its
+    traceback.
     """
 
 

@@ -1,5 +1,5 @@
-"""Pretrained models by name: what is fetched, what a checkpoint makes needless, and how a missing
-network is told.
+"""Pretrained models by name: what is fetched, what a checkpoint brings, and the error without a
+network.
 """
 
 from __future__ import annotations

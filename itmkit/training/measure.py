@@ -49,7 +49,7 @@ def measure(
         folder: a checkpoint in this folder is named from there.
 
     Raises:
-        SIGTERMException: where the process was told to end meanwhile.
+        SIGTERMException: where the process received SIGTERM during the evaluation.
     """
     results: list[Mapping[str, float]] = getattr(trainer, command)(
         model, datamodule=data, ckpt_path=ckpt_path, verbose=False, weights_only=True

@@ -88,7 +88,7 @@ class RunProgressBar(TQDMProgressBar):
             self._validations.append(monotonic() - self._validation_start)
 
     def remaining(self, trainer: Trainer) -> float | None:
-        """Seconds that the run still takes; None where that cannot be told."""
+        """Seconds that the run still takes; None where that is not known."""
         left = [one.time_remaining() for one in callbacks_of(trainer, Timer)]
         step, total, first = trainer.global_step, _total_steps(trainer), self._first_step
         if total is not None and step > first:
@@ -103,7 +103,7 @@ class RunProgressBar(TQDMProgressBar):
 
 
 class _RunTqdm(Tqdm):
-    """A bar whose remaining time is told to it, in seconds."""
+    """A bar whose remaining time, in seconds, is set from outside."""
 
     remaining_run: float | None = None
 

@@ -100,11 +100,11 @@ class ExactResume(Callback):
         self._checkpoint: dict[str, Any] | None = None  # while it is restored
         self._arguments: dict[Callback, dict[str, Any]] = {}  # of callbacks, before that
         self._resumed: dict[str, Any] | None = None
-        self._validates = self._draws_anew = False
+        self._validates = self._reseeds = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._resumed = self._checkpoint = None
-        self._validates = self._draws_anew = False
+        self._validates = self._reseeds = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validates = True
@@ -180,7 +180,7 @@ class ExactResume(Callback):
         changes += [one for one in applied if one.name.rpartition(".")[2] not in words]
         for change in changes:
             rank_zero_only(print)(f"changed since the checkpoint: {change}")
-        self._draws_anew = "seed_everything" in words
+        self._reseeds = "seed_everything" in words
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._resumed is None:
@@ -196,10 +196,10 @@ class ExactResume(Callback):
             _set_buffers(pl_module, mine["buffers"])
             if hasattr(trainer.model, _SHARES_BUFFERS):
                 setattr(trainer.model, _SHARES_BUFFERS, mine["shares_buffers"])
-        if len(processes) == world_size() and not self._draws_anew:
+        if len(processes) == world_size() and not self._reseeds:
             _set_random_state(processes[rank()]["random"])
         else:
-            _draw_anew(trainer.global_step)
+            _reseed(trainer.global_step)
         _set_gradients(pl_module, [one["gradients"] for one in processes])
         for logger in trainer.loggers if row else ():
             logger.log_metrics(dict(row["metrics"]), step=row["step"])
@@ -253,7 +253,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _draw_anew(step: int) -> None:
+def _reseed(step: int) -> None:
     """Random numbers of this process alone that no run with this seed has drawn before a step."""
     seed = mixed_seed(torch.initial_seed(), world_size(), rank(), step)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The folder of one run: made anew, never another's, taken back if the run comes to nothing."""
+"""The folder of one run: always a new one, removed if the run fails before it has begun."""
 
 from __future__ import annotations
 

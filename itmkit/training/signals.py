@@ -1,4 +1,4 @@
-"""How a run ends when a signal tells it, or one of its processes, to end."""
+"""How a run stops when it, or one of its processes, receives a signal."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from itmkit.distributed import leave, world_size
 class StopOnSignal(Callback):
     """Lets all processes of a run stop at the same point, saved and ready to be resumed.
 
-    A signal is only noted where it comes: a handler runs between any two lines, and Lightning's
-    own would there wait for processes that are at other lines. After each training batch, and once
-    in each evaluation, all agree whether any has noted one; this takes the place of a broadcast
+    The handlers only set a flag: a handler runs between any two lines, and Lightning's own would
+    there wait for processes that are at other lines. After each training batch, and once
+    in each evaluation, all agree whether any has received one; this takes the place of a broadcast
     that Lightning makes in each step. In one process Lightning's handlers stay as they are, but
     for one thing: the end of an evaluation, which may score a gallery for minutes, is left out.
 
@@ -77,7 +77,9 @@ class StopOnSignal(Callback):
 
         def terminate(number: int, frame: Any) -> None:
             if not self._terminated and trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(number)  # tells the processes that this one started
+                trainer.strategy.launcher.kill(
+                    number
+                )  # forwarded to the processes that this one started
             self._terminated = True
 
         def requeue(number: int, frame: Any) -> None:
@@ -144,7 +146,7 @@ class StopOnSignal(Callback):
 
 @contextmanager
 def exit_on_signal(trainer: Trainer, last: Path | None = None) -> Iterator[None]:
-    """End the process as one does that a signal ended, with a line that says how to go on.
+    """Exit with the status of a process that a signal ended, and print how to resume.
 
     Args:
         trainer: that runs within, with a :class:`StopOnSignal`.
