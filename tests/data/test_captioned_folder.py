@@ -186,8 +186,9 @@ def test_photos_that_come_later_leave_the_others_in_their_splits(
     folder: Path, tmp_path: Path
 ) -> None:
     before = drawn(folder, twenty(tmp_path / "t.csv", 10))
+    middle = drawn(folder, twenty(tmp_path / "t.csv", 15))
     after = drawn(folder, twenty(tmp_path / "t.csv", 20))
-    assert all(set(before[split]) <= set(after[split]) for split in before)
+    assert all(set(before[split]) <= set(middle[split]) <= set(after[split]) for split in before)
     assert sum(map(len, after.values())) == 20
     assert drawn(folder, twenty(tmp_path / "t.csv", 20)) == after
     (tmp_path / "t.splits.json").write_text("[]")
@@ -208,9 +209,10 @@ def test_drawn_splits_where_nothing_can_be_written(
 
 
 @pytest.mark.parametrize("count", [3, 4, 7, 50, 101])
-def test_every_split_gets_its_share_and_at_least_one(count: int) -> None:
-    found = list(draw_splits(map(str, range(count)), DEFAULT_SHARES, 0).values())
-    for split, share in DEFAULT_SHARES.items():
+@pytest.mark.parametrize("shares", [DEFAULT_SHARES, {"val": 0.002, "train": 0.998}])
+def test_every_split_gets_its_share_and_at_least_one(count: int, shares: dict[str, float]) -> None:
+    found = list(draw_splits(map(str, range(count)), shares, 0).values())
+    for split, share in shares.items():
         assert found.count(split) >= 1
         if count > 10:
             assert abs(found.count(split) - share * count) <= 1
