@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
-from itmkit.checks import InputError
+from itmkit.callbacks.submodules import check_names, find_submodule
 
 
 class CompileModules(Callback):
@@ -39,18 +38,10 @@ class CompileModules(Callback):
         backend: str = "inductor",
         dynamic: bool | None = None,
     ) -> None:
-        if isinstance(submodules, str) or not submodules:
-            raise InputError(f"submodules is {submodules!r}; expected a list of names")
-        self.submodules = list(submodules)
+        self.submodules = check_names(submodules)
         self.backend = backend
         self.dynamic = dynamic
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for name in self.submodules:
-            try:
-                module: nn.Module = pl_module.get_submodule(name)
-            except AttributeError:
-                raise InputError(
-                    f"submodules: {name!r} is not a submodule of {type(pl_module).__name__}"
-                ) from None
-            module.compile(backend=self.backend, dynamic=self.dynamic)
+            find_submodule(pl_module, name).compile(backend=self.backend, dynamic=self.dynamic)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from itmkit._internals import wrap_anew
+from itmkit.callbacks.submodules import check_names, find_submodule
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count
 
 
@@ -50,11 +51,9 @@ class FreezeUntil(Callback):
         until: int = 10,
         unit: TimeUnit = "epoch",
     ) -> None:
-        if isinstance(submodules, str) or not submodules:
-            raise InputError(f"submodules is {submodules!r}; expected a list of names")
         check_count(0, until=until)
         check_choice("unit", unit, TimeUnit)
-        self.submodules = list(submodules)
+        self.submodules = check_names(submodules)
         self.until = until
         self.unit = unit
         self._frozen = False
@@ -62,7 +61,7 @@ class FreezeUntil(Callback):
         self._modes: dict[nn.Module, bool] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _named(pl_module, self.submodules)
+        self._parts(pl_module)
         strategy = trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy) and _wrapper(strategy) is None:
             raise InputError(
@@ -93,8 +92,11 @@ class FreezeUntil(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()
 
+    def _parts(self, pl_module: LightningModule) -> list[nn.Module]:
+        return [find_submodule(pl_module, name) for name in self.submodules]
+
     def _freeze(self, pl_module: LightningModule) -> None:
-        parts = _named(pl_module, self.submodules)
+        parts = self._parts(pl_module)
         self._frozen = True
         self._modes = {module: module.training for part in parts for module in part.modules()}
         self._gradients = {p: p.requires_grad for part in parts for p in part.parameters()}
@@ -112,16 +114,6 @@ class FreezeUntil(Callback):
         for module, mode in self._modes.items():
             module.training = mode
         self._gradients, self._modes = {}, {}
-
-
-def _named(pl_module: LightningModule, names: Sequence[str]) -> list[nn.Module]:
-    modules = dict(pl_module.named_modules(remove_duplicate=False))
-    for name in names:
-        if not name or name not in modules:
-            raise InputError(
-                f"submodules: {name!r} is not a submodule of {type(pl_module).__name__}"
-            )
-    return [modules[name] for name in names]
 
 
 def _wrapper(strategy: Strategy) -> DistributedDataParallel | None:

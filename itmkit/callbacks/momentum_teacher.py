@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from itmkit.callbacks.submodules import check_names, find_submodule
 from itmkit.checks import InputError, check_share
 
 
@@ -57,10 +58,11 @@ class MomentumTeacher(Callback):
 
     def __init__(self, momentum: float = 0.995, submodules: Sequence[str] | None = None) -> None:
         check_share(momentum=momentum)
-        if isinstance(submodules, str):
-            raise InputError(f"submodules is {submodules!r}; expected a list of names")
         self.momentum = momentum
-        self.submodules = None if submodules is None else list(submodules)
+        self.submodules = None if submodules is None else check_names(submodules)
+        for name in self.submodules or ():
+            if "." in name:
+                raise InputError(f"submodules has {name!r}; expected names without a dot")
         self.teacher: nn.Module | None = None
         self._global_step = 0  # at the last update
         self._restored: dict[str, Any] | None = None
@@ -132,12 +134,7 @@ class MomentumTeacher(Callback):
             return pl_module
         source = nn.Module()
         for name in self.submodules:
-            module = getattr(pl_module, name, None)
-            if not isinstance(module, nn.Module):
-                raise InputError(
-                    f"submodules: {name!r} is not a submodule of {type(pl_module).__name__}"
-                )
-            source.add_module(name, module)
+            source.add_module(name, find_submodule(pl_module, name))
         return source
 
     def _update_after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:

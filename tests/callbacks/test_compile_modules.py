@@ -62,5 +62,6 @@ def test_error_no_names(submodules: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_error_of_a_name_that_is_no_submodule() -> None:
-    with pytest.raises(ValueError, match=r"'encoder\.missing' is not a submodule of Model"):
+    message = r"submodules has 'encoder\.missing'; expected a submodule of Model, which has encoder"
+    with pytest.raises(ValueError, match=message):
         fit(Model(), CompileModules(["encoder.missing"]))

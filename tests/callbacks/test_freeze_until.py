@@ -239,7 +239,7 @@ def test_error_arguments(arguments: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("name", ["encoder.backbon", "", "head.weight"])
 def test_error_submodule(name: str) -> None:
-    with pytest.raises(ValueError, match=f"submodules: {name!r} is not a submodule of Model"):
+    with pytest.raises(ValueError, match=f"submodules has {name!r}; expected a submodule of Model"):
         fit(Model(), FreezeUntil(["encoder", name]))
 
 

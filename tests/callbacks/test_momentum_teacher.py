@@ -349,7 +349,11 @@ def test_error_momentum(momentum):
 def test_error_submodules():
     with pytest.raises(ValueError, match=r"submodules is .*; expected a list"):
         MomentumTeacher(submodules="encoder")
-    with pytest.raises(ValueError, match="submodules: 'decoder' is not a submodule of Student"):
+    with pytest.raises(ValueError, match=r"submodules is \[\]; expected a list"):
+        MomentumTeacher(submodules=[])
+    with pytest.raises(ValueError, match=r"submodules has 'a\.b'; expected names without a dot"):
+        MomentumTeacher(submodules=["encoder", "a.b"])
+    with pytest.raises(ValueError, match="submodules has 'decoder'; expected a submodule of Stud"):
         fit(Student(), MomentumTeacher(submodules=["encoder", "decoder"]))
 
 
