@@ -31,6 +31,5 @@ def find_submodule(owner: nn.Module, name: str) -> nn.Module:
         if name:  # the owner itself is none of its submodules
             return owner.get_submodule(name)
     known = ", ".join(part for part, _ in owner.named_children())
-    raise InputError(
-        f"submodules has {name!r}; expected a submodule of {type(owner).__name__}, which has {known}"
-    )
+    kind = type(owner).__name__
+    raise InputError(f"submodules has {name!r}; expected a submodule of {kind}, which has {known}")
