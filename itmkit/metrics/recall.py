@@ -212,7 +212,7 @@ class CrossModalRecall(Metric):
         """
         val = self.compute() if val is None else val
         recalls = _recalls(val) if isinstance(val, Mapping) else [_recalls(one) for one in val]
-        figure, ax = plot_single_or_multi_val(
+        drawn: tuple[Any, Any] = plot_single_or_multi_val(
             recalls,
             ax=ax,
             higher_is_better=self.higher_is_better,
@@ -220,7 +220,8 @@ class CrossModalRecall(Metric):
             upper_bound=self.plot_upper_bound,
             name="recall (%)",
         )
-        return figure or ax.get_figure(), ax
+        figure, axes = drawn
+        return figure or axes.get_figure(), axes
 
 
 def _check_embeddings(image: Tensor, text: Tensor) -> None:
