@@ -34,6 +34,7 @@ LAYERS = {
     "_internals": 0,
     "checks": 0,
     "chunks": 0,
+    "extras": 0,
     "files": 0,
     "modes": 0,
     "pretrained": 0,
