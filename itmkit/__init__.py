@@ -1,5 +1,6 @@
 """Image–text matching: the parts of a matcher, its losses, its metrics and whole systems."""
 
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -28,5 +29,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_OF_RETRIEVER, *_submodules()})
 
 
+@cache  # jsonargparse looks for names in here hundreds of times
 def _submodules() -> list[str]:
     return [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]

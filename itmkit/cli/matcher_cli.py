@@ -95,11 +95,16 @@ class MatcherCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The commands, with the arguments of the Trainer's methods that are not options."""
+    def subcommands(  # type: ignore[override]  # static there, where all commands are made
+        self,
+    ) -> dict[str, set[str]]:
+        """The one command that is run, with the arguments of its method that are not options.
+
+        A parser of all options takes a while, and Lightning makes one for each command.
+        """
+        command = self._command[1]
         more = {"weights_only", "verbose", "return_predictions"}
-        return {name: skipped | more for name, skipped in LightningCLI.subcommands().items()}
+        return {command: LightningCLI.subcommands()[command] | more}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of ours, see :data:`itmkit.cli.options.OPTIONS`; all commands take them."""
