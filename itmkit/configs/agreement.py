@@ -279,13 +279,15 @@ def _channels(model: Any) -> int:
 
 
 def _hidden_size(model: Any) -> int:
-    """Width of a transformers model that is on this machine."""
+    """Width of the hidden states of texts of a transformers model; its configuration is fetched."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(
-        str(user_path(model)), local_files_only=True, trust_remote_code=False
-    )
-    return int(config.hidden_size)
+    from itmkit.pretrained import fetching
+
+    name = str(user_path(model))
+    with fetching("text_model", name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    return int(config.get_text_config().hidden_size)
 
 
 _FUNCTIONS: dict[str, Callable[[Any], int | None]] = {

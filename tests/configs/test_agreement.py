@@ -156,3 +156,17 @@ def test_a_class_by_its_name_alone_and_one_that_is_unknown() -> None:
     assert accepts("itmkit.systems.MATE", "optimizer")  # through **kwargs
     assert not accepts("BiGRU", "layers")
     assert not accepts("nothing.like.This", "layers")
+
+
+def test_width_of_a_text_model_that_is_not_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, CLIPConfig
+
+    def fetched(name: str, *, trust_remote_code: bool) -> CLIPConfig:
+        assert (name, trust_remote_code) == ("group/clip", False)
+        return CLIPConfig(text_config={"hidden_size": 40}, vision_config={"hidden_size": 24})
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", fetched)
+    monkeypatch.setattr("itmkit.pretrained._reached", [True])
+    monkeypatch.setattr("itmkit.pretrained._announce", pytest.fail)
+    config = changed("mate/photos", data__text_model="group/clip")
+    assert missing_values(config)["model.text_encoder.in_dim"] == 40
