@@ -27,6 +27,7 @@ from itmkit.data.items import (
 )
 from itmkit.data.loader import Loader
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
+from itmkit.data.photo_folder import PhotoFolder
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.stored_features import StoredFeatures
 from itmkit.data.token_file import (
@@ -155,6 +156,7 @@ class ImageTextData(LightningDataModule):
         self._given_tokenizer = tokenizer
         self._tokenizer = tokenizer
         self._splits: dict[str, ImageTextDataset] = {}
+        self._photos: dict[str, set[Path]] = {}  # of the splits that are opened
         self._tokens: dict[str, CaptionTokens] = {}
         self._token_files: dict[str, TokenFile] = {}
         self._fingerprints: dict[str, str] = {}
@@ -244,6 +246,7 @@ class ImageTextData(LightningDataModule):
             dataset = self.dataset(name)
             if len(dataset) == 0:
                 raise InputError(f"split {name!r} has no images; expected at least one")
+            self._warn_of_shared_photos(name, dataset)
             self._splits[name] = dataset
         return self._splits[name]
 
@@ -411,6 +414,18 @@ class ImageTextData(LightningDataModule):
                 check_tokenizer(file, self._given_tokenizer)
             self._token_files[split] = file
         return self._token_files[split]
+
+    def _warn_of_shared_photos(self, split: str, dataset: ImageTextDataset) -> None:
+        if not isinstance(dataset.source, PhotoFolder):
+            return  # names of others may be numbers of rows
+        photos = {dataset.source.folder / name for name in dataset.names}
+        for other, theirs in self._photos.items():
+            if shared := sorted(photos & theirs):
+                rank_zero_warn(
+                    f"the splits {other!r} and {split!r} share {len(shared)} photos, such as "
+                    f"{shared[0]}: recall on what was trained on means nothing"
+                )
+        self._photos[split] = photos
 
     def _warn_of_unknown(self, split: str) -> None:
         unk_id = self.tokenizer.unk_id

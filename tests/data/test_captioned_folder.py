@@ -163,6 +163,22 @@ def drawn(folder: Path, table: Path, **options: Any) -> dict[str, list[str]]:
     return {s: CaptionedFolder(s, folder, table, **options).names for s in DEFAULT_SHARES}
 
 
+def test_photos_of_two_splits_are_warned_of(folder: Path, tmp_path: Path) -> None:
+    tables = [
+        write_csv(
+            tmp_path / f"{split}.csv", [("image", "caption"), *((f"p{i}.jpg", "x") for i in own)]
+        )
+        for split, own in (("train", range(5)), ("val", range(3, 7)), ("test", range(7, 9)))
+    ]
+    data = ImageTextData(
+        lambda split: CaptionedFolder(split, folder, tables[0].parent), batch_size=1
+    )
+    told = r"the splits 'train' and 'val' share 2 photos, such as .*p3\.jpg"
+    with pytest.warns(UserWarning, match=told) as caught:
+        data.setup()
+    assert sum("share" in str(one.message) for one in caught) == 1
+
+
 def test_drawn_splits_follow_from_names_and_seed(folder: Path, tmp_path: Path) -> None:
     table = twenty(tmp_path / "t.csv")
     splits = drawn(folder, table)
