@@ -13,10 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import timm
 import torch
 import yaml
+from pictures import COLOURS, save_picture
 from processes import leave, run_ranks
 
+pytestmark = pytest.mark.filterwarnings("ignore:20 photos to train on will hardly")
 DIM = 16
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 # Seven images to validate on and nine to test on: shares of two processes are not even.
@@ -32,6 +35,7 @@ def configuration(
     image_encoder: dict[str, Any] | None = None,
     text_encoder: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """A run of two epochs of five steps; on regions, where no encoder of pixels is given."""
@@ -48,7 +52,7 @@ def configuration(
         optimizer=optimizer,
         **options,
     )
-    data = part(
+    data = data or part(
         "itmkit.data.ImageTextData",
         dataset=part("itmkit.data.ShapesDataset", length=LENGTHS, image_size=32, regions=regions),
         batch_size=4,
@@ -122,6 +126,21 @@ CONFIGURATIONS = {
             ]
         },
     ),
+    # Features that one of the processes extracts, once, and all read.
+    "photos": configuration(
+        "DAIM",
+        part("itmkit.nn.RegionProjection", in_dim=256, dim=DIM, hidden_dim=DIM),
+        data=part(
+            "itmkit.frozen_features.FrozenFeatureData",
+            dataset=part("itmkit.data.CaptionedFolder", photos="photos", captions="captions.csv"),
+            image_model="test_byobnet",
+            image_checkpoint="image.pt",
+            cache="cache",
+            batch_size=4,
+            eval_batch_size=3,
+            vocabulary_min_count=1,
+        ),
+    ),
 }
 
 
@@ -143,6 +162,14 @@ def run(*options: str) -> None:
 def prepare(folder: Path) -> Path:
     for name, content in CONFIGURATIONS.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    rows = ["file_name,caption,split"]
+    for row in range(27):
+        colour = list(COLOURS)[row % 4]
+        save_picture(folder / f"photos/{row}.jpg", colour, shade=row)
+        rows.append(f"{row}.jpg,a {colour} circle,{'train' if row < 20 else 'val'}")
+    (folder / "captions.csv").write_text("\n".join(rows))
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_byobnet").state_dict(), folder / "image.pt")
     return folder
 
 
@@ -249,9 +276,11 @@ def test_ddp_one_process_writes_and_prints(both: Path) -> None:
         assert len({process for *_, process, _ in events}) == 1
     told = [(both / f"{rank}.txt").read_text() for rank in range(2)]
     assert told[0].count("image to text") == len(CONFIGURATIONS) + len(TESTED)
+    assert told[0].count("features of") == 2  # of two splits
     assert told[1] == ""
-    made = {path.name for path in both.iterdir()}
-    assert made == {"0.txt", "1.txt", "runs", *(f"{name}.yaml" for name in CONFIGURATIONS)}
+    given = {"photos", "captions.csv", "image.pt", *(f"{name}.yaml" for name in CONFIGURATIONS)}
+    assert {path.name for path in both.iterdir()} == given | {"0.txt", "1.txt", "cache", "runs"}
+    assert len(list(both.glob("cache/*/complete"))) == 2
 
 
 if __name__ == "__main__":
