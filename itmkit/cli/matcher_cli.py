@@ -27,6 +27,7 @@ from itmkit.cli.matcher_parser import MatcherParser
 from itmkit.cli.quiet import quieten_lightning
 from itmkit.configs.agreement import short_names
 from itmkit.files import user_path, write_text
+from itmkit.metrics.protocol import find_protocol
 from itmkit.pretrained import weights_follow
 from itmkit.training import (
     AtomicCheckpointIO,
@@ -46,6 +47,7 @@ from itmkit.training.checkpoint_files import (
     config_of,
     read_checkpoint,
 )
+from itmkit.training.run import Command
 from itmkit.training.run_folder import (
     check_name,
     claim,
@@ -113,6 +115,7 @@ class MatcherCLI(LightningCLI):
         parser.add_argument("--init_from", type=str | None, default=None)
         parser.add_argument("--init_strict", type=bool, default=True)
         parser.add_argument("--exact_resume", type=bool, default=True)
+        parser.add_argument("--protocol", type=int | str | None, default=None)
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
         parser.add_class_arguments(LastCheckpoint, "last", skip={"dirpath"})
         parser.set_defaults(
@@ -134,6 +137,9 @@ class MatcherCLI(LightningCLI):
                     f"init_from is an option of fit; expected --ckpt_path for {command}"
                 )
             options.init_from = None
+        if command in ("fit", "predict") and "protocol" in self._given:
+            raise InputError(f"protocol is an option of test and validate, not of {command}")
+        find_protocol(options.protocol)
         if options.ckpt_path is not None and options.init_from is not None:
             if len(given) != 1:
                 raise InputError(
@@ -263,13 +269,17 @@ class MatcherCLI(LightningCLI):
 
     def validate(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:
         """Measure recall on the validation split."""
-        untrained = bool(self.config[self.subcommand].untrained)
-        self._run.evaluate("validate", ckpt_path, untrained=untrained)
+        self._evaluate("validate", ckpt_path)
 
     def test(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:
         """Measure recall on the test split."""
-        untrained = bool(self.config[self.subcommand].untrained)
-        self._run.evaluate("test", ckpt_path, untrained=untrained)
+        self._evaluate("test", ckpt_path)
+
+    def _evaluate(self, command: Command, ckpt_path: str | None) -> None:
+        options = self.config[self.subcommand]
+        self._run.evaluate(
+            command, ckpt_path, untrained=bool(options.untrained), protocol=options.protocol
+        )
 
     def predict(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""

@@ -20,6 +20,8 @@ OPTIONS = {
     "exact_resume": "Whether a run that is resumed is bit for bit the one that was not stopped. "
     "Where false, it resumes as Lightning does: changed options of the optimizer are ignored, "
     "random numbers are new, and all processes draw the same dropout.",
+    "protocol": "How the split is searched (test, validate): f30k-1k or coco-5k, all of it; "
+    "coco-1k, five folds of 1,000 images; a number, so many folds. Where null, all of it.",
     "help_trainer": "Show the options of Lightning's Trainer and of the checkpoints.",
     "help": "Show this.",
 }

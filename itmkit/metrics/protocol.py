@@ -97,19 +97,35 @@ PROTOCOLS = {
 }
 
 
-def find_protocol(protocol: Protocol | str | None) -> Protocol:
-    """The protocol of a name of :data:`PROTOCOLS`; of None the whole gallery.
+def find_protocol(protocol: Protocol | str | int | None) -> Protocol:
+    """The protocol of a name of :data:`PROTOCOLS`, or of a number of folds of any split.
+
+    None is the whole gallery.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or a number below 1.
 
     Example:
-        >>> find_protocol("coco-1k").folds
-        5
+        >>> find_protocol("coco-1k").folds, find_protocol(3)
+        (5, Protocol(folds=3, images=None, captions_per_image=None))
     """
     if isinstance(protocol, Protocol):
         return protocol
     if protocol is None:
         return Protocol()
+    if isinstance(protocol, int):
+        return Protocol(folds=protocol)
     check_choice("protocol", protocol, PROTOCOLS)
     return PROTOCOLS[protocol]
+
+
+def protocol_name(protocol: Protocol | str | int | None) -> str | None:
+    """How a protocol is named beside its numbers; None where the whole gallery is searched.
+
+    Example:
+        >>> protocol_name("coco-5k"), protocol_name(3), protocol_name(Protocol())
+        ('coco-5k', '3 folds', None)
+    """
+    found = find_protocol(protocol)
+    known = [name for name, one in PROTOCOLS.items() if one == found]
+    return known[0] if known else f"{found.folds} folds" if found.folds > 1 else None

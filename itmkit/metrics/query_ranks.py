@@ -113,6 +113,24 @@ def query_ranks(
     return QueryRanks(i2t.ranks, t2i.ranks, own, text_image_ids.to(queries.device))
 
 
+def recall_of_folds(folds: Sequence[QueryRanks]) -> dict[str, float]:
+    """Recall of an evaluation: that of its only fold, or the mean of several and that of each.
+
+    Returns:
+        The dictionary of :func:`recall_from_ranks`. Of several folds its values are the means, and
+        those of each fold follow under ``fold_1/i2t_r1`` and so on.
+    """
+    recalls = [fold.recall() for fold in folds]
+    if len(recalls) == 1:
+        return recalls[0]
+    each = {
+        f"fold_{number}/{key}": value
+        for number, recall in enumerate(recalls, 1)
+        for key, value in recall.items()
+    }
+    return mean_recall(recalls) | each
+
+
 def mean_recall(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of every value over the folds of an evaluation.
 

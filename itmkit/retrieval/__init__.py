@@ -5,7 +5,12 @@ from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.model import RetrievalModel
 from itmkit.retrieval.rank import evaluate, rank_queries
-from itmkit.retrieval.report import EvaluatedOn, recall_table, write_metrics
+from itmkit.retrieval.report import (
+    EvaluatedOn,
+    evaluation_rows,
+    recall_table,
+    write_metrics,
+)
 from itmkit.retrieval.score import pair_scores, score_matrix
 from itmkit.retrieval.search import best_captions, best_images
 
@@ -23,6 +28,7 @@ __all__ = [
     "encode",
     "evaluate",
     "evaluating",
+    "evaluation_rows",
     "pair_scores",
     "rank_queries",
     "recall_table",

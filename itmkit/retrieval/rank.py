@@ -11,7 +11,7 @@ from itmkit.checks import InputError, check_count, check_finite, type_of
 from itmkit.distributed import gather, rank, world_size
 from itmkit.metrics.functional import relevant_pairs
 from itmkit.metrics.protocol import Protocol, find_protocol
-from itmkit.metrics.query_ranks import QueryRanks, mean_recall, query_ranks
+from itmkit.metrics.query_ranks import QueryRanks, query_ranks, recall_of_folds
 from itmkit.metrics.ranks import Ranks, near_diagonal, ranks_by_tile, tied_from
 from itmkit.retrieval.candidates import Best, Candidates
 from itmkit.retrieval.encode import Gallery, evaluating
@@ -24,7 +24,7 @@ def evaluate(
     matcher: RetrievalModel,
     gallery: Gallery,
     *,
-    protocol: Protocol | str | None = None,
+    protocol: Protocol | str | int | None = None,
     relevance: Tensor | None = None,
     top_k: int | None = None,
     weight: float | None = None,
@@ -36,39 +36,30 @@ def evaluate(
     The ranks are those of :func:`rank_queries`, which has the arguments described.
 
     Returns:
-        The dictionary of :func:`itmkit.metrics.functional.recall_from_ranks`. Where the protocol
-        has several folds, its values are the means over them, and those of each fold follow under
-        ``fold_1/i2t_r1`` and so on.
+        The dictionary of :func:`itmkit.metrics.query_ranks.recall_of_folds`.
 
     Raises:
         InputError: as :func:`rank_queries`.
     """
-    folds = rank_queries(
-        matcher,
-        gallery,
-        protocol=protocol,
-        relevance=relevance,
-        top_k=top_k,
-        weight=weight,
-        chunk_size=chunk_size,
-        shared=shared,
+    return recall_of_folds(
+        rank_queries(
+            matcher,
+            gallery,
+            protocol=protocol,
+            relevance=relevance,
+            top_k=top_k,
+            weight=weight,
+            chunk_size=chunk_size,
+            shared=shared,
+        )
     )
-    recalls = [fold.recall() for fold in folds]
-    if len(recalls) == 1:
-        return recalls[0]
-    each = {
-        f"fold_{number}/{key}": value
-        for number, recall in enumerate(recalls, 1)
-        for key, value in recall.items()
-    }
-    return mean_recall(recalls) | each
 
 
 def rank_queries(
     matcher: RetrievalModel,
     gallery: Gallery,
     *,
-    protocol: Protocol | str | None = None,
+    protocol: Protocol | str | int | None = None,
     relevance: Tensor | None = None,
     top_k: int | None = None,
     weight: float | None = None,
@@ -94,8 +85,8 @@ def rank_queries(
     Args:
         matcher: the model to evaluate.
         gallery: encoded images and captions; for folds, the images in the order of the split.
-        protocol: which of them are searched together, or a name of
-            :data:`itmkit.metrics.PROTOCOLS`; None for all.
+        protocol: which of them are searched together: a name of
+            :data:`itmkit.metrics.PROTOCOLS`, or a number of folds; None for all.
         relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
         top_k: candidates per query, 0 for global scores only; default ``matcher.rerank_top_k``.
         weight: share of the pair score, in [0, 1]; default ``matcher.rerank_weight``.

@@ -25,12 +25,17 @@ class EvaluatedOn:
         checkpoint: file of the weights; None if they were in memory.
         step: optimizer steps that they were trained.
         batches: how many batches were evaluated of how many the split has, where not all.
+        protocol: name of the protocol; None where the whole split was searched.
+        intervals: lower and upper bound of each value, by bootstrap with 95 % confidence, where
+            they were computed; see :func:`itmkit.metrics.bootstrap_recall`.
 
     Example:
         >>> print(EvaluatedOn("val", 1000, 5000, "checkpoints/best.ckpt", 600))
         val: 1000 images × 5000 captions, checkpoints/best.ckpt at step 600
         >>> print(EvaluatedOn("test", 64, 320, None, 0, batches=(2, 40)))
         test: 64 images × 320 captions, no checkpoint, step 0; only 2 of 40 batches
+        >>> print(EvaluatedOn("test", 5000, 25000, "best.ckpt", 600, protocol="coco-1k"))
+        test, protocol coco-1k: 5000 images × 25000 captions, best.ckpt at step 600
     """
 
     split: str
@@ -39,12 +44,15 @@ class EvaluatedOn:
     checkpoint: str | None
     step: int
     batches: tuple[int, int] | None = None
+    protocol: str | None = None
+    intervals: Mapping[str, tuple[float, float]] | None = None
 
     def __str__(self) -> str:
         weights = f"{self.checkpoint} at" if self.checkpoint else "no checkpoint,"
         part = f"; only {self.batches[0]} of {self.batches[1]} batches" if self.batches else ""
+        protocol = f", protocol {self.protocol}" if self.protocol else ""
         return (
-            f"{self.split}: {self.images} images × {self.captions} captions, "
+            f"{self.split}{protocol}: {self.images} images × {self.captions} captions, "
             f"{weights} step {self.step}{part}"
         )
 
@@ -89,6 +97,38 @@ def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         lines.append("  ".join([f"{name:<{width}}", *groups]) + _cell(recall.get("rsum"), 8))
     header = "  ".join(heads) + f"{'rSum':>8}"
     return "\n".join(["  ".join(sides).rstrip(), header, "-" * len(header), *lines])
+
+
+def evaluation_rows(
+    name: str, recall: Mapping[str, float], about: EvaluatedOn
+) -> dict[str, dict[str, float]]:
+    """The rows of :func:`recall_table` for an evaluation: recall, that of each fold, intervals.
+
+    Args:
+        name: of the first row.
+        recall: as of :func:`itmkit.metrics.query_ranks.recall_of_folds`.
+        about: what it was measured on.
+
+    Example:
+        >>> about = EvaluatedOn("test", 4, 4, None, 0, intervals={"rsum": (210.0, 360.0)})
+        >>> recall = {"rsum": 300.0, "fold_1/rsum": 200.0, "fold_2/rsum": 400.0}
+        >>> for row in evaluation_rows("trained", recall, about).items():
+        ...     print(row)
+        ('trained', {'rsum': 300.0})
+        ('  fold 1', {'rsum': 200.0})
+        ('  fold 2', {'rsum': 400.0})
+        ('  95 % from', {'rsum': 210.0})
+        ('  95 % to', {'rsum': 360.0})
+    """
+    rows: dict[str, dict[str, float]] = {name: {}}
+    for key, value in recall.items():
+        fold, slash, own = key.rpartition("/")
+        row = f"  {fold.replace('_', ' ')}" if slash else name
+        rows.setdefault(row, {})[own] = value
+    if about.intervals is not None:
+        for place, row in enumerate(("  95 % from", "  95 % to")):
+            rows[row] = {key: bounds[place] for key, bounds in about.intervals.items()}
+    return rows
 
 
 def _cell(value: float | None, width: int) -> str:
@@ -140,6 +180,11 @@ def write_metrics(
     content.update({f"{stage}/{name}": round(float(v), 4) for name, v in metrics.items()})
     if about is not None:
         described[stage] = asdict(about)
+        if about.intervals is not None:
+            described[stage]["intervals"] = {
+                name: [round(bound, 4) for bound in bounds]
+                for name, bounds in about.intervals.items()
+            }
     if described:
         content["about"] = described
     try:

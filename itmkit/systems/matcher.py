@@ -21,10 +21,11 @@ from itmkit._internals import callbacks_of, data_module_of
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_share, type_of
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
+from itmkit.metrics.query_ranks import QueryRanks, recall_of_folds
 from itmkit.nn.layers.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.pretrained import sources
-from itmkit.retrieval import Encoding, Gallery, encode, evaluate
+from itmkit.retrieval import Encoding, Gallery, Protocol, encode, rank_queries
 from itmkit.systems.build import restore_system
 from itmkit.systems.finite_loss import FiniteLoss
 from itmkit.systems.optimizer import make_optimizer
@@ -60,8 +61,11 @@ class Matcher(LightningModule, ABC):
     subclasses.
 
     Attributes:
+        protocol: which images and captions of a split are searched together in an evaluation; see
+            :func:`itmkit.retrieval.rank_queries`.
         gallery_size: numbers of images and of captions that were last evaluated, of the first
             dataloader.
+        query_ranks: the ranks of its queries, fold by fold.
         model_config: what the model was built from, ``class_path`` and ``init_args``, where that
             was a configuration; its checkpoints hold it.
 
@@ -112,7 +116,9 @@ class Matcher(LightningModule, ABC):
         self.lr_factors = dict(lr_factors or {})
         self.rerank_top_k = rerank_top_k
         self.rerank_weight = rerank_weight
+        self.protocol: Protocol | str | int | None = None
         self.gallery_size = (0, 0)
+        self.query_ranks: list[QueryRanks] = []
         self.model_config: dict[str, Any] | None = None
         self._evaluated: dict[int, list[Gallery]] = {}  # by dataloader
         self._finite_loss = FiniteLoss()
@@ -313,9 +319,11 @@ class Matcher(LightningModule, ABC):
             loaders = list(loaders.values())
         for index, loader in enumerate(loaders if isinstance(loaders, Sequence) else [loaders]):
             gallery = Gallery.gathered(evaluated.get(index, []))
+            folds = self._rank(gallery, loader)
             if index == 0:
                 self.gallery_size = (len(gallery.images), len(gallery.texts))
-            recall = self._recall(gallery, loader)
+                self.query_ranks = folds
+            recall = recall_of_folds(folds)
             suffix = f"/dataloader_idx_{index}" if index else ""
             for name, value in recall.items():  # the same on every process: no synchronisation
                 self.log(
@@ -325,14 +333,15 @@ class Matcher(LightningModule, ABC):
                     add_dataloader_idx=False,  # it is in the name
                 )
 
-    def _recall(self, gallery: Gallery, loader: Any) -> dict[str, float]:
+    def _rank(self, gallery: Gallery, loader: Any) -> list[QueryRanks]:
         relevance = getattr(loader.dataset, "relevance", None)
         precision = self.trainer.precision_plugin
         mixed = isinstance(precision, MixedPrecision)
         with precision.forward_context() if mixed else nullcontext():  # as they were encoded
-            return evaluate(
+            return rank_queries(
                 self,
                 gallery.to(self.device),
+                protocol=self.protocol,
                 relevance=relevance and relevance(gallery.image_ids, gallery.text_ids),
                 shared=True,
             )

@@ -10,8 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from itmkit.checks import InputError
 from itmkit.data import ImageTextData
-from itmkit.retrieval import EvaluatedOn
+from itmkit.metrics.protocol import find_protocol, protocol_name
+from itmkit.metrics.query_ranks import QueryRanks
+from itmkit.retrieval import EvaluatedOn, Protocol
 from itmkit.systems import Matcher
 
 STAGES = {"validate": "val", "test": "test"}
@@ -23,10 +26,12 @@ class Measured(NamedTuple):
     Args:
         recall: names without their stage, such as ``i2t_r1`` and ``rsum``; per cent and ranks.
         on: split, gallery, checkpoint, step.
+        folds: the ranks of all queries, fold by fold.
     """
 
     recall: dict[str, float]
     on: EvaluatedOn
+    folds: list[QueryRanks]
 
 
 def measure(
@@ -37,6 +42,7 @@ def measure(
     *,
     ckpt_path: str | None = None,
     folder: Path | None = None,
+    protocol: Protocol | str | int | None = None,
 ) -> Measured:
     """Evaluate a system as a Trainer does.
 
@@ -47,13 +53,22 @@ def measure(
         command: which of the Trainer's methods, and so of the splits.
         ckpt_path: checkpoint to load for that; None: the weights as they are.
         folder: a checkpoint in this folder is named from there.
+        protocol: which images and captions are searched together; see
+            :func:`itmkit.retrieval.rank_queries`.
 
     Raises:
+        InputError: the split does not fit the protocol; nothing was encoded.
         SIGTERMException: where the process received SIGTERM during the evaluation.
     """
-    results: list[Mapping[str, float]] = getattr(trainer, command)(
-        model, datamodule=data, ckpt_path=ckpt_path, verbose=False, weights_only=True
-    )
+    if protocol is not None:
+        _check_protocol(trainer, data, command, protocol)
+    model.protocol = protocol
+    try:
+        results: list[Mapping[str, float]] = getattr(trainer, command)(
+            model, datamodule=data, ckpt_path=ckpt_path, verbose=False, weights_only=True
+        )
+    finally:
+        model.protocol = None
     if trainer.received_sigterm:
         raise SIGTERMException  # Lightning only notes it while it evaluates
     stage, named, step = STAGES[command], ckpt_path, trainer.global_step
@@ -70,5 +85,21 @@ def measure(
     logged = {name: value for result in results for name, value in result.items()}
     return Measured(
         {n.removeprefix(f"{stage}/"): v for n, v in logged.items() if n.startswith(f"{stage}/")},
-        EvaluatedOn(stage, images, captions, named, step, part),
+        EvaluatedOn(stage, images, captions, named, step, part, protocol_name(protocol)),
+        model.query_ranks,
     )
+
+
+def _check_protocol(
+    trainer: Trainer, data: ImageTextData, command: str, protocol: Protocol | str | int
+) -> None:
+    """Raise before anything is encoded if the split does not fit the protocol."""
+    data.trainer = trainer  # knows the number of processes
+    data.setup(command)
+    name = data.test_split if command == "test" else data.val_split
+    if name is not None:
+        split = data.split(name)
+        try:
+            find_protocol(protocol).split(torch.arange(len(split)), split.caption_images)
+        except InputError as error:
+            raise InputError(f"protocol is {protocol!r}, the split {name!r}: {error}") from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -17,7 +18,8 @@ from itmkit._internals import callbacks_of
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.files import atomic_write
-from itmkit.retrieval import Gallery, recall_table, write_metrics
+from itmkit.metrics import bootstrap_recall
+from itmkit.retrieval import Gallery, Protocol, evaluation_rows, recall_table, write_metrics
 from itmkit.systems import Matcher
 from itmkit.systems.vocabulary import complete_embeddings
 from itmkit.training.checkpoint_files import check_same_data, read_checkpoint
@@ -146,22 +148,36 @@ class Run:
         return rows
 
     def evaluate(
-        self, command: Command, ckpt_path: str | None = None, *, untrained: bool = False
+        self,
+        command: Command,
+        ckpt_path: str | None = None,
+        *,
+        untrained: bool = False,
+        protocol: Protocol | str | int | None = None,
     ) -> dict[str, Measured]:
-        """Measure a checkpoint, and the untrained model before if wanted.
+        """Measure a checkpoint with intervals, and the untrained model before if wanted.
 
         Args:
             command: which of the Trainer's methods, and so of the splits.
             ckpt_path: the checkpoint; None: the weights as they are, untrained.
             untrained: whether these are measured too.
+            protocol: which images and captions are searched together; see
+                :func:`itmkit.retrieval.rank_queries`.
+
+        Raises:
+            InputError: the split does not fit the protocol.
         """
         rows = {}
         with self._guarded():
             if untrained and ckpt_path is not None:
                 with self._without_loggers():
-                    rows["untrained"] = self._measure(command)
+                    rows["untrained"] = self._measure(command, protocol=protocol)
             label = "untrained" if ckpt_path is None else "trained"
-            rows[label] = self._measure(command, ckpt_path)
+            measured = self._measure(command, ckpt_path, protocol=protocol)
+            if measured.recall:
+                about = replace(measured.on, intervals=bootstrap_recall(measured.folds))
+                measured = measured._replace(on=about)
+            rows[label] = measured
         self._report(rows)
         return rows
 
@@ -185,9 +201,9 @@ class Run:
                 print(f"\nencodings: {path}{untrained}")
             return gallery
 
-    def _measure(self, command: Command, ckpt_path: str | None = None) -> Measured:
+    def _measure(self, command: Command, ckpt_path: str | None = None, **options: Any) -> Measured:
         parts = (self.trainer, self.model, self.data)
-        return measure(*parts, command, ckpt_path=ckpt_path or None, folder=self.folder)
+        return measure(*parts, command, ckpt_path=ckpt_path or None, folder=self.folder, **options)
 
     def _report_training(self, steps_before: int) -> None:
         """Say if nothing was trained, and where the weights are, if not in ``best.ckpt``."""
@@ -212,8 +228,11 @@ class Run:
             print(f"skipped images: {path}")
         rows = {name: measured for name, measured in rows.items() if measured.recall}
         if rows and self.trainer.is_global_zero:
-            recall, about = list(rows.values())[-1]
-            print(f"\n{about}\n\n{recall_table({n: one.recall for n, one in rows.items()})}")
+            recall, about, _ = list(rows.values())[-1]
+            lines: dict[str, dict[str, float]] = {}
+            for name, one in rows.items():
+                lines |= evaluation_rows(name, one.recall, one.on)
+            print(f"\n{about}\n\n{recall_table(lines)}")
             if self.folder is not None:
                 write_metrics(self.folder / "metrics.json", recall, about.split, about)
                 print(f"\nrun folder: {self.folder}")

@@ -156,7 +156,8 @@ def run(*options: str) -> None:
         main(["fit", *common])
         if name in TESTED:
             best = next(Path(f"runs/{name}").glob("2*")) / "checkpoints/best.ckpt"
-            main(["test", *common, "--ckpt_path", str(best), "--untrained=true"])
+            words = ["--ckpt_path", str(best), "--untrained=true", "--protocol=3"]
+            main(["test", *common, *words])
 
 
 def prepare(folder: Path) -> Path:
@@ -251,6 +252,10 @@ def test_ddp_metrics_are_exactly_those_of_one_process(
         for about in metrics["about"].values():  # each measured the checkpoint of its own run
             about["checkpoint"] = Path(about["checkpoint"]).name
     assert found == expected
+    if command == "test":
+        assert found["about"]["test"]["protocol"] == "3 folds"
+        folds = [found[f"test/fold_{number}/rsum"] for number in (1, 2, 3)]
+        assert found["test/rsum"] == pytest.approx(sum(folds) / 3, abs=1e-3)
     assert {"fit": "val/rsum", "test": "test/rsum"}[command] in found
 
 

@@ -44,6 +44,9 @@ def test_find_protocol():
     assert find_protocol(None) == Protocol()
     assert find_protocol("coco-1k") is PROTOCOLS["coco-1k"]
     assert find_protocol(Protocol(folds=3)) == Protocol(folds=3)
+    assert find_protocol(3) == Protocol(folds=3)
+    with pytest.raises(InputError, match="folds is 0"):
+        find_protocol(0)
     with pytest.raises(InputError, match="protocol is 'coco1k'; expected one of 'f30k-1k', 'coco"):
         find_protocol("coco1k")
 

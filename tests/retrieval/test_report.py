@@ -92,7 +92,15 @@ def test_what_metrics_are_of_stands_beside_them(tmp_path):
         "checkpoint": "best.ckpt",
         "step": 7,
         "batches": None,
+        "protocol": None,
+        "intervals": None,
     }
     assert content["about"]["test"]["batches"] == [1, 4]
+    bounds = {"rsum": (1.23456, 3.0)}
+    write_metrics(
+        path, {"rsum": 2.0}, "test", EvaluatedOn("test", 3, 15, None, 0, None, "a", bounds)
+    )
+    content = json.loads(path.read_text())["about"]["test"]
+    assert (content["protocol"], content["intervals"]) == ("a", {"rsum": [1.2346, 3.0]})
     write_metrics(path, {"rsum": 3.0}, "val")  # of something unknown
     assert json.loads(path.read_text())["about"].keys() == {"test"}

@@ -56,6 +56,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def table_rows(text: str) -> list[str]:
-    """Names of the rows of the recall table in what was printed."""
+    """Names of the rows of the recall table in what was printed, without folds and intervals."""
     body = text[text.index("image to text") :].split("---\n")[1].split("\n\n")[0]
-    return [line.split()[0] for line in body.strip().splitlines()]
+    return [line.split()[0] for line in body.strip().splitlines() if line[0] != " "]

@@ -41,8 +41,13 @@ def test_fit_logs_recall_and_a_checkpoint_names_its_system(tmp_path):
 
 
 def test_processes_share_the_scores_of_a_validation(monkeypatch):
-    asked = []
-    monkeypatch.setattr(matcher, "evaluate", lambda *args, **options: asked.append(options) or {})
+    asked, rank_queries = [], matcher.rank_queries
+
+    def noted(*args, **options):
+        asked.append(options)
+        return rank_queries(*args, **options)
+
+    monkeypatch.setattr(matcher, "rank_queries", noted)
     run(None).validate(
         TinyMatcher(), ImageTextData(TinyDataset, vocabulary_min_count=1), verbose=False
     )
