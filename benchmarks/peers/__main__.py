@@ -1,0 +1,112 @@
+"""``python -m benchmarks.peers FEATURES --captions FILE``: trains the peers, prints a table."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from benchmarks.peers.systems import CCA, SCAN, PooledHeads, VSEInfinity
+from itmkit.data import ImageTextData, KarpathyDataset
+from itmkit.losses import InfoNCELoss, TripletLoss
+from itmkit.retrieval import encode, evaluate
+from itmkit.systems import Matcher, WarmupCosine
+
+Build = Callable[..., Matcher]
+BATCH_SIZES = {"pooled heads + InfoNCE": 1024, "VSE++": 1024, "VSE∞": 256, "SCAN t2i": 128}
+
+
+def peers() -> dict[str, Build]:
+    """The peers that are trained by steps, each with its loss."""
+    return {
+        "pooled heads + InfoNCE": partial(PooledHeads, InfoNCELoss(0.05)),
+        "VSE++": partial(PooledHeads, TripletLoss(), warmup=60),
+        "VSE∞": partial(VSEInfinity, TripletLoss(), warmup=60),
+        "SCAN t2i": partial(SCAN, TripletLoss(), warmup=60, dim=512),
+    }
+
+
+def main() -> None:
+    """Train every peer for the same number of steps and print its recall."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("features", type=Path, help="folder that `itmkit extract` wrote")
+    parser.add_argument("--captions", type=Path, required=True, help="Karpathy's dataset_*.json")
+    parser.add_argument("--steps", type=int, default=300, help="of every peer but CCA")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", default="val", help="to measure recall on")
+    parser.add_argument("--only", nargs="*", help="names of peers; all by default")
+    arguments = parser.parse_args()
+    dataset = partial(KarpathyDataset, annotations=arguments.captions, features=arguments.features)
+    chosen = peers()
+    print(f"{'':24}{'i2t R@1':>9}{'t2i R@1':>9}{'rSum':>8}{'minutes':>9}{'steps':>7}{'batch':>7}")
+    for name in arguments.only or ["CCA", *chosen]:
+        batch = BATCH_SIZES.get(name, 1)
+        data = ImageTextData(
+            dataset,
+            text_features=arguments.features,
+            batch_size=batch,
+            val_split=arguments.split,
+            seed=arguments.seed,
+        )
+        seed_everything(arguments.seed, verbose=False)
+        start = time.monotonic()
+        matcher: Matcher
+        if name == "CCA":
+            matcher, steps = fitted_cca(data), 0
+        else:
+            matcher, steps = trained(chosen[name], data, arguments.steps), arguments.steps
+        minutes = (time.monotonic() - start) / 60
+        found = evaluate(matcher, encode(matcher, data.val_dataloader()))
+        print(
+            f"{name:24}{found['i2t_r1']:9.1f}{found['t2i_r1']:9.1f}{found['rsum']:8.1f}"
+            f"{minutes:9.1f}{steps:7}{batch if steps else '':>7}",
+            flush=True,
+        )
+
+
+def fitted_cca(data: ImageTextData) -> CCA:
+    """CCA of the training split."""
+    data.setup("fit")
+    training = ImageTextData(
+        data.dataset, text_features=data.text_features, val_split=data.train_split
+    )
+    cca = CCA()
+    cca.fit(training.val_dataloader())
+    return cca
+
+
+def trained(build: Build, data: ImageTextData, steps: int) -> Matcher:
+    """A peer after so many steps."""
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    matcher = build(
+        image_dim=batch.images.features.shape[-1],
+        text_dim=batch.texts.inputs.shape[-1],
+        optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-2),
+        lr_scheduler=partial(WarmupCosine, warmup_steps=30),
+        lr_scheduler_interval="step",
+        warmup_unit="step",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Trainer(
+            max_steps=steps,
+            gradient_clip_val=2.0,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(matcher, data)
+    return matcher
+
+
+if __name__ == "__main__":
+    main()
