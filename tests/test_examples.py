@@ -1,36 +1,16 @@
-"""What the documentation shows is run: blocks of pages, and the example of a system."""
+"""The examples are run."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from doc_pages import PAGES, ROOT, blocks
 
 from itmkit.cli import main
-
-ROOT = Path(__file__).parents[1]
-BLOCKS = {
-    f"{page}-{place}": block
-    for page in ("extend", "losses")
-    for place, block in enumerate(
-        re.findall(r"```python\n(.+?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL)
-    )
-}
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_of_pages(name: str, tmp_path: Path) -> None:
-    (tmp_path / "block.py").write_text(BLOCKS[name])
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [sys.executable, tmp_path / "block.py"], check=True, env=environment, cwd=tmp_path
-    )
 
 
 def test_own_system_is_trained_by_the_command_line(
@@ -50,10 +30,9 @@ def test_system_of_the_page_is_trained_by_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the configuration that the page shows."""
-    page = (ROOT / "docs/extend.md").read_text()
-    (block,) = (block for block in BLOCKS.values() if "class BiasedCosine" in block)
+    (block,) = (one for one in blocks(PAGES["docs/extend.md"], "python") if "BiasedCosine" in one)
     (tmp_path / "mine.py").write_text(block)
-    (configuration,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
+    (configuration,) = blocks(PAGES["docs/extend.md"], "yaml")
     (tmp_path / "mine.yaml").write_text(configuration)
     monkeypatch.chdir(tmp_path)
     few = ["--data.dataset.init_args.length", "20", "--data.batch_size", "16"]

@@ -14,7 +14,7 @@ import yaml
 from itmkit.checks import InputError, did_you_mean
 from itmkit.cli.options import OPTIONS, SECTIONS
 from itmkit.configs import config_names, config_path, load_config, merge
-from itmkit.configs.agreement import missing_values, with_option
+from itmkit.configs.agreement import MADE, class_of, missing_values, with_option
 from itmkit.configs.short_options import SHORT_OPTIONS, expanded
 
 
@@ -68,6 +68,7 @@ def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     config: dict[str, Any] = {}
     for path in paths:
         config = merge(config, _read(path))
+    full = [*_classes_of_arguments(full, config), *full]
     front = [("config", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))] * bool(config)
     given = {}
     for name, value in full:
@@ -91,6 +92,20 @@ def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
         words[0],
         *(f"--{name}" if value is None else f"--{name}={value}" for name, value in ordered),
     ], [path.stem for path in paths]
+
+
+def _classes_of_arguments(
+    options: Sequence[tuple[str, str | None]], config: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """The classes that options give arguments to and nothing names, such as a tokenizer's."""
+    names = [name.replace(".init_args", "") for name, _ in options]
+    return [
+        (owner, class_path)
+        for owner, class_path in MADE.items()
+        if class_of(config, owner) is None
+        and not {owner, f"{owner}.class_path"} & set(names)
+        and any(name.startswith(f"{owner}.") for name in names)
+    ]
 
 
 def _by_size(config: Mapping[str, Any], *, printing: bool) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _start_method(make: Callable[[], Matcher]) -> str:
         sent = pickle.dumps(make)
     except (pickle.PicklingError, AttributeError, TypeError):
         return "fork"
-    return "fork" if b"__main__" in sent else "spawn"
+    return "fork" if b"__main__" in sent else "forkserver"
 
 
 def _run_share(

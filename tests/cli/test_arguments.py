@@ -47,6 +47,15 @@ def test_values_that_follow_are_full_options() -> None:
     }
 
 
+def test_argument_of_a_class_that_nothing_names_names_it() -> None:
+    own = "--data.tokenizer.init_args.name_or_path=words"
+    put, _ = composed(["fit", "--config=mate/precomp", own])
+    assert put[2:4] == ["--data.tokenizer=itmkit.data.TransformersTokenizer", own]
+    named = "--data.tokenizer=itmkit.data.WordTokenizer"
+    put, _ = composed(["fit", "--config=mate/precomp", named, "--data.tokenizer.max_length=9"])
+    assert put[2] == named
+
+
 def test_the_known_options_are_those_of_the_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
     class Parsed(Exception):
         pass
@@ -58,9 +67,11 @@ def test_the_known_options_are_those_of_the_parsers(monkeypatch: pytest.MonkeyPa
         raise Parsed
 
     monkeypatch.setattr(MatcherCLI, "parse_arguments", parse)
-    with pytest.raises(Parsed):
-        MatcherCLI(Matcher, ImageTextData, ["fit"])
-    assert parsers.keys() == {"fit", "validate", "test", "predict"}
+    for command in ("fit", "validate", "test", "predict"):
+        with pytest.raises(Parsed):
+            MatcherCLI(Matcher, ImageTextData, [command])
+        assert list(parsers)[-1] == command  # its own alone
+    assert len(parsers) == 4
     for parser in parsers.values():
         names = {name.lstrip("-") for name in parser._option_string_actions} - {"c"}
         assert {name for name in names if "." not in name} - set(SECTIONS) == {*OPTIONS, "h"} - {
