@@ -74,8 +74,8 @@ def on_device(module: nn.Module, device: str | torch.device) -> Iterator[None]:
             setattr(part, name, tensor)
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    """A device that this machine has.
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """A device that this machine has; None: a GPU if there is one.
 
     Raises:
         InputError: if it has not.
@@ -86,6 +86,8 @@ def usable_device(device: str | torch.device) -> torch.device:
     """
     import torch
 
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # the latter: torch was built without it

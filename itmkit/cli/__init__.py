@@ -24,6 +24,10 @@ COMMANDS = {
         "encode the images and captions of the test split with a checkpoint, to disk",
         "fit:predict",
     ),
+    "audit": (
+        "find out whether the recall of a run is earned: pairs broken, noise, other orders",
+        "audit:audit",
+    ),
     "extract": (
         "compute a backbone's features of a folder of images, once, to disk",
         "extract:extract",

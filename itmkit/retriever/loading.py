@@ -18,6 +18,7 @@ from itmkit.data.token_file import digest_of_tokenizer
 from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.files import read_json, read_text, user_path
+from itmkit.modes import usable_device
 from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.pretrained import fetching, weights_follow
 from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
@@ -58,7 +59,7 @@ def load(
         FileNotFoundError: there is no such folder or file.
         InputError: there is no such model, or what is there cannot become a retriever.
     """
-    device = _usable_device(device)
+    device = usable_device(device)
     if not isinstance(path_or_name, (str, Path)) or not str(path_or_name):
         raise InputError(f"path_or_name is {path_or_name!r}; expected a folder or a name")
     path = user_path(path_or_name)
@@ -89,22 +90,6 @@ def _with_source(retriever: Retriever, source: str | Path, device: torch.device 
     """On its device, and with a note of where it is from."""
     retriever.source = str(source.resolve() if isinstance(source, Path) else source)
     return retriever.to(device)
-
-
-def _usable_device(device: torch.device | str | None) -> torch.device:
-    """The device that is asked for, or the best that there is."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"device is {str(device)!r}, which cannot be used here: {reason}; expected a device of "
-            "this machine, such as cpu"
-        ) from error
-    return found
 
 
 def _from_hub(name: str, trust: Sequence[str]) -> Retriever:

@@ -10,6 +10,21 @@ from itmkit.files import user_path
 RUNS = Path("runs")
 
 
+def find_run(name: str | Path) -> Path:
+    """Folder of a run: that folder, ``…/latest``, or that of a NAME for ``runs/NAME/latest``.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    path = user_path(name)
+    for folder in (path, path / "latest", RUNS / path / "latest", RUNS / path):
+        if (folder / "config.yaml").is_file():
+            return folder.resolve()
+    raise FileNotFoundError(
+        f"run is '{name}': neither the folder of a run nor the NAME of one ({RUNS / path}/latest)"
+    )
+
+
 def index_of(model: str) -> Path:
     """Folder of the index of a model's run: ``runs/NAME/index``.
 

@@ -1,0 +1,447 @@
+"""An audit of an evaluation: does recall come from what the images and captions show?"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from itmkit.checks import InputError, check_count, check_shape, integer_vector, type_of
+from itmkit.data.batch import Batch, Images
+from itmkit.metrics.functional import cross_modal_recall
+from itmkit.metrics.query_ranks import LEVELS
+from itmkit.retrieval import Gallery, encode, evaluate
+from itmkit.systems import Matcher
+from itmkit.testing.batches import (
+    Rows,
+    joined,
+    padded_regions,
+    padded_texts,
+    taken,
+    trimmed,
+)
+
+Verdict = Literal["pass", "leak", "inconclusive"]
+Score = Callable[[Any, Any, Tensor, Tensor], Tensor]
+
+TOLERANCE = 0.1  # points of recall that order, shards, padding and batch size may change
+_KEYS = [f"{side}_r{level}" for side in ("i2t", "t2i") for level in LEVELS]
+_DEVIATIONS = 4.0  # standard errors above chance that chance alone does not explain
+_QUERIES = 100  # images that a check by chance needs; fewer are permuted several times
+
+
+class Pairs(NamedTuple):
+    """What is audited: images and captions, and which belongs to which.
+
+    Args:
+        images: ``n`` of them: :class:`~itmkit.data.Images`, or a tensor with a row an image.
+        texts: ``m`` of them: :class:`~itmkit.data.Texts`, or a tensor with a row a caption.
+        image_ids: ``(n,)`` integers, each once.
+        text_image_ids: ``(m,)`` integers, the id of the image that each caption belongs to.
+    """
+
+    images: Any
+    texts: Any
+    image_ids: Tensor
+    text_image_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of an audit.
+
+    Args:
+        name: what was changed.
+        recall: ``i2t_r1`` … ``t2i_r10`` in per cent; None where no scores came out.
+        expected: what recall should do.
+        verdict: whether it did.
+    """
+
+    name: str
+    recall: dict[str, float] | None
+    expected: str
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        found = self.recall
+        values = "".join(f"{'-' if found is None else f'{found[key]:.1f}':>8}" for key in _KEYS)
+        return f"{self.name:20}{values}   {self.verdict:14}{self.expected}"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Args:
+        checks: one by one, the evaluation as it is first.
+        images: number of images.
+        captions: number of captions.
+    """
+
+    checks: list[Check]
+    images: int
+    captions: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """``leak`` if any check says so; ``inconclusive`` near chance; else ``pass``."""
+        found = {check.verdict for check in self.checks}
+        return "leak" if "leak" in found else self.checks[0].verdict
+
+    def __str__(self) -> str:
+        lines = [
+            header(self.images, self.captions),
+            *map(str, self.checks),
+            f"verdict: {self.verdict}",
+        ]
+        return "\n".join(lines)
+
+
+def header(images: int, captions: int) -> str:
+    """The title and the column heads of the table of an audit."""
+    columns = "".join(f"{key.replace('_r', '@'):>8}" for key in _KEYS)
+    return f"{images:,} images × {captions:,} captions\n{'':20}{columns}   {'verdict':14}expected"
+
+
+def audit(
+    score: Score | Matcher,
+    data: Batch | Iterable[Batch] | Pairs | tuple[Any, Any, Tensor, Tensor],
+    *,
+    untrained: Score | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    report: Callable[[str], None] | None = None,
+) -> Audit:
+    """Find out whether a recall is earned: by pairs that are broken, and by what should not matter.
+
+    Recall must fall to chance where
+
+    - the pairs are permuted: every image takes the place of another one, ids and places stay;
+    - the images, or the captions, are replaced by noise of the same size and spread;
+    - the model is untrained.
+
+    It must change by no more than 0.1 points where images and captions come in another order, in
+    two shards (every second one; scores of all four blocks are computed on their own), with wrong
+    values in the padding, and in batches of another size. Recall here is by ids: a caption matches
+    the image that it belongs to, and no other.
+
+    Chance is ``K / n`` for a caption, and for an image that of its captions to be among ``K`` drawn
+    ones. A recall is above chance where it is 4 standard errors above it, the queries of an image
+    counting as one.
+
+    Args:
+        score: ``score(images, texts, image_ids, text_image_ids)`` gives the ``(n, m)`` scores that
+            an evaluation ranks by; it gets images and captions in the form of ``data``, all of
+            them or some. Or a :class:`~itmkit.systems.Matcher`, which is encoded and evaluated,
+            second stage and all.
+        data: evaluation batches, such as a loader of :class:`~itmkit.data.ImageTextData`, which
+            are joined in memory; or the four arguments of ``score``.
+        untrained: the same as ``score`` with an untrained model; None leaves that check out. For a
+            matcher it is made: the values of each of its parameters change places at random.
+        limit: only the first so many images, with their captions; all where None.
+        seed: of permutations and noise.
+        batch_size: images that a matcher encodes at a time; of the check of batch sizes, a third.
+        report: is called with every line of the table when it is known, such as ``print``.
+
+    Returns:
+        The checks, each with its recall and its verdict. ``leak``: recall did not do as it should.
+        ``inconclusive``: it did, but that says nothing, as recall was near chance to begin with.
+
+    Raises:
+        InputError: data of another form, scores of the wrong shape, and what ``score`` raises.
+
+    Example:
+        An evaluation that gives each image away to its own captions:
+
+        >>> def fused(images, texts, image_ids, text_image_ids):
+        ...     own = (image_ids[:, None] == text_image_ids).float()
+        ...     return (images + own @ texts) @ texts.T
+        >>> ids = torch.arange(40)
+        >>> found = audit(fused, (torch.randn(40, 8), torch.randn(40, 8), ids, ids))
+        >>> found.verdict, found.checks[1].name, found.checks[1].verdict
+        ('leak', 'pairs permuted', 'leak')
+    """
+    pairs = _pairs(data, limit)
+    if isinstance(score, Matcher):
+        base: _Evaluation = _MatcherEvaluation(score, batch_size)
+    elif callable(score):
+        base = _ScoreEvaluation(score)
+    else:
+        raise InputError(f"score is {type_of(score)}; expected a function or a Matcher")
+    found: list[Check] = []
+    say = report or (lambda line: None)
+    say(header(len(pairs.image_ids), len(pairs.text_image_ids)))
+    for check in _checks(base, pairs, untrained, seed):
+        found.append(check)
+        say(str(check))
+    result = Audit(found, len(pairs.image_ids), len(pairs.text_image_ids))
+    say(f"verdict: {result.verdict}")
+    return result
+
+
+def _checks(base: _Evaluation, pairs: Pairs, untrained: Score | None, seed: int) -> Iterator[Check]:
+    generator = Generator().manual_seed(seed)
+    queries = int(torch.isin(pairs.image_ids, pairs.text_image_ids).sum())
+    rounds = range(max(1, -(-_QUERIES // queries)))
+    chance = chance_of(pairs)
+    recall = base.recall(pairs)
+    limit = _limit(chance, queries * len(rounds))
+    near_chance = all(recall[key] <= limit[key] for key in _KEYS)
+    passed: Verdict = "inconclusive" if near_chance else "pass"
+    by_chance = f"chance: R@1 {chance['i2t_r1']:.2f} and {chance['t2i_r1']:.2f}"
+    yield Check("as evaluated", recall, by_chance, passed)
+
+    def at_chance(name: str, recalls: Iterable[dict[str, float]]) -> Check:
+        each = list(recalls)
+        mean = {key: sum(one[key] for one in each) / len(each) for key in _KEYS}
+        most = _limit(chance, queries * len(each))
+        leaks = any(mean[key] > most[key] for key in _KEYS)
+        expected = f"R@1 at most {most['i2t_r1']:.2f} and {most['t2i_r1']:.2f}"
+        return Check(name, mean, expected, "leak" if leaks else passed)
+
+    def unchanged(name: str, other: dict[str, float]) -> Check:
+        change = max(abs(other[key] - recall[key]) for key in _KEYS)
+        expected = f"changed by {change:.2f}, at most {TOLERANCE}"
+        return Check(name, other, expected, "leak" if change > TOLERANCE else passed)
+
+    def with_images(make: Callable[[], Any]) -> Iterator[dict[str, float]]:
+        return (base.recall(pairs._replace(images=make())) for _ in rounds)
+
+    images, texts = pairs.images, pairs.texts
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of ties, which noise may have
+        moved = with_images(lambda: taken(images, _moved(len(pairs.image_ids), generator)))
+        yield at_chance("pairs permuted", moved)
+        yield at_chance("images are noise", with_images(lambda: _noise(images, generator)))
+        noisy = (base.recall(pairs._replace(texts=_noise(texts, generator))) for _ in rounds)
+        yield at_chance("captions are noise", noisy)
+        if untrained is not None:
+            yield at_chance("untrained model", [_ScoreEvaluation(untrained).recall(pairs)])
+        elif isinstance(base, _MatcherEvaluation):
+            yield at_chance("untrained model", (base.untrained(pairs, generator) for _ in rounds))
+        yield unchanged("another order", base.recall(_reordered(pairs, generator)))
+        try:
+            yield unchanged("two shards", base.recall(pairs, shards=2))
+        except Exception as error:  # which the whole gallery did not have
+            reason = " ".join(str(error).split())[:60]
+            expected = f"cannot score shards: {type(error).__name__}: {reason}"
+            yield Check("two shards", None, expected, "leak")
+        padded = pairs._replace(images=_wrong_padding(images), texts=_wrong_padding(texts))
+        if padded.images is not images or padded.texts is not texts:
+            yield unchanged("wrong padding", base.recall(padded, trim=False))
+        yield unchanged("another batch size", base.recall(pairs, small=True))
+
+
+class _Evaluation(Protocol):
+    """From images and captions to recall."""
+
+    def recall(
+        self, pairs: Pairs, *, shards: int = 1, small: bool = False, trim: bool = True
+    ) -> dict[str, float]:
+        """Recall of the whole; in interleaved shards, in small batches, or without trimming."""
+
+
+@dataclass
+class _ScoreEvaluation:
+    """By a function, which gets all at once unless it is told otherwise."""
+
+    score: Score
+
+    @torch.no_grad()
+    def recall(
+        self, pairs: Pairs, *, shards: int = 1, small: bool = False, trim: bool = True
+    ) -> dict[str, float]:
+        n, m = len(pairs.image_ids), len(pairs.text_image_ids)
+        all_rows, all_columns = (
+            list(torch.arange(k).tensor_split(min(k, 5))) if small else _shards(k, shards)
+            for k in (n, m)
+        )
+        scores: Tensor | None = None
+        for rows in all_rows:
+            for columns in all_columns:
+                whole = len(rows) == n and len(columns) == m
+                block = self.score(*(pairs if whole else _part(pairs, rows, columns)))
+                if not isinstance(block, Tensor):
+                    raise InputError(f"score gives {type_of(block)}; expected a tensor (n, m)")
+                check_shape((len(rows), len(columns)), **{"what score gives": block})
+                if scores is None:
+                    scores = block.new_empty(n, m)
+                scores[rows[:, None], columns] = block
+        assert scores is not None
+        return cross_modal_recall(scores, pairs.image_ids, pairs.text_image_ids)
+
+
+@dataclass
+class _MatcherEvaluation:
+    """By what itmkit evaluates with: encodings in batches, scores in blocks, a second stage."""
+
+    matcher: Matcher
+    batch_size: int
+
+    def recall(
+        self, pairs: Pairs, *, shards: int = 1, small: bool = False, trim: bool = True
+    ) -> dict[str, float]:
+        n, m = len(pairs.image_ids), len(pairs.text_image_ids)
+        size = self.batch_size // 3 + 1 if small else self.batch_size
+        parts = [
+            encode(self.matcher, self._batches(pairs, rows, columns, size, trim))
+            for rows, columns in zip(_shards(n, shards), _shards(m, shards), strict=True)
+        ]
+        gallery = Gallery.cat(parts) if shards > 1 else parts[0]
+        return evaluate(self.matcher, gallery, chunk_size=100 if small else 256)
+
+    def _batches(
+        self, pairs: Pairs, rows: Tensor, columns: Tensor, size: int, trim: bool
+    ) -> Iterator[Batch]:
+        count = -(-len(rows) // size)
+        for own, captions in zip(
+            rows.tensor_split(count), columns.tensor_split(count), strict=True
+        ):
+            images, texts, image_ids, owners = _part(pairs, own, captions)
+            if trim:
+                images, texts = trimmed(images), trimmed(texts)
+            yield Batch(images, texts, image_ids, owners, captions)
+
+    def untrained(self, pairs: Pairs, generator: Generator) -> dict[str, float]:
+        """Recall after the values of each parameter have changed places; they are put back."""
+        kept = [(weights, weights.detach().clone()) for weights in self.matcher.parameters()]
+        try:
+            with torch.no_grad():
+                for weights, values in kept:
+                    order = torch.randperm(values.numel(), generator=generator)
+                    weights.copy_(values.flatten()[order.to(values.device)].view_as(values))
+            return self.recall(pairs)
+        finally:
+            with torch.no_grad():
+                for weights, values in kept:
+                    weights.copy_(values)
+
+
+def _pairs(data: Any, limit: int | None) -> Pairs:
+    """The data in one form."""
+    if isinstance(data, tuple) and len(data) == 4 and not isinstance(data[0], Batch):
+        pairs = Pairs(*data)
+    elif isinstance(data, Tensor) or not isinstance(data, (Batch, Iterable)):
+        raise InputError(
+            f"data is {type_of(data)}; expected batches, or images, texts, image_ids and "
+            "text_image_ids"
+        )
+    else:
+        whole = joined([data] if isinstance(data, Batch) else data, limit)
+        pairs = Pairs(whole.images, whole.texts, whole.image_ids, whole.text_image_ids)
+    n, m = len(pairs.images), len(pairs.texts)
+    ids = integer_vector("image_ids", pairs.image_ids, n)
+    owners = integer_vector("text_image_ids", pairs.text_image_ids, m)
+    if n < 2:
+        raise InputError(f"data has {n} images; expected two or more")
+    if len(ids.unique()) != n:
+        raise InputError("image_ids has an id twice; expected each image once")
+    if not m or not torch.isin(owners, ids).all():
+        raise InputError("text_image_ids has an id that no image has; expected captions of images")
+    pairs = pairs._replace(image_ids=ids, text_image_ids=owners)
+    if limit is None or limit >= n:
+        return pairs
+    check_count(2, limit=limit)
+    return _part(pairs, torch.arange(limit), torch.isin(owners, ids[:limit]).nonzero()[:, 0])
+
+
+def _part(pairs: Pairs, rows: Tensor, columns: Tensor) -> Pairs:
+    return Pairs(
+        taken(pairs.images, rows),
+        taken(pairs.texts, columns),
+        pairs.image_ids[rows],
+        pairs.text_image_ids[columns],
+    )
+
+
+def _reordered(pairs: Pairs, generator: Generator) -> Pairs:
+    rows, columns = (
+        torch.randperm(len(ids), generator=generator)
+        for ids in (pairs.image_ids, pairs.text_image_ids)
+    )
+    return _part(pairs, rows, columns)
+
+
+def _shards(count: int, shards: int) -> list[Tensor]:
+    return [torch.arange(first, count, shards) for first in range(shards)]
+
+
+def _moved(count: int, generator: Generator) -> Tensor:
+    """A random order that leaves nothing in its place."""
+    order = torch.randperm(count, generator=generator)
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
+
+
+def _noise(part: Rows, generator: Generator) -> Rows:
+    """Noise with the spread of what it replaces, and the sizes and masks of other rows."""
+    part = taken(part, _moved(len(part), generator))
+    if isinstance(part, Tensor):
+        return _scattered(part, generator)
+    if isinstance(part, Images):
+        return replace(part, features=_gaussian(part.features, part.mask, generator))
+    features = part.features
+    if features is not None:
+        features = _gaussian(features, part.mask, generator)
+    free = part.mask.clone()
+    last = part.mask.sum(1, keepdim=True) - 1
+    for places in (torch.zeros_like(last), last.clamp(min=0)):
+        if len(part.ids.gather(1, places).unique()) == 1:  # such as [CLS] and [SEP]
+            free.scatter_(1, places, False)
+    ids, words = part.ids.clone(), part.ids[free]
+    ids[free] = words[torch.randperm(len(words), generator=generator)]
+    return replace(part, ids=ids, features=features)
+
+
+def _scattered(values: Tensor, generator: Generator) -> Tensor:
+    """The values of every column in an order of its own."""
+    order = torch.rand(values.shape, generator=generator).argsort(0)
+    return values.gather(0, order.to(values.device))
+
+
+def _gaussian(values: Tensor, mask: Tensor | None, generator: Generator) -> Tensor:
+    """Noise of the mean and spread of every channel of pixels, or feature; zero on padding."""
+    drawn = torch.randn(values.shape, generator=generator)
+    if values.ndim == 4:
+        mean, std = values.mean((0, 2, 3), keepdim=True), values.std((0, 2, 3), keepdim=True)
+        return drawn * std + mean
+    real = values.flatten(0, 1) if mask is None else values[mask]
+    found = drawn * real.std(0) + real.mean(0)
+    return found if mask is None else found * mask[:, :, None]
+
+
+def _wrong_padding(part: Rows) -> Rows:
+    """With other values on the padding; the same object where there is none."""
+    mask = None if isinstance(part, Tensor) else part.mask
+    if isinstance(part, Tensor) or mask is None or bool(mask.all()):
+        return part
+    return padded_regions(part, 0) if isinstance(part, Images) else padded_texts(part, 0)
+
+
+def chance_of(pairs: Pairs) -> dict[str, float]:
+    """Recall of scores drawn at random, in per cent."""
+    n, m = len(pairs.image_ids), len(pairs.text_image_ids)
+    counts = pairs.text_image_ids.unique(return_counts=True)[1].tolist()
+
+    def found(own: int, level: int) -> float:  # one of so many captions among the best K of m
+        return 1 - math.comb(m - own, level) / math.comb(m, min(level, m))
+
+    i2t = {k: 100 * sum(found(own, k) for own in counts) / len(counts) for k in LEVELS}
+    t2i = {k: 100 * min(1.0, k / n) for k in LEVELS}
+    each = (("i2t", i2t), ("t2i", t2i))
+    return {f"{side}_r{k}": value for side, values in each for k, value in values.items()}
+
+
+def _limit(chance: dict[str, float], queries: int) -> dict[str, float]:
+    """The most that is still chance, in per cent, for a number of queries that know nothing."""
+    limits = {}
+    for key, value in chance.items():
+        share = value / 100
+        spread = _DEVIATIONS * math.sqrt(share * (1 - share) / queries) + 1 / queries
+        limits[key] = 100 * (share + spread)
+    return limits
