@@ -191,7 +191,7 @@ def _checks(base: _Evaluation, pairs: Pairs, untrained: Score | None, seed: int)
     rounds = range(max(1, -(-_QUERIES // queries)))
     chance = chance_of(pairs)
     recall = base.recall(pairs)
-    limit = _limit(chance, queries * len(rounds))
+    limit = _limit(chance, queries)
     near_chance = all(recall[key] <= limit[key] for key in _KEYS)
     passed: Verdict = "inconclusive" if near_chance else "pass"
     by_chance = f"chance: R@1 {chance['i2t_r1']:.2f} and {chance['t2i_r1']:.2f}"
