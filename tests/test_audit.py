@@ -133,13 +133,19 @@ def trained(name: str, folder: Path) -> tuple[Matcher, Batch]:
     model.optimizer = lambda groups: torch.optim.Adam(groups, lr=rate)
     if hasattr(model, "chunk_pairs"):
         model.chunk_pairs = 2000  # tiny ones, which other tests want, are slow
-    steps = 60 if name == "dual_encoder" else 15
+    steps = {"dual_encoder": 200, "tvrn_sgr": 45}.get(name, 25 if "tvrn" in name else 120)
     trainer = quiet_trainer(folder, max_steps=steps, limit_val_batches=0)
     trainer.fit(model, datamodule=data)
     return model, joined(data.val_dataloader())
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name.startswith("tvrn_") else ())
+        for name in SYSTEMS
+    ],
+)
 def test_systems_pass(name: str, tmp_path: Path) -> None:
     model, batch = trained(name, tmp_path)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -156,7 +156,7 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(InputError, match=r"path_or_name is .*; expected a folder or a name"):
             itmkit.load(nothing)  # type: ignore[arg-type]
     for device in ("graphics", "cuda:99"):
-        with pytest.raises(InputError, match=rf"^device is '{device}'; expected one of this[^\n]*$"):
+        with pytest.raises(InputError, match=rf"^device is '{device}'; expected one [^\n]*$"):
             itmkit.load("empty", device=device)
     for name in ("notes.txt", "empty.ckpt"):
         with pytest.raises(InputError, match=f"{name} is not a readable checkpoint"):
