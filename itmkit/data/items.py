@@ -99,7 +99,10 @@ class Items(Dataset[Collated], ABC):
 
 
 class TrainingPairs(Items):
-    """The captions of a dataset, each with its image; batches are asked for by (epoch, caption).
+    """The captions of a dataset, each with its image; batches are asked for by (epoch, number).
+
+    The number is that of a caption among those that are trained on; ids and randomness follow from
+    its row in the dataset.
 
     In a batch the texts of a row are adjacent.
     """
@@ -111,15 +114,24 @@ class TrainingPairs(Items):
         distinct: bool,
         noise: CaptionNoise | None,
         seed: int,
+        kept: Tensor | None = None,
         **parts: Any,
     ) -> None:
         super().__init__(**parts)
+        self.kept = kept  # rows of the captions that are trained on; None: all
         self.views = views
         self.distinct = distinct
         self.noise = noise
         self.seed = seed
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of every caption that is trained on."""
+        return self.tokens.lengths if self.kept is None else self.tokens.lengths[self.kept]
+
     def __getitems__(self, keys: list[tuple[int, int]]) -> Collated:
+        if self.kept is not None:
+            keys = [(epoch, int(self.kept[number])) for epoch, number in keys]
         images, keys, skipped = self._images(keys)
         if self.noise is None and not self.distinct:
             text_ids = torch.tensor([row for _, row in keys for _ in range(self.views)])
@@ -153,9 +165,15 @@ class TrainingPairs(Items):
 
     def _views(self, row: int, generator: Generator) -> list[int]:
         captions = self.dataset.captions_of(int(self.dataset.caption_images[row]))
-        others = [caption for caption in captions if caption != row]
+        others = [caption for caption in captions if caption != row and self._is_kept(caption)]
         drawn = torch.randperm(len(others), generator=generator)[: self.views - 1].tolist()
         return [row, *(others[i] for i in drawn), *[row] * (self.views - 1 - len(drawn))]
+
+    def _is_kept(self, row: int) -> bool:
+        if self.kept is None:
+            return True
+        place = int(torch.searchsorted(self.kept, row))
+        return place < len(self.kept) and int(self.kept[place]) == row
 
     def _images(
         self, keys: list[tuple[int, int]]
@@ -187,6 +205,7 @@ class TrainingPairs(Items):
                 return image, row, skipped
             skipped.append(image)
             row = int(torch.randint(len(self), (), generator=generator))
+            row = row if self.kept is None else int(self.kept[row])
         raise InputError(
             f"{_MOST_DRAWS} images drawn at random cannot be used, the last one: "
             f"{skipped[-1].reason}"
@@ -196,7 +215,7 @@ class TrainingPairs(Items):
         return mixed_seed(self.seed, *key)
 
     def __len__(self) -> int:
-        return len(self.dataset.captions)
+        return len(self.dataset.captions) if self.kept is None else len(self.kept)
 
 
 class EvaluationImages(Items):

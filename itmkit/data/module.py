@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from copy import copy
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Generator
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Generator, Tensor
 
 from itmkit.checks import InputError, check_choice, check_count
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.exclusion import kept_captions
 from itmkit.data.items import (
     Collated,
     EvaluationImages,
@@ -83,6 +86,10 @@ class ImageTextData(LightningDataModule):
         train_split: name of the split to train on.
         val_split: name of the split to validate on; no validation where None.
         test_split: name of the split to test and predict on.
+        exclude: table (CSV, TSV, JSONL or Parquet) of what is not trained on: a row names an image
+            (column ``image``) and one of its captions word for word (column ``caption``); without
+            a caption, all captions of the image. It is counted in a line when training starts.
+            Validation and test do not change.
         on_error: what becomes of an image that its dataset cannot use (:class:`BadSampleError`: not
             readable, gone, too large, not finite). ``"raise"``: the error. ``"skip"``: a training
             row gets another caption with its image, drawn by the seed, the epoch and the caption;
@@ -118,6 +125,7 @@ class ImageTextData(LightningDataModule):
         train_split: str = "train",
         val_split: str | None = "val",
         test_split: str = "test",
+        exclude: str | Path | None = None,
         on_error: OnError = "raise",
     ) -> None:
         super().__init__()
@@ -151,6 +159,7 @@ class ImageTextData(LightningDataModule):
         self.train_split = train_split
         self.val_split = val_split
         self.test_split = test_split
+        self.exclude = exclude
         self.on_error = on_error
         self._skips: Skips = {}
         self._given_tokenizer = tokenizer
@@ -160,6 +169,7 @@ class ImageTextData(LightningDataModule):
         self._tokens: dict[str, CaptionTokens] = {}
         self._token_files: dict[str, TokenFile] = {}
         self._fingerprints: dict[str, str] = {}
+        self._kept: Tensor | None = None  # rows of captions
         self._most_tokens: int | None = None
         self._warned: set[str] = set()  # splits with a warning of unknown words
 
@@ -172,7 +182,7 @@ class ImageTextData(LightningDataModule):
         if self._tokenizer is None:
             train = self.split(self.train_split)
             vocabulary = train.vocabulary or Vocabulary.build(
-                train.captions,
+                [train.captions[row] for row in self.training_captions.tolist()],
                 min_count=self.vocabulary_min_count,
                 max_size=self.vocabulary_max_size,
             )
@@ -250,6 +260,23 @@ class ImageTextData(LightningDataModule):
             self._splits[name] = dataset
         return self._splits[name]
 
+    @property
+    def training_captions(self) -> Tensor:
+        """The rows of the captions that are trained on, ``(k,)`` int64: those not excluded."""
+        if self._kept is None:
+            train = self.split(self.train_split)
+            self._kept = kept_captions(train, self.exclude)
+            if self.exclude is not None:
+                every = len(train.captions)
+                images = len(train.caption_images.unique())
+                left = len(train.caption_images[self._kept].unique())
+                rank_zero_only(print)(
+                    f"excluded from training: {every - len(self._kept):,} of {every:,} captions, "
+                    f"{images - left:,} of {images:,} images with all of theirs ({self.exclude})",
+                    file=sys.stderr,
+                )
+        return self._kept
+
     def text_folder(self, split: str) -> str | Path:
         """Folder with the token features of a split, where there is ``text_features``."""
         assert self.text_features is not None
@@ -272,8 +299,7 @@ class ImageTextData(LightningDataModule):
             if self.text_features is not None:
                 self._tokens_of(name)
         if stage == "fit":
-            captions = len(self.split(self.train_split).captions)
-            check_batch_size(self.batch_size, captions, self._num_replicas)
+            check_batch_size(self.batch_size, len(self.training_captions), self._num_replicas)
 
     @property
     def _num_replicas(self) -> int:
@@ -283,6 +309,7 @@ class ImageTextData(LightningDataModule):
         """One row a caption, in an order of its own every epoch; the last rows may be left out."""
         pairs = TrainingPairs(
             **self._parts(self.train_split),
+            kept=None if self.exclude is None else self.training_captions,
             views=self.caption_views,
             distinct=self.distinct_captions,
             noise=self.noise,
@@ -297,7 +324,7 @@ class ImageTextData(LightningDataModule):
             num_replicas=self._num_replicas,
             rank=trainer.global_rank if trainer else 0,
             bucket_batches=self.bucket_batches,
-            sizes=pairs.tokens.lengths,
+            sizes=pairs.lengths,
         )
         return Loader(pairs, batch_size=self.batch_size, sampler=order, **self._reading())
 
@@ -313,17 +340,28 @@ class ImageTextData(LightningDataModule):
         """As :meth:`test_dataloader`."""
         return self.test_dataloader()
 
+    def evaluation_dataloader(self, split: str) -> Loader:
+        """One row an image of any split, with all of its captions, without augmentation."""
+        loader = self._evaluation(split)
+        images = cast(EvaluationImages, loader.dataset)
+        images.source = copy(images.source)
+        images.source.augments = False
+        return loader
+
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the names and captions, in their order, of the splits ``train`` and ``val``.
 
-        Splits that are not opened are left out. Equal hashes: the same images, as far as their
-        names tell, with the same captions.
+        Splits that are not opened are left out; what is excluded counts. Equal hashes: the same
+        images, as far as their names tell, with the same captions.
         """
         parts = {"train": self.train_split, "val": self.val_split}
         for name in self._splits.keys() & parts.values() - self._fingerprints.keys():
             self._fingerprints[name] = _hash(self._splits[name])
-        found = self._fingerprints
-        return {part: found[n] for part, n in parts.items() if n in found}
+        found = {part: self._fingerprints[n] for part, n in parts.items() if n in self._splits}
+        if self.exclude is not None and "train" in found:
+            kept = self.training_captions.numpy().tobytes()
+            found["train"] = sha256(found["train"].encode() + kept).hexdigest()
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: :meth:`fingerprints`, and what pictures and sentences became.

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from itmkit.configs.agreement import class_of, locate_class, value_of
+from itmkit.data.exclusion import kept_captions
 from itmkit.frozen_features import FrozenFeatureData
 from itmkit.systems.build import build
 
@@ -46,7 +47,7 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     data = build(config, {"data": FrozenFeatureData}, source="configuration")["data"]
     train = data.dataset(data.train_split)
     images = len(data.dataset(data.val_split)) if data.val_split is not None else 0
-    captions = len(train.captions)
+    captions = len(kept_captions(train, data.exclude))
     system = (class_of(config, "model") or "").rpartition(".")[2]
     most_captions, most_images = MOST_OF_PAIRS.get(system, MOST)
     batch_size = min(most_captions, 2 ** int(math.log2(max(2, captions // 4))))
