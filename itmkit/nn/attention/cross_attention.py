@@ -97,6 +97,18 @@ def cross_attention_scores(
     if 0 in (n, regions, m, words):
         return image.new_zeros(n, m) + 0 * (image.sum() + text.sum())
 
+    if torch.compiler.is_exporting():  # blocks would fix the numbers of items
+        with torch.autocast(image.device.type, enabled=False):
+            one = _captions(
+                fill_padding(text, text_mask).transpose(0, 1).flatten(0, 1),
+                [(words, m)],
+                _share(text_mask, text.new_full((m,), words)),
+                dtype,
+                direction,
+            )
+            packed = _pack_images(image, image_mask, dtype, direction)
+            return _score_block(packed, one, direction=direction, smooth=smooth)
+
     place = torch.arange(m * words, device=text.device).view(m, words)
     lengths, order = [words] * m, None
     # Reading lengths would break a graph, and make a GPU wait in every training step.
@@ -183,8 +195,19 @@ def _pack_captions(
         for (length, count), end in zip(groups, ends, strict=True)
     ]
     tokens = words.index_select(0, torch.cat(places))
-    scale = inverse_norm(tokens.square().sum(dim=1))
     share = _share(mask, tokens.new_tensor(lengths))
+    return _captions(tokens, groups, share, product_dtype, direction)
+
+
+def _captions(
+    tokens: Tensor,
+    groups: list[tuple[int, int]],
+    share: Tensor,
+    product_dtype: torch.dtype,
+    direction: Direction,
+) -> _Captions:
+    """A block of captions, of the words in their order."""
+    scale = inverse_norm(tokens.square().sum(dim=1))
     tokens = tokens.to(product_dtype)
     grams = [
         None if direction == "t2i" else _gram(part.unflatten(0, group).transpose(0, 1), scale.dtype)
@@ -268,7 +291,9 @@ def _times(ours: Tensor, other: Tensor) -> Tensor:
 
 def _gram(tokens: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Inner products of the tokens of an item, unless there are more of them than channels."""
-    return (tokens @ tokens.mT).to(dtype) if tokens.shape[1] <= tokens.shape[2] else None
+    if not torch.compiler.is_exporting() and tokens.shape[1] > tokens.shape[2]:
+        return None
+    return (tokens @ tokens.mT).to(dtype)
 
 
 def _share(mask: Tensor | None, counts: Tensor) -> Tensor:
@@ -281,6 +306,8 @@ def _rows(mask: Tensor | None, start: int, count: int) -> Tensor | None:
 
 
 def _split(packed: Tensor, groups: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+    if len(groups) == 1:
+        return (packed,)
     return packed.split([length * count for length, count in groups])
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from itmkit.checks import InputError, check_count, check_dropout
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.word_embedding import WordEmbedding
+from itmkit.nn.layers.gru import gru_states
 
 
 class BiGRU(nn.Module):
@@ -18,7 +20,8 @@ class BiGRU(nn.Module):
     .. math:: t_l = (\overrightarrow{h}_l + \overleftarrow{h}_l) / 2
 
     The text encoder of VSE∞, ESA and TVRN. Sequences are packed, so padding has no effect (and
-    ``torch.compile`` breaks the graph there).
+    ``torch.compile`` breaks the graph there). ``torch.export`` gets a GRU over the padded rows for
+    each direction, the words of a caption reversed for the backward one: the same tokens.
 
     Args:
         vocab_size: number of word ids; None to take it from the tokenizer of the data, or from the
@@ -73,10 +76,28 @@ class BiGRU(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tokens:
         words = self.dropout(self.embedding(ids, mask))
+        if torch.compiler.is_exporting():
+            return self._tokens(self._padded_states(words, mask), mask)
         if mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
             raise InputError("mask has padding before a word; expected words first in every row")
         lengths = mask.sum(1).clamp_min(1).cpu()  # a caption without a word runs on one pad
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         out, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=len(ids.T))
-        tokens = out.unflatten(-1, (2, self.dim)).mean(-2)
+        return self._tokens(out, mask)
+
+    def _tokens(self, states: Tensor, mask: Tensor) -> Tokens:
+        tokens = states.unflatten(-1, (2, self.dim)).mean(-2)
         return Tokens(tokens.masked_fill(~mask.unsqueeze(-1), 0), mask)
+
+    def _padded_states(self, words: Tensor, mask: Tensor) -> Tensor:
+        """States ``(B, L, 2D)`` of both directions, without packed sequences."""
+        place = torch.arange(mask.shape[1], device=mask.device)
+        last = mask.sum(1, keepdim=True) - 1
+        reverse = torch.where(place <= last, last - place, place).unsqueeze(-1)
+        start = words.new_zeros(words.shape[0], self.dim)
+        for forward, backward in zip(*[iter(self.gru.all_weights)] * 2, strict=True):
+            ahead = gru_states(words, start, forward)
+            turned = words.gather(1, reverse.expand(-1, -1, words.shape[2]))
+            behind = gru_states(turned, start, backward).gather(1, reverse.expand(-1, -1, self.dim))
+            words = torch.cat([ahead, behind], dim=-1)
+        return words

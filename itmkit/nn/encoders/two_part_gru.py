@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from itmkit.checks import check_count, check_shape
 from itmkit.nn.functional import check_tokens, fill_padding
+from itmkit.nn.layers.gru import gru_states
 from itmkit.nn.layers.linear import Linear, linear
 from itmkit.vectors import l2_normalize
 
@@ -60,7 +61,7 @@ class TwoPartGRU(nn.Module):
     def first(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The first part refined ``(B, N, D)``, and the state ``(B, D)`` after its last token."""
         tokens = fill_padding(tokens, mask)
-        states = self._steps(self.gates(tokens), tokens.new_zeros(len(tokens), tokens.shape[-1]))
+        states = self._steps(self.gates(tokens), tokens.new_zeros(tokens.shape[0], self.dim))
         refined = self._refined(states, tokens, mask)
         if mask is None:
             return refined, states[:, -1]
@@ -71,7 +72,12 @@ class TwoPartGRU(nn.Module):
         return refined, state
 
     def gates(self, tokens: Tensor) -> Tensor:
-        """What tokens ``(..., D)`` put into the gates, ``(..., 3D)``: linear, without the bias."""
+        """What tokens ``(..., D)`` put into the gates, ``(..., 3D)``: linear, without the bias.
+
+        In an export, the tokens themselves: the operator of a GRU takes these.
+        """
+        if torch.compiler.is_exporting():
+            return tokens
         return linear(tokens, self.input.weight)
 
     def second(
@@ -92,6 +98,10 @@ class TwoPartGRU(nn.Module):
 
     def _steps(self, gates: Tensor, state: Tensor) -> Tensor:
         """The states after every token, ``(..., N, D)``."""
+        if torch.compiler.is_exporting():
+            weights = (self.input.weight, self.hidden.weight, self.input.bias, self.hidden.bias)
+            rows = gru_states(gates.flatten(0, -3), state.flatten(0, -2), weights)
+            return rows.unflatten(0, gates.shape[:-2])
         states = []
         for gate in (gates + self.input.bias).unbind(-2):
             reset, update, new = gate.chunk(3, -1)

@@ -89,11 +89,11 @@ class FusionEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         check_tokens("image_tokens", image_tokens, self.dim, image_mask, "image_mask")
         check_tokens("text_tokens", text_tokens, self.dim, text_mask, "text_mask")
-        pairs = len(image_tokens)
+        pairs = image_tokens.shape[0]
         check_shape((pairs, self.dim), image_vector=image_vector, text_vector=text_vector)
-        if len(text_tokens) != pairs:
+        if text_tokens.shape[0] != pairs:
             raise InputError(
-                f"text_tokens has {len(text_tokens)} rows; expected {pairs}, one a pair as "
+                f"text_tokens has {text_tokens.shape[0]} rows; expected {pairs}, one a pair as "
                 "image_tokens"
             )
         # Attention does not see the order, so both global positions come first: the last layer

@@ -39,6 +39,6 @@ class MatchingHead(nn.Module):
         self.logit = Linear(dim, 1)
 
     def forward(self, image_out: Tensor, text_out: Tensor) -> Tensor:
-        check_shape((len(image_out), self.dim), image_out=image_out, text_out=text_out)
+        check_shape((image_out.shape[0], self.dim), image_out=image_out, text_out=text_out)
         both = torch.cat([image_out, text_out, image_out * text_out], dim=-1)
         return self.logit(F.gelu(self.hidden(both))).squeeze(-1)

@@ -128,6 +128,8 @@ class RefinedSimilarity(nn.Module):
             images,
             self._relevance(images),
         )
+        if torch.compiler.is_exporting():  # chunks would fix the numbers of items
+            return self._logits(self._similarities(captions, sides), _node_mask(captions.mask))
         n, m = len(images.vector), len(text)
         height = max(1, min(n, max(math.isqrt(self.chunk_pairs), self.chunk_pairs // max(m, 1))))
         width = max(1, self.chunk_pairs // height)

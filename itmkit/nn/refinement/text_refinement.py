@@ -149,7 +149,7 @@ class TextRefinement(nn.Module):
             square = ((flat.to(images.gram.dtype) @ images.gram) * flat).sum(-1)
         scale = inverse_norm(square)
         gates = (flat * scale.unsqueeze(-1).to(flat.dtype)) @ images.gates
-        n = len(weights)
+        n = weights.shape[0]
         mask = None if captions.mask is None else captions.mask.expand(n, -1, -1)
         words = captions.words.expand(n, -1, -1, -1)
         tokens = self.gru.second(
