@@ -1,6 +1,7 @@
 # itmkit: `make demo` trains a small model and shows its recall, `make test` runs the tests,
-# `make test-long` those that take minutes, `make test-extras` those of optional parts, `make bench`
-# measures its speed (docs/performance.md). All make their own environment in .venv, once; VENV= and PYTHON= choose others.
+# `make test-long` those that take minutes, `make test-extras` those of optional parts; `make docs`
+# makes the documentation, `make bench` measures its speed (docs/performance.md). All make their own
+# environment in .venv, once; VENV= and PYTHON= choose others.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.itmkit-installed
 
-.PHONY: env demo test test-long test-extras bench lint types build clean
+.PHONY: env demo test test-long test-extras docs bench lint types build clean
 
 env: $(INSTALLED)
 
@@ -37,6 +38,11 @@ test-long: env
 test-extras: env
 	$(BIN)/python -m pip install --quiet --group extras
 	$(BIN)/python -m pytest -m extras -rs $(PYTEST_ARGS) tests
+
+# The documentation site, in docs/_build/html; tutorials that changed are run.
+docs: env
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: env
 	$(BIN)/python -m pip install --quiet --group bench

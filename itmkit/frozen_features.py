@@ -29,6 +29,11 @@ from itmkit.extraction import extract_by_timm, extract_by_transformers
 from itmkit.files import user_path
 
 
+def default_cache() -> Path:
+    """Folder of features where none is given: ``itmkit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return user_path(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "itmkit")
+
+
 class FrozenFeatureData(ImageTextData):
     """Batches of features that frozen models gave once, of photos and of captions.
 
@@ -71,9 +76,7 @@ class FrozenFeatureData(ImageTextData):
             raise InputError(
                 f"text_model is '{text_model}', and {instead[0]} is given too; expected one of them"
             )
-        self.cache = user_path(
-            cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "itmkit"
-        )
+        self.cache = default_cache() if cache is None else user_path(cache)
         if text_model is not None:
             kwargs["text_features"] = self.cache
         super().__init__(dataset, **kwargs)

@@ -15,6 +15,7 @@ PACKAGE = Path(itmkit.__file__).parent
 LAYERS = {
     "__main__": 5,
     "cli": 4,
+    "doctor": 3,
     "retriever": 3,
     "training": 3,
     "testing": 3,

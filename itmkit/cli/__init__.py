@@ -37,6 +37,10 @@ COMMANDS = {
         "index:index",
     ),
     "search": ("find pictures of an index by words, a picture, or both", "search:search"),
+    "doctor": (
+        "show versions, devices, extras and caches, and what a configuration would download",
+        "doctor:doctor",
+    ),
     "configs": (
         "list the shipped configurations, or print one: configs show NAME",
         "configs:configs",

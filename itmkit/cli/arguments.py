@@ -94,6 +94,23 @@ def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     ], [path.stem for path in paths]
 
 
+def completed_config(words: Sequence[str]) -> dict[str, Any]:
+    """The configuration that options give: merged, expanded and filled in as :func:`composed` does.
+
+    Args:
+        words: options of ``itmkit fit``.
+
+    Raises:
+        InputError: values contradict each other.
+    """
+    put, _ = composed(["doctor", *words])
+    config: dict[str, Any] = {}
+    for name, value in split_options(put[1:]):
+        parsed = _parsed(value)
+        config = parsed if name == "config" else with_option(config, name, parsed)
+    return config
+
+
 def _classes_of_arguments(
     options: Sequence[tuple[str, str | None]], config: Mapping[str, Any]
 ) -> list[tuple[str, str]]:

@@ -38,7 +38,7 @@ class CrossModalRecall(Metric):
     Embeddings are gathered over updates and processes; the scores are computed in ``compute``, a
     bounded number at a time, in fp64 rounded to fp32. Ties count against the query, within the
     tolerance of :func:`itmkit.metrics.functional.retrieval_ranks`. For another score than the
-    cosine use :func:`itmkit.metrics.functional.cross_modal_recall`.
+    cosine use :func:`itmkit.metrics.cross_modal_recall`.
 
     Nothing is counted twice. Samplers such as ``DistributedSampler`` repeat samples to fill the
     last batch or the share of a process, so pass ``text_ids``: an image is identified by its image

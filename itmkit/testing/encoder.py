@@ -12,7 +12,7 @@ from itmkit.testing.expect import expect
 
 
 def check_encoder(make: Callable[[], nn.Module], inputs: Tensor, mask: Tensor | None) -> None:
-    """Check that an encoder keeps the contract of :mod:`itmkit.nn.contract`.
+    """Check that an encoder keeps the contract of :class:`itmkit.nn.Tokens`.
 
     Args:
         make: makes the encoder.

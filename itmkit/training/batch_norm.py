@@ -13,7 +13,7 @@ class BatchNormSync(TorchSyncBatchNorm):
     """Synchronises the BatchNorm layers of a model as they are; Lightning's replaces them.
 
     So they keep what their classes add, such as a mask or an activation, and the names of their
-    weights (:func:`~itmkit.nn.synchronised_batch_norm.synchronise_batch_norm`). A plugin of the
+    weights (:func:`~itmkit.nn.synchronise_batch_norm`). A plugin of the
     Trainer, which needs ``sync_batchnorm`` too.
 
     Example:

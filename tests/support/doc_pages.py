@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
-    if "_build" not in path.parts
+    if not {"_build", "made"} & set(path.parts)
 }
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "bash", "sh", "console")

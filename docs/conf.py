@@ -1,0 +1,62 @@
+"""Sphinx configuration of the documentation site: ``make docs``."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import itmkit  # noqa: E402
+
+project = "itmkit"
+author = "The itmkit authors"
+copyright = "the itmkit authors, Apache-2.0"
+version = release = itmkit.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "tutorials.extension",
+]
+exclude_patterns = ["_build", "figures/**/*.md"]
+root_doc = "index"
+
+html_theme = "furo"
+html_title = "itmkit"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"navigation_with_keys": True}
+
+myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_custom_sections = ["Shape"]
+
+# Links into other projects need the network: ITMKIT_DOCS_ONLINE=1 makes them.
+intersphinx_mapping = (
+    {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "lightning": ("https://lightning.ai/docs/pytorch/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+    }
+    if os.environ.get("ITMKIT_DOCS_ONLINE") == "1"
+    else {}
+)
+nitpicky = True
+nitpick_ignore_regex = [
+    # of other projects
+    (r"py:.*", r"(?!itmkit\b).*"),
+]

@@ -1,0 +1,116 @@
+"""Tutorials: jupytext scripts that Sphinx runs, cell by cell, and shows with what they print.
+
+A script ``NAME.py`` in this folder is in the percent format: ``# %% [markdown]`` starts text,
+``# %%`` Python, ``# %% language="bash"`` commands. Its cells run in one process and one new folder;
+the page shows the last lines of what each prints, and the pictures that text refers to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+FOLDER = Path(__file__).parent
+MADE = "made"  # folder in here for the pages
+LINES = 24  # shown of what a cell prints
+_BASH = "%%bash\n"
+_IMAGE = re.compile(r"!\[[^\]]*\]\(([^):]+)\)")
+_MARK = "\x1e"  # stands between what two cells print
+
+
+def build_tutorials(app: Sphinx) -> None:
+    """Write a page for each script whose page is missing or older than it."""
+    for script in sorted(FOLDER.glob("[a-z]*.py")):
+        page = FOLDER / MADE / f"{script.stem}.md"
+        if script.name == "extension.py":
+            continue
+        if not page.exists() or page.stat().st_mtime < script.stat().st_mtime:
+            logging.getLogger(__name__).info("running tutorial %s", script.name)
+            page.parent.mkdir(exist_ok=True)
+            page.write_text(page_of(script), encoding="utf-8")
+
+
+def page_of(script: Path) -> str:
+    """Run a tutorial; its page as MyST, with pictures copied beside it.
+
+    Args:
+        script: in the percent format of jupytext.
+
+    Raises:
+        RuntimeError: a cell fails; with what it wrote.
+    """
+    cells = jupytext.read(script).cells
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = iter(_run([cell.source for cell in cells if cell.cell_type == "code"], folder))
+        parts = []
+        for cell in cells:
+            if cell.cell_type != "code":
+                for name in _IMAGE.findall(cell.source):
+                    made = FOLDER / MADE / f"{script.stem}-{name}"
+                    shutil.copyfile(Path(folder) / name, made)
+                    cell.source = cell.source.replace(f"({name})", f"({made.name})")
+                parts.append(cell.source)
+                continue
+            language = "bash" if cell.source.startswith(_BASH) else "python"
+            parts.append(f"```{language}\n{cell.source.removeprefix(_BASH)}\n```")
+            if told := next(outputs):
+                parts.append(f"```text\n{told}\n```")
+    source = f"*Made by [{script.name}](../{script.name}), which `make docs` runs.*"
+    return "\n\n".join([*parts, source]) + "\n"
+
+
+def _run(sources: list[str], folder: str) -> list[str]:
+    """What each cell prints, run in one process."""
+    program = "import subprocess\n"
+    for source in sources:
+        if source.startswith(_BASH):
+            words = ["bash", "-euo", "pipefail", "-c", source.removeprefix(_BASH)]
+            program += f"subprocess.run({words!r}, check=True)\n"
+        else:
+            program += f"{source}\n"
+        program += f"print({_MARK!r}, flush=True)\n"
+    root = str(FOLDER.parents[1])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],  # no file that processes of it would run again
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths, "PATH": search, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"a tutorial failed:\n{done.stdout}\n{done.stderr}")
+    told = done.stdout.replace(f"{Path(folder).resolve()}/", "")
+    return [_shown(one) for one in told.split(f"{_MARK}\n")]
+
+
+def _shown(told: str) -> str:
+    lines = told.strip("\n").splitlines()
+    return "\n".join(lines if len(lines) <= LINES else ["…", *lines[-LINES:]])
+
+
+def link_sources(app: Sphinx, doctree: nodes.document) -> None:
+    """Nothing is linked to that the site lacks: files of the repository are shown by their path."""
+    for node in list(doctree.findall(nodes.reference)):
+        target = str(node.get("refuri", ""))
+        if target.startswith("../"):
+            node.replace_self(nodes.literal("", node.astext()))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Called by Sphinx."""
+    app.connect("builder-inited", build_tutorials)
+    app.connect("doctree-read", link_sources)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,20 @@
+"""``itmkit doctor``: what this machine has and can do, and what a run would read or download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from itmkit.cli.arguments import check_words, completed_config
+from itmkit.cli.help import command_help
+
+
+def doctor(words: Sequence[str]) -> None:
+    """Print versions, devices, extras and caches; with ``--config``, what that run would need."""
+    if {"--help", "-h"} & set(words):
+        print(command_help("doctor", str(doctor.__doc__).partition("\n")[0]))
+        return
+    check_words(words)
+    config = completed_config(words) if words else None
+    from itmkit.doctor import report
+
+    print(report(config))
