@@ -16,6 +16,7 @@ LAYERS = {
     "__main__": 5,
     "cli": 4,
     "doctor": 3,
+    "report": 3,
     "retriever": 3,
     "training": 3,
     "testing": 3,
@@ -45,6 +46,7 @@ LAYERS = {
 #: of features what extracts them
 BESIDE = {
     "retrieval": ("itmkit.data.batch", "itmkit.metrics"),
+    "retriever": ("itmkit.report.explain",),
     "frozen_features": ("itmkit.extraction",),
 }
 

@@ -55,6 +55,10 @@ class Tokenizer(ABC):
     def encode(self, caption: str) -> Caption:
         """The tokens of a caption, between its start and end token; at least one."""
 
+    def words(self, caption: str) -> list[str]:
+        """The words that :class:`Caption` numbers, as a reader knows them; by default at spaces."""
+        return caption.split()
+
     @abstractmethod
     def __len__(self) -> int:
         """How many ids there are: the rows that an embedding needs."""
@@ -95,6 +99,9 @@ class WordTokenizer(Tokenizer):
             [self.vocabulary.start_id, *ids, self.vocabulary.end_id],
             [-1, *range(len(words)), -1],
         )
+
+    def words(self, caption: str) -> list[str]:
+        return split_words(caption)[: self.max_length - 2]
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -158,6 +165,12 @@ class TransformersTokenizer(Tokenizer):
         if not words:  # nothing to say, and no special tokens to say it with
             return Caption([self.pad_id], [-1])
         return Caption(list(encoded["input_ids"]), words)
+
+    def words(self, caption: str) -> list[str]:
+        encoded = self._tokenizer(caption, truncation=True, max_length=self.max_length)
+        numbers = sorted({word for word in encoded.word_ids() if word is not None})
+        spans = [encoded.word_to_chars(number) for number in numbers]
+        return [caption[span.start : span.end].strip() for span in spans]
 
     def __len__(self) -> int:
         return self._size

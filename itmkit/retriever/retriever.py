@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -26,9 +27,12 @@ from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.nn.functional import fill_padding
 from itmkit.retrieval import Encoding, best_captions, best_images, evaluating, score_matrix
 from itmkit.systems import Matcher
+from itmkit.systems.explanation import Explanation
 from itmkit.systems.vocabulary import most_tokens
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from itmkit.index import Index
 
 Item = TypeVar("Item")
@@ -245,6 +249,63 @@ class Retriever:
         if query == "text":
             return Ranking(*best_images(self.model, sentences, pictures, k))
         return Ranking(*best_captions(self.model, pictures, sentences, k))
+
+    def explanations(self, image: Picture, text: str) -> list[Explanation]:
+        """Why a picture and a sentence have their score, as numbers for every pair of tokens.
+
+        Args:
+            image: one picture.
+            text: one sentence.
+
+        Returns:
+            Of DAIM, and of MATE's global score, shares that add up to the score; of TVRN and of
+            MATE's fusion the attention of the words. See
+            :class:`itmkit.systems.explanation.Explanation`.
+
+        Raises:
+            InputError: the model has no such explanation, as one that compares two vectors alone.
+        """
+        return self._explained(image, text)[0]
+
+    def explain(
+        self, image: Picture, text: str, *, figure: Figure | None = None
+    ) -> tuple[Figure, np.ndarray[Any, Any]]:
+        """Draw why a picture and a sentence have their score: one small picture a word.
+
+        A map is smooth where the model sees a grid, and of boxes where it sees regions; it is
+        drawn over the part of the picture that the model sees. Needs ``itmkit[report]``.
+
+        Args:
+            image: one picture.
+            text: one sentence.
+            figure: of matplotlib, to draw into; None: a new one of ``pyplot``.
+
+        Returns:
+            The figure and its axes, an array ``(rows, 5)``.
+
+        Raises:
+            InputError: matplotlib is not installed, or as :meth:`explanations`.
+
+        Example:
+            ``figure, axes = retriever.explain("beach.jpg", "two dogs on a beach")``
+        """
+        from itmkit.report.explain import caption_words, draw_explanations
+
+        found, pixels, boxes = self._explained(image, text)
+        picture = pixels.permute(1, 2, 0).contiguous().numpy()
+        words = caption_words(self.tokenizer.words(text), self.tokenizer.encode(_utf8(text)).words)
+        return draw_explanations(found, picture, words, boxes, figure=figure)
+
+    def _explained(
+        self, image: Picture, text: str
+    ) -> tuple[list[Explanation], Tensor, Tensor | None]:
+        """Explanations, the pixels ``(3, H, W)`` that the model saw, the boxes of its regions."""
+        pixels = picture_pixels(image, self.preprocessing, name="image")
+        with evaluating(self.model):
+            images = self._images(self.preprocessing.normalise(pixels[None]).to(self.device))
+            own = self.model.encode_image(images)
+            found = self.model.explain(own, self.encode_texts([text]).to(self.device))
+        return found, pixels, None if images.boxes is None else images.boxes[0].cpu()
 
     def index(
         self,

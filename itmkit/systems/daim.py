@@ -13,6 +13,7 @@ from itmkit.nn import CrossAttentionSimilarity
 from itmkit.nn.contract import Tokens, common_levels, common_width
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
+from itmkit.systems.explanation import Explanation, check_pair, token_maps
 from itmkit.systems.matcher import Matcher
 
 
@@ -83,6 +84,18 @@ class DAIM(Matcher):
         ]
         total: Tensor = sum(scores[1:], scores[0])
         return total
+
+    def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
+        """Shares of words and regions in the score, on every level."""
+        check_pair(image, text)
+        shares = [
+            self.similarity.shares(regions, words, image_mask, text_mask)[0]
+            for (regions, image_mask), (words, text_mask) in zip(
+                self._tokens(image), self._tokens(text), strict=True
+            )
+        ]
+        maps = token_maps(shares, self.image_encoder)
+        return [Explanation("shares", "score", maps, float(self.score(image, text)))]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         scores, positives = self.batch_scores(batch)

@@ -27,6 +27,7 @@ from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.pretrained import sources
 from itmkit.retrieval import Encoding, Gallery, Protocol, encode, rank_queries
 from itmkit.systems.build import restore_system
+from itmkit.systems.explanation import Explanation
 from itmkit.systems.finite_loss import FiniteLoss
 from itmkit.systems.optimizer import make_optimizer
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
@@ -162,6 +163,21 @@ class Matcher(LightningModule, ABC):
         raise InputError(
             f"rerank_top_k is not 0; expected 0 for a {type(self).__name__}, which has no second "
             "stage"
+        )
+
+    def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
+        """What the words and the parts of the image have to do with the score of one pair.
+
+        Args:
+            image: one encoded image.
+            text: one encoded caption.
+
+        Raises:
+            InputError: the system has no such explanation, or there is more than one pair.
+        """
+        raise InputError(
+            f"model is a {type(self).__name__}, which cannot explain a score; expected a system "
+            "that compares words with parts of the image: DAIM, MATE or TVRN"
         )
 
     def batch_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,11 @@ from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss, 
 from itmkit.losses.kind import check_kind
 from itmkit.nn import ExternalSpatialAttention, FusionEncoder, MatchingHead, l2_normalize
 from itmkit.nn.contract import common_width
+from itmkit.nn.pooling.external_attention import pooled_shares
 from itmkit.precision import at_least_float32
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
+from itmkit.systems.explanation import Explanation, check_pair, token_maps
 from itmkit.systems.matcher import Matcher, cosine_scores
 
 
@@ -193,6 +195,24 @@ class MATE(Matcher):
     @property
     def has_second_stage(self) -> bool:
         return self.fusion is not None
+
+    def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
+        """Shares of words and regions in the global score, and the attention of the fusion.
+
+        The global vectors are sums over tokens, so the cosine is a sum over their pairs.
+        """
+        check_pair(image, text)
+        regions, words = (image.tokens, image.mask), (text.tokens, text.mask)
+        shares = pooled_shares(self.image_pool, *regions, self.text_pool, *words)
+        maps, score = token_maps([shares[0]], self.image_encoder), self.score(image, text)
+        found = [Explanation("shares", "global score", maps, float(score))]
+        attention = getattr(self.fusion, "attention", None)
+        if attention is not None:
+            looks = attention(image.vector, *regions, text.vector, *words)
+            pair = torch.zeros(1, 2, dtype=torch.int64, device=image.device)
+            maps, score = token_maps([looks[0]], self.image_encoder), self.rerank(image, text, pair)
+            found.append(Explanation("attention", "fusion score", maps, float(score)))
+        return found
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != self.views * len(batch.images):

@@ -18,6 +18,7 @@ from itmkit.nn.refinement.refined_similarity import Reasoning
 from itmkit.nn.refinement.visual_refinement import RefinedImage
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
+from itmkit.systems.explanation import Explanation, check_pair, token_maps
 from itmkit.systems.matcher import Matcher
 
 
@@ -108,6 +109,18 @@ class TVRN(Matcher):
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)
+        return self.similarity.score(*self._sides(images, texts))
+
+    def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
+        """Where each refined word looks; the reasoning after that has no share of single words."""
+        check_pair(image, text)
+        attention = self.similarity.attention(*self._sides(image, text))[0, 0]
+        maps = token_maps([attention], self.image_encoder)
+        return [Explanation("attention", "comparison", maps, float(self.score(image, text)))]
+
+    def _sides(
+        self, images: Encoding, texts: Encoding
+    ) -> tuple[RefinedImage, Tensor, Tensor | None]:
         dtype = self.similarity.logit.weight.dtype  # encodings made under autocast may be narrower
         refined = RefinedImage(
             context=images.context_tokens.to(dtype),
@@ -116,7 +129,7 @@ class TVRN(Matcher):
             mask=images.mask,
             vector=images.vector.to(dtype),
         )
-        return self.similarity.score(refined, texts.tokens.to(dtype), texts.mask)
+        return refined, texts.tokens.to(dtype), texts.mask
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         logits, positives = self.batch_scores(batch)

@@ -140,6 +140,36 @@ class FusionEncoder(nn.Module):
         dtype = torch.promote_types(image_out.dtype, torch.float32)
         return (l2_normalize(image_out.to(dtype)) * l2_normalize(text_out.to(dtype))).sum(-1)
 
+    def attention(
+        self,
+        image_vector: Tensor,
+        image_tokens: Tensor,
+        image_mask: Tensor | None,
+        text_vector: Tensor,
+        text_tokens: Tensor,
+        text_mask: Tensor | None,
+    ) -> Tensor:
+        """How much words look at image tokens; arguments as those of forward.
+
+        Returns:
+            ``(P, L, N)``, the mean over layers and heads, fp32; zero on padding. The rest of a
+            word's attention, up to one, is on words and global positions.
+        """
+        seen: list[tuple[_Layer, Tensor, Tensor | None]] = []
+        handles = [
+            layer.register_forward_pre_hook(lambda module, args: seen.append((module, *args[:2])))
+            for layer in self.layers
+        ]
+        try:
+            self(image_vector, image_tokens, image_mask, text_vector, text_tokens, text_mask)
+        finally:
+            for handle in handles:
+                handle.remove()
+        words = 2 + image_tokens.shape[1]
+        weights = torch.stack([layer.attention(x, real) for layer, x, real in seen]).mean(0)
+        weights = weights[:, words:, 2:words]
+        return weights if text_mask is None else weights * text_mask.unsqueeze(-1)
+
 
 class _Layer(nn.Module):
     """Pre-norm transformer layer that computes the first ``num_queries`` positions."""
@@ -161,6 +191,17 @@ class _Layer(nn.Module):
         for linear in (self.query, self.key_value, self.out, self.hidden, self.mlp_out):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+    def attention(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """Attention ``(P, S, S)`` of all positions, the mean over the heads, fp32."""
+        y = self.norm_attention(x)
+        query = rearrange(self.query(y), "p n (h d) -> p h n d", h=self.num_heads)
+        key, _ = self.key_value(y).chunk(2, dim=-1)
+        key = rearrange(key, "p n (h d) -> p h n d", h=self.num_heads)
+        logits = (query @ key.mT).float() / query.shape[-1] ** 0.5
+        if real is not None:
+            logits = logits.masked_fill(~real[:, None, None, :], torch.finfo(logits.dtype).min)
+        return logits.softmax(-1).mean(1)
 
     def forward(self, x: Tensor, real: Tensor | None, num_queries: int) -> Tensor:
         y = self.norm_attention(x)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from itmkit.checks import check_count, check_dropout
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
+from itmkit.precision import at_least_float32
+from itmkit.vectors import inverse_norm
 
 
 class ExternalSpatialAttention(nn.Module):
@@ -86,6 +88,48 @@ class ExternalSpatialAttention(nn.Module):
         draw = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1)
         kept = draw >= torch.clamp(draw.amax(dim=1, keepdim=True), max=self.drop)
         return kept & mask
+
+
+def pooled_shares(
+    image_pool: ExternalSpatialAttention,
+    image: Tensor,
+    image_mask: Tensor | None,
+    text_pool: ExternalSpatialAttention,
+    text: Tensor,
+    text_mask: Tensor | None,
+) -> Tensor:
+    r"""Split the cosines of pooled pairs into a share for every word and region.
+
+    .. math::
+        \cos(v, t) = \sum_{l, n} \frac{(b_l \odot t_l) \cdot (a_n \odot v_n)}{|v|\,|t|}
+
+    with the attention *a* of the regions and *b* of the words, as in evaluation.
+
+    Args:
+        image_pool: pools the regions.
+        image: ``(B, N, D)`` regions.
+        image_mask: ``(B, N)`` bool, True on real regions, or None.
+        text_pool: pools the words.
+        text: ``(B, L, D)`` words.
+        text_mask: ``(B, L)`` bool, or None.
+
+    Returns:
+        ``(B, L, N)``, at least fp32, which add up to the cosine of a pair; zero on padding.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> pool = ExternalSpatialAttention(4)
+        >>> regions, words = torch.randn(1, 3, 4), torch.randn(1, 2, 4)
+        >>> shares = pooled_shares(pool, regions, None, pool, words, None)
+        >>> vectors = pool.eval()(regions), pool(words)
+        >>> shares.sum().allclose(torch.cosine_similarity(*vectors))
+        True
+    """
+    sides = []
+    for pool, tokens, mask in ((text_pool, text, text_mask), (image_pool, image, image_mask)):
+        parts = at_least_float32(pool.attention(tokens, mask) * fill_padding(tokens, mask))
+        sides.append(parts * inverse_norm(parts.sum(1).square().sum(-1))[:, None, None])
+    return sides[0] @ sides[1].mT
 
 
 def _masked_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -177,21 +177,53 @@ class RefinedSimilarity(nn.Module):
         """
         return self._contexts(tokens, mask, images, self._relevance(images))
 
+    def attention(
+        self, images: RefinedImage, text: Tensor, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """How much the words of every caption look at the regions of every image.
+
+        A word and a region count twice in the comparison, as they are and refined: words have the
+        mean of both, regions the sum.
+
+        Args:
+            images: ``n`` refined images of N regions.
+            text: ``(m, L, D)`` words.
+            text_mask: ``(m, L)`` bool, or None.
+
+        Returns:
+            ``(n, m, L, N)``, which sum to one over the regions; zero on padding.
+        """
+        captions = self.textual.caption_part(text, text_mask)
+        part = self.textual.image_part(images.context, images.context_mask)
+        words = self.textual.pairs(captions, part)
+        weights = self._weights(words.tokens, words.mask, images, self._relevance(images))
+        if words.mask is not None:
+            weights = weights * words.mask[:, :, None]
+        weights = weights.unflatten(2, (2, -1)).mean(2)
+        return weights.unflatten(3, (2, -1)).sum(3)
+
     def _contexts(
         self, tokens: Tensor, mask: Tensor | None, images: RefinedImage, relevance: Tensor | None
     ) -> Tensor:
+        weights = self._weights(tokens, mask, images, relevance)
+        found = l2_normalize(weights.flatten(1, 2) @ images.tokens)
+        return found.unflatten(1, weights.shape[1:3])
+
+    def _weights(
+        self, tokens: Tensor, mask: Tensor | None, images: RefinedImage, relevance: Tensor | None
+    ) -> Tensor:
+        """Attention ``(n, m, K, 2N)`` of refined words ``(n, m, K, D)`` to refined regions."""
         m, k = tokens.shape[1:3]
         flat = tokens.flatten(1, 2)  # (n, m·K, D): one product an image
         similarity = (flat @ images.tokens.mT).unflatten(1, (m, k))
         context_mask = None if images.mask is None else images.mask.unsqueeze(1)
         weights = attention_weights(similarity, mask, context_mask, smooth=self.smooth)
-        weights = focal_attention(
+        return focal_attention(
             weights,
             self.focal,
             context_mask=context_mask,
             relevance=None if relevance is None else relevance.unsqueeze(1),
         )
-        return l2_normalize(weights.flatten(1, 2) @ images.tokens).unflatten(1, (m, k))
 
     def _relevance(self, images: RefinedImage) -> Tensor | None:
         """For ``focal="global"``: softmax similarity ``(n, 2N)`` of regions to their image."""
