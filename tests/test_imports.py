@@ -17,6 +17,7 @@ LAYERS = {
     "cli": 4,
     "doctor": 3,
     "report": 3,
+    "data_audit": 3,
     "retriever": 3,
     "training": 3,
     "testing": 3,

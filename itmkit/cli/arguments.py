@@ -61,6 +61,16 @@ def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         InputError: values contradict each other, see :mod:`itmkit.configs.agreement`.
     """
+    whole, stems, _ = _composition(words)
+    return whole, stems
+
+
+def composed_config(words: Sequence[str]) -> dict[str, Any]:
+    """The configuration that :func:`composed` puts in words: files, options, what follows."""
+    return _composition(words)[2]
+
+
+def _composition(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, Any]]:
     options = split_options(words[1:])
     paths = [config_path(value or "") for name, value in options if name in ("config", "c")]
     short = {name: _parsed(value) for name, value in options if name in SHORT_OPTIONS}
@@ -86,12 +96,12 @@ def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     added |= missing_values(config)
     if words[0] == "fit" and config:
         added |= _by_size(config, printing=any(name == "print_config" for name, _ in full))
+    for name, value in added.items():
+        config = with_option(config, name, value)
     texts = {name: one if isinstance(one, str) else json.dumps(one) for name, one in added.items()}
     ordered = [*front, *full, *texts.items()]
-    return [
-        words[0],
-        *(f"--{name}" if value is None else f"--{name}={value}" for name, value in ordered),
-    ], [path.stem for path in paths]
+    complete = [f"--{name}" if value is None else f"--{name}={value}" for name, value in ordered]
+    return [words[0], *complete], [path.stem for path in paths], config
 
 
 def completed_config(words: Sequence[str]) -> dict[str, Any]:

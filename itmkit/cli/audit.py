@@ -1,4 +1,4 @@
-"""``itmkit audit``: whether the recall of a run is earned."""
+"""``itmkit audit``: whether the recall of a run is earned; with ``--data``, faults of a dataset."""
 
 from __future__ import annotations
 
@@ -53,4 +53,14 @@ def audit_run(
 
 def audit(words: Sequence[str]) -> None:
     """Run the command with the words after ``itmkit audit``."""
-    auto_cli(audit_run, args=list(words), prog="itmkit audit", parser_class=OneLineParser)
+    if words and words[0].partition("=")[0] == "--data":
+        from itmkit.cli.audit_data import audit_data
+
+        audit_data(words)
+        return
+    epilog = (
+        "itmkit audit --data CONFIG looks for faults of a dataset; see itmkit audit --data --help"
+    )
+    auto_cli(
+        audit_run, args=list(words), prog="itmkit audit", parser_class=OneLineParser, epilog=epilog
+    )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _TILE_BYTES = 1 << 25  # of fp32 that is scored at a time
 _QUERIES = 32  # whose scores are kept at a time
+_ROWS = 1024  # of vectors that are compared at a time
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -209,11 +210,11 @@ class Index:
             for there, others in self._tiles(("vector",), None):
                 if there.start < here.start:
                     continue
-                cosines = own @ F.normalize(others["vector"], dim=1).T
-                for row, column in (cosines >= threshold).nonzero().tolist():
+                units = F.normalize(others["vector"], dim=1)
+                for row, column, cosine in close_pairs(own, units, threshold):
                     a, b = here.start + row, there.start + column
                     if a < b:
-                        pairs.append((paths[a], paths[b], float(cosines[row, column])))
+                        pairs.append((paths[a], paths[b], cosine))
         return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
     def _rows(self, where: str | None) -> tuple[Rows | None, int]:
@@ -318,6 +319,25 @@ def stored_model(folder: Path) -> str:
     if name is None:
         raise InputError(f"{folder} does not know its model's name; expected --model")
     return str(name)
+
+
+def close_pairs(one: Tensor, other: Tensor, threshold: float) -> list[tuple[int, int, float]]:
+    """Pairs of rows of two stacks of unit vectors whose cosine is at least a threshold.
+
+    Returns:
+        Row of the one, row of the other, and their cosine, in the order of the rows.
+
+    Example:
+        >>> close_pairs(torch.eye(2), torch.tensor([[0.0, 1.0]]), 0.9)
+        [(1, 0, 1.0)]
+    """
+    pairs = []
+    for start in range(0, len(one), _ROWS):
+        cosines = one[start : start + _ROWS] @ other.T
+        rows, columns = (cosines >= threshold).nonzero(as_tuple=True)
+        values = cosines[rows, columns].tolist()
+        pairs += list(zip((rows + start).tolist(), columns.tolist(), values, strict=True))
+    return pairs
 
 
 def best_places(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
