@@ -26,6 +26,7 @@ MADE = "made"  # folder in here for the pages
 LINES = 24  # shown of what a cell prints
 _BASH = "%%bash\n"
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^):]+)\)")
+_PROGRESS = re.compile(r"\r|\x1b|it/s|it\?/s|\?it")
 _MARK = "\x1e"  # stands between what two cells print
 
 
@@ -97,7 +98,9 @@ def _run(sources: list[str], folder: str) -> list[str]:
 
 
 def _shown(told: str) -> str:
-    lines = told.strip("\n").splitlines()
+    # Of a progress bar nothing is left.
+    lines = [line for line in told.split("\n") if not _PROGRESS.search(line)]
+    lines = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n").splitlines()
     return "\n".join(lines if len(lines) <= LINES else ["…", *lines[-LINES:]])
 
 

@@ -35,7 +35,7 @@ matcher = DAIM(RegionProjection(437, 16, hidden_dim=16), BiGRU(64, 16, 16))
 image, text = torch.randn(4, 8), torch.randn(4, 8)
 image_ids = text_image_ids = text_ids = torch.arange(4)
 """,
-    "docs/search.md": """
+    "docs/picture_search.md": """
 import torch
 
 measured, right = torch.randn(200, 8), torch.rand(200, 8) > 0.5
@@ -57,7 +57,7 @@ def reader(
         monkeypatch.chdir(tmp_path)
         for name in ("a", "b"):
             save_picture(tmp_path / f"{name}.jpg")
-        if page in ("README.md", "docs/search.md"):
+        if page in ("README.md", "docs/picture_search.md"):
             shutil.copytree(pixel_run.parent.parent, tmp_path / "runs", symlinks=True)
             shutil.copytree(photos / "images", tmp_path / "photos")
         if page == "README.md":
