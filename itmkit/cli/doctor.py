@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from itmkit.cli import COMMANDS
 from itmkit.cli.arguments import check_words, completed_config
 from itmkit.cli.help import command_help
 
@@ -11,7 +12,7 @@ from itmkit.cli.help import command_help
 def doctor(words: Sequence[str]) -> None:
     """Print versions, devices, extras and caches; with ``--config``, what that run would need."""
     if {"--help", "-h"} & set(words):
-        print(command_help("doctor", str(doctor.__doc__).partition("\n")[0]))
+        print(command_help("doctor", COMMANDS["doctor"][0]))
         return
     check_words(words)
     config = completed_config(words) if words else None
