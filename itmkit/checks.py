@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from numbers import Integral
+from numbers import Integral, Real
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -96,33 +96,38 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
 
 
+def _is_number(value: object) -> bool:
+    """Whether a value can be compared with 0 and 1: no string, no list, no None."""
+    return isinstance(value, Real) or getattr(value, "ndim", None) == 0
+
+
 def check_non_negative(**numbers: float | Tensor) -> None:
     """Raise unless each number is finite and at least 0; a tensor is trusted."""
     from torch import Tensor
 
     for name, value in numbers.items():
-        if not isinstance(value, Tensor) and not 0 <= value < math.inf:
+        if not isinstance(value, Tensor) and not (_is_number(value) and 0 <= value < math.inf):
             raise InputError(f"{name} is {value!r}; expected a finite number of at least 0")
 
 
 def check_positive(**numbers: float) -> None:
     """Raise unless each number is finite and above 0."""
     for name, value in numbers.items():
-        if not 0 < value < math.inf:
+        if not (_is_number(value) and 0 < value < math.inf):
             raise InputError(f"{name} is {value!r}; expected a finite number above 0")
 
 
 def check_share(**numbers: float) -> None:
     """Raise unless each number lies in [0, 1]."""
     for name, value in numbers.items():
-        if not 0 <= value <= 1:
+        if not (_is_number(value) and 0 <= value <= 1):
             raise InputError(f"{name} is {value!r}; expected a number in [0, 1]")
 
 
 def check_dropout(**numbers: float) -> None:
     """Raise unless each number, a probability that something is left out, lies in [0, 1)."""
     for name, value in numbers.items():
-        if not 0 <= value < 1:
+        if not (_is_number(value) and 0 <= value < 1):
             raise InputError(f"{name} is {value!r}; expected a number in [0, 1)")
 
 

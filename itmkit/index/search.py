@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count, check_finite, type_of
+from itmkit.checks import (
+    InputError,
+    check_count,
+    check_finite,
+    check_positive,
+    check_share,
+    type_of,
+)
 from itmkit.files import user_path
 from itmkit.index import store
 from itmkit.index.calibration import HITS, Calibration
@@ -111,7 +118,13 @@ class Index:
         return {one["path"]: one["reason"] for one in self._stored.manifest["skipped"]}
 
     def calibrate(self, calibration: Calibration) -> None:
-        """Let hits of words have probabilities from now on, also after the index has changed."""
+        """Let hits of words have probabilities from now on, also after the index has changed.
+
+        Raises:
+            InputError: if it is no :class:`Calibration`.
+        """
+        if not isinstance(calibration, Calibration):
+            raise InputError(f"calibration is {type_of(calibration)}; expected a Calibration")
         store.write_calibration(self.folder, calibration.to_dict())
         self.calibration = calibration
 
@@ -170,6 +183,7 @@ class Index:
         if self.calibration is not None:
             self._check_gallery_size(self.calibration.gallery_size)
         top_k = self.encoder.model.rerank_top_k if top_k is None else top_k
+        check_count(0, top_k=top_k)
         hits = []
         for start in range(0, len(queries), _QUERIES):
             texts = self._encoded(queries[start : start + _QUERIES])
@@ -201,8 +215,8 @@ class Index:
         Raises:
             InputError: if the threshold is out of its range, or the model has no vectors.
         """
-        if not 0 < threshold <= 1:
-            raise InputError(f"threshold is {threshold}; expected a cosine in (0, 1]")
+        check_positive(threshold=threshold)
+        check_share(threshold=threshold)
         self._check_vectors()
         paths, pairs = self.items["path"].to_pylist(), []
         for here, vectors in self._tiles(("vector",), None):

@@ -200,6 +200,16 @@ def test_errors(index: Index, arguments: dict[str, object], message: str) -> Non
         index.search(**arguments)
 
 
+def test_errors_of_wrong_types(index: Index) -> None:
+    with pytest.raises(InputError, match="top_k is 'a'; expected a whole number"):
+        index.search("red", top_k="a")
+    with pytest.raises(InputError, match="calibration is an int; expected"):
+        index.calibrate(3)
+    for threshold in ("a", None, [0.5], 0, 1.5):
+        with pytest.raises(InputError, match=r"threshold is .*; expected a"):
+            index.near_duplicates(threshold)
+
+
 def test_score_that_is_not_finite(index: Index) -> None:
     with torch.no_grad():
         index.encoder.model.weight.fill_(1)
