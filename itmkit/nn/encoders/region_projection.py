@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from itmkit.checks import check_count, check_dropout
+from itmkit.checks import check_count
 from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.layers.masked_batch_norm import MaskedBatchNorm
+from itmkit.nn.layers.token_dropout import TokenDropout
 
 
 class RegionProjection(nn.Module):
@@ -24,6 +25,8 @@ class RegionProjection(nn.Module):
         dim: width D of the tokens.
         hidden_dim: width of the MLP in between.
         dropout: probability in [0, 1) that a channel of the input is zeroed in training.
+        shared_dropout: whether all regions of an image lose the same channels, which regularises
+            more where they are pooled.
 
     Shape:
         - features: ``(B, N, in_dim)``
@@ -47,13 +50,13 @@ class RegionProjection(nn.Module):
         *,
         hidden_dim: int = 512,
         dropout: float = 0.0,
+        shared_dropout: bool = False,
     ) -> None:
         super().__init__()
         check_count(in_dim=in_dim, dim=dim, hidden_dim=hidden_dim)
-        check_dropout(dropout=dropout)
         self.in_dim = in_dim
         self.dim = dim
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = TokenDropout(dropout, shared=shared_dropout)
         self.linear = xavier_linear(in_dim, dim)
         self.hidden = xavier_linear(in_dim, hidden_dim)
         self.norm = MaskedBatchNorm(hidden_dim)

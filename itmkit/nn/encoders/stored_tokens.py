@@ -9,6 +9,7 @@ from itmkit.checks import InputError, check_count, check_dropout, type_of
 from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.layers.linear import Linear
+from itmkit.nn.layers.token_dropout import TokenDropout
 
 
 class StoredTokens(nn.Module):
@@ -24,6 +25,8 @@ class StoredTokens(nn.Module):
         levels: number of hidden states that were stored side by side; gives tokens on as many
             levels. None for one, and its tokens as they are.
         dropout: probability in [0, 1) that a channel of a token is zeroed in training.
+        shared_dropout: whether all tokens of a caption lose the same channels, which regularises
+            more where they are pooled.
         token_drop: probability in [0, 1) that a token is left out in training; one always stays.
 
     Shape:
@@ -55,18 +58,19 @@ class StoredTokens(nn.Module):
         *,
         levels: int | None = None,
         dropout: float = 0.0,
+        shared_dropout: bool = False,
         token_drop: float = 0.0,
     ) -> None:
         super().__init__()
         count = 1 if levels is None else levels
         check_count(in_dim=in_dim, dim=in_dim if dim is None else dim, levels=count)
-        check_dropout(dropout=dropout, token_drop=token_drop)
+        check_dropout(token_drop=token_drop)
         self.in_dim = in_dim
         self.dim: int = in_dim if dim is None else dim
         if levels is not None:
             self.levels = levels
         self.token_drop = token_drop
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = TokenDropout(dropout, shared=shared_dropout)
         self.projections = nn.ModuleList(
             nn.Identity() if dim is None else Linear(in_dim, dim) for _ in range(count)
         )
