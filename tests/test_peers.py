@@ -60,7 +60,7 @@ def test_peers_keep_the_laws_and_learn(kind: Callable[..., Matcher]) -> None:
 
 
 def test_cca_finds_what_both_sides_share() -> None:
-    cca = CCA(dim=3, ridge=1e-3)
+    cca = CCA(dim=3, ridge=(1e-3, 1e-3))
     cca.fit([make_batch(300), make_batch(300, first=3)])
     assert evaluate(cca, gallery(cca, make_batch(32, first=1)))["rsum"] > 500
 

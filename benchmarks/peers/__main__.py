@@ -26,9 +26,9 @@ def peers() -> dict[str, Build]:
     """The peers that are trained by steps, each with its loss."""
     return {
         "pooled heads + InfoNCE": partial(PooledHeads, InfoNCELoss(0.05)),
-        "VSE++": partial(PooledHeads, TripletLoss(), warmup=60),
-        "VSE∞": partial(VSEInfinity, TripletLoss(), warmup=60),
-        "SCAN t2i": partial(SCAN, TripletLoss(), warmup=60, dim=512),
+        "VSE++": partial(PooledHeads, TripletLoss(), warmup=30),
+        "VSE∞": partial(VSEInfinity, TripletLoss(), warmup=30),
+        "SCAN t2i": partial(SCAN, TripletLoss(), warmup=30, dim=256),
     }
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("features", type=Path, help="folder that `itmkit extract` wrote")
     parser.add_argument("--captions", type=Path, required=True, help="Karpathy's dataset_*.json")
-    parser.add_argument("--steps", type=int, default=300, help="of every peer but CCA")
+    parser.add_argument("--steps", type=int, default=150, help="of every peer but CCA")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="val", help="to measure recall on")
     parser.add_argument("--only", nargs="*", help="names of peers; all by default")
@@ -88,8 +88,8 @@ def trained(build: Build, data: ImageTextData, steps: int) -> Matcher:
     matcher = build(
         image_dim=batch.images.features.shape[-1],
         text_dim=batch.texts.inputs.shape[-1],
-        optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-2),
-        lr_scheduler=partial(WarmupCosine, warmup_steps=30),
+        optimizer=partial(torch.optim.AdamW, lr=3e-3, weight_decay=1e-2),
+        lr_scheduler=partial(WarmupCosine, warmup_steps=0.1),
         lr_scheduler_interval="step",
         warmup_unit="step",
     )

@@ -44,7 +44,7 @@ class PooledHeads(Matcher):
         image_dim: int,
         text_dim: int,
         *,
-        dim: int = 1024,
+        dim: int = 512,
         dropout: tuple[float, float] = (0.5, 0.1),
         **kwargs: Any,
     ) -> None:
@@ -124,11 +124,14 @@ class CCA(Matcher):
 
     Args:
         dim: number of directions that are kept.
-        ridge: added to the diagonal of either covariance, as a share of its mean.
+        ridge: added to the diagonal of the covariance of the image features and of that of the text
+            features, as a share of its mean.
         power: of the correlations.
     """
 
-    def __init__(self, *, dim: int = 256, ridge: float = 0.1, power: float = 2.0) -> None:
+    def __init__(
+        self, *, dim: int = 128, ridge: tuple[float, float] = (2.0, 0.1), power: float = 0.5
+    ) -> None:
         super().__init__()
         self.dim, self.ridge, self.power = dim, ridge, power
         self.image_side = self.text_side = _Projection(torch.zeros(()), torch.zeros(()))
@@ -147,7 +150,7 @@ class CCA(Matcher):
         image, text = torch.cat(images).double(), torch.cat(texts).double()
         means = image.mean(0), text.mean(0)
         image, text = image - means[0], text - means[1]
-        white = _whitening(image, self.ridge), _whitening(text, self.ridge)
+        white = _whitening(image, self.ridge[0]), _whitening(text, self.ridge[1])
         cross = white[0] @ (image.T @ text / len(text)) @ white[1]
         left, correlation, right = torch.linalg.svd(cross, full_matrices=False)
         scale = correlation[: self.dim] ** self.power
