@@ -66,3 +66,9 @@ def test_every_tutorial_is_on_the_start_page() -> None:
     scripts = {path.stem for path in (ROOT / "docs/tutorials").glob("*.py")} - {"extension"}
     assert scripts
     assert all(f"\ntutorials/made/{name}\n" in index for name in scripts)
+
+
+def test_every_page_is_on_the_start_page() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert [name for name in sorted(pages) if f"\n{name}\n" not in index] == []
