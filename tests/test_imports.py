@@ -18,6 +18,7 @@ LAYERS = {
     "doctor": 3,
     "report": 3,
     "data_audit": 3,
+    "export": 3,
     "retriever": 3,
     "training": 3,
     "testing": 3,

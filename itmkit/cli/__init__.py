@@ -41,6 +41,10 @@ COMMANDS = {
         "show versions, devices, extras and caches, and what a configuration would download",
         "doctor:doctor",
     ),
+    "export": (
+        "write a trained model as ONNX files, checked against the model",
+        "export:export",
+    ),
     "configs": (
         "list the shipped configurations, or print one: configs show NAME",
         "configs:configs",

@@ -61,9 +61,9 @@ class Encoding:
             if not isinstance(value, Tensor) or value.ndim == 0:
                 given = "a tensor without rows" if isinstance(value, Tensor) else type_of(value)
                 raise InputError(f"{name} is {given}; expected a tensor with one row per item")
-            rows = rows or (name, len(value))
-            if len(value) != rows[1]:
-                raise InputError(f"{name} has {len(value)} rows, but {rows[0]} has {rows[1]}")
+            rows = rows or (name, value.shape[0])  # len would fix it in an export
+            if value.shape[0] != rows[1]:
+                raise InputError(f"{name} has {value.shape[0]} rows, but {rows[0]} has {rows[1]}")
             if name.endswith("mask") and (value.dtype != torch.bool or value.ndim != 2):
                 raise InputError(
                     f"{name} is {type_of(value)} of the shape {tuple(value.shape)}; expected a "

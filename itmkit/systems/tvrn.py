@@ -143,7 +143,7 @@ def _relations(images: Images, tokens: Tensor) -> Tensor:
         return images.relations
     if images.features.ndim == 4:  # the cells of a grid do not overlap
         return torch.eye(tokens.shape[1], dtype=tokens.dtype, device=tokens.device).expand(
-            len(tokens), -1, -1
+            tokens.shape[0], -1, -1
         )
     raise InputError(
         "images.relations is None; expected a tensor with region features: set "

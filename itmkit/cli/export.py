@@ -1,0 +1,55 @@
+"""``itmkit export``: a trained model as ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
+
+from itmkit.checks import InputError
+from itmkit.cli.parser import OneLineParser
+
+
+def export_run(
+    run: str, *, to: Literal["onnx"] = "onnx", output: Path | None = None, batches: int = 4
+) -> None:
+    """Write the image encoder, the text encoder and the scores of a run as ONNX files.
+
+    They take what the model takes: normalised pixels or region features, and token ids. They are
+    run on the validation split of the run, and kept only if they compute what the model does.
+
+    Args:
+        run: NAME of a run (for runs/NAME/latest), or its folder; its data must be there.
+        to: form of the files.
+        output: folder of the files; where null, ``onnx`` in that of the run.
+        batches: of the validation split, to compare on.
+    """
+    from itertools import islice
+
+    from itmkit.export import CERTIFICATE, export_onnx
+    from itmkit.retriever.names import RUNS
+    from itmkit.systems import load_run
+
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file():
+        found = [one / "latest" for one in (folder, RUNS / run) if (one / "latest").exists()]
+        if not found:
+            raise InputError(f"run is {run!r}; expected the folder or the name of a run")
+        folder = found[0]
+    model, data = load_run(folder)
+    target = output or folder / "onnx"
+    loader = islice(iter(data.val_dataloader()), batches)
+    certificate = export_onnx(model, [(batch.images, batch.texts) for batch in loader], target)
+    largest, gallery = certificate["largest_difference"], certificate["gallery"]
+    print(
+        f"{len(certificate['files'])} files: {target}\nlargest difference to the model: "
+        f"{largest:.1e}, the same best {gallery['top']} of {gallery['images']} images and "
+        f"{gallery['texts']} captions ({target / CERTIFICATE})"
+    )
+
+
+def export(words: Sequence[str]) -> None:
+    """Run the command with the words after ``itmkit export``."""
+    auto_cli(export_run, args=list(words), prog="itmkit export", parser_class=OneLineParser)
