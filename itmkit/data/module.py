@@ -256,7 +256,7 @@ class ImageTextData(LightningDataModule):
             dataset = self.dataset(name)
             if len(dataset) == 0:
                 raise InputError(f"split {name!r} has no images; expected at least one")
-            self._warn_of_shared_photos(name, dataset)
+            self._warn_of_shared_photos(dataset)
             self._splits[name] = dataset
         return self._splits[name]
 
@@ -453,17 +453,17 @@ class ImageTextData(LightningDataModule):
             self._token_files[split] = file
         return self._token_files[split]
 
-    def _warn_of_shared_photos(self, split: str, dataset: ImageTextDataset) -> None:
+    def _warn_of_shared_photos(self, dataset: ImageTextDataset) -> None:
         if not isinstance(dataset.source, PhotoFolder):
             return  # names of others may be numbers of rows
         photos = {dataset.source.folder / name for name in dataset.names}
         for other, theirs in self._photos.items():
-            if shared := sorted(photos & theirs):
+            if other != dataset.split and (shared := sorted(photos & theirs)):
                 rank_zero_warn(
-                    f"the splits {other!r} and {split!r} share {len(shared)} photos, such as "
+                    f"the splits {other!r} and {dataset.split!r} share {len(shared)} photos, such as "
                     f"{shared[0]}: recall on what was trained on means nothing"
                 )
-        self._photos[split] = photos
+        self._photos[dataset.split] = photos
 
     def _warn_of_unknown(self, split: str) -> None:
         unk_id = self.tokenizer.unk_id

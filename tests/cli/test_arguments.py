@@ -83,7 +83,7 @@ def test_the_known_options_are_those_of_the_parsers(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("tset", "search, configs. Did you mean 'test'?"),
+        ("tset", "configs. Did you mean 'test'?"),
         ("fit --confg tiny.yaml", ". Did you mean '--config'?"),
         (
             "fit --trainr.max_epochs=3 --config tiny.yaml",
