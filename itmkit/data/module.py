@@ -460,8 +460,8 @@ class ImageTextData(LightningDataModule):
         for other, theirs in self._photos.items():
             if other != dataset.split and (shared := sorted(photos & theirs)):
                 rank_zero_warn(
-                    f"the splits {other!r} and {dataset.split!r} share {len(shared)} photos, such as "
-                    f"{shared[0]}: recall on what was trained on means nothing"
+                    f"the splits {other!r} and {dataset.split!r} share {len(shared)} photos, "
+                    f"such as {shared[0]}: recall on what was trained on means nothing"
                 )
         self._photos[dataset.split] = photos
 

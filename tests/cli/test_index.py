@@ -87,7 +87,7 @@ def test_shards(
         (["index", ".", "--model", "org/clip"], "model 'org/clip' is no run; expected a folder as"),
         (["index", ".", "--model", "mine", "--shard", "2"], "shard is '2'; expected i/k"),
         (["search", "nothing", "a dog"], "index is 'nothing': neither an index nor a run"),
-        (["index", ".", "--model", "mine", "--device", "gpu"], "device is 'gpu'; expected one of this machine"),
+        (["index", ".", "--model", "mine", "--device", "gpu"], "device is 'gpu'; expected one"),
         (["search", "nothing"], "query is null; expected a sentence, or --image"),
     ],
 )
