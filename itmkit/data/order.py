@@ -127,13 +127,18 @@ class EpochOrder(DistributedSampler[Any]):
         self.sizes = sizes
         #: how many batches of the next pass are left out, because they were seen before
         self.skip = 0
+        #: rows ``(total_size,)`` of the next passes, chosen by somebody else; None: a new order
+        self.chosen: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, start = self._drawn_epoch(), self.skip
         generator = Generator().manual_seed(mixed_seed(self.seed, epoch))
-        order = torch.randperm(self.length, generator=generator)[: self.total_size]
-        if self.bucket_batches > 1 and self.sizes is not None:
-            order = self._bucketed(order, self.sizes, generator)
+        if self.chosen is not None:
+            order = self.chosen
+        else:
+            order = torch.randperm(self.length, generator=generator)[: self.total_size]
+            if self.bucket_batches > 1 and self.sizes is not None:
+                order = self._bucketed(order, self.sizes, generator)
         mine = order.reshape(self.batches, self.num_replicas, self.batch_size)[:, self.rank]
         return ((epoch, row) for row in mine[start:].flatten().tolist())
 

@@ -8,6 +8,7 @@ from itmkit.losses.group_triplet import GroupTripletLoss
 from itmkit.losses.hect import HECTLoss
 from itmkit.losses.hinge_cross_entropy import HingeCrossEntropyLoss
 from itmkit.losses.info_nce import InfoNCELoss
+from itmkit.losses.row_cross_entropy import RowCrossEntropyLoss
 from itmkit.losses.scores import ScoreLoss
 from itmkit.losses.siglip import SigLIPLoss
 from itmkit.losses.triplet import TripletLoss
@@ -21,6 +22,7 @@ __all__ = [
     "HingeCrossEntropyLoss",
     "InfoNCELoss",
     "MomentumDistillationLoss",
+    "RowCrossEntropyLoss",
     "ScoreLoss",
     "SigLIPLoss",
     "TripletLoss",

@@ -6,6 +6,7 @@ from itmkit.losses.group_triplet import group_triplet_loss
 from itmkit.losses.hect import hect_from_similarities, hect_loss
 from itmkit.losses.hinge_cross_entropy import hinge_cross_entropy_loss
 from itmkit.losses.info_nce import info_nce_loss
+from itmkit.losses.row_cross_entropy import row_cross_entropy_loss
 from itmkit.losses.siglip import siglip_loss
 from itmkit.losses.triplet import triplet_loss
 
@@ -17,6 +18,7 @@ __all__ = [
     "hect_loss",
     "hinge_cross_entropy_loss",
     "info_nce_loss",
+    "row_cross_entropy_loss",
     "siglip_loss",
     "similarity_distillation_loss",
     "triplet_loss",

@@ -21,11 +21,11 @@ def info_nce_loss(
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The loss of a score matrix; formula and arguments: :class:`InfoNCELoss`."""
-    costs = partial(_costs, temperature=temperature)
+    costs = partial(info_nce_costs, temperature=temperature)
     return both_directions(costs, scores, positives, reduction)
 
 
-def _costs(rows: Rows, temperature: float | Tensor) -> Costs:
+def info_nce_costs(rows: Rows, temperature: float | Tensor) -> Costs:
     rows = rows._replace(scores=rows.scores / temperature)
     if rows.scores.numel() == 0:
         return Costs(rows.scores.sum(), 0)
@@ -97,7 +97,7 @@ class InfoNCELoss(ScoreLoss):
         return self.log_temperature.clamp(min=math.log(0.01)).exp()
 
     def costs(self, rows: Rows) -> Costs:
-        return _costs(rows, self.temperature)
+        return info_nce_costs(rows, self.temperature)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:.4g}, reduction={self.reduction!r}"

@@ -18,6 +18,7 @@ from itmkit.nn.encoders.transformer_levels import TransformerLevels
 from itmkit.nn.encoders.transformer_text import TransformerText
 from itmkit.nn.encoders.two_part_gru import TwoPartGRU
 from itmkit.nn.encoders.word_embedding import WordEmbedding
+from itmkit.nn.fusion.cross_attention_fusion import CrossAttentionFusion
 from itmkit.nn.fusion.fusion_encoder import FusionEncoder
 from itmkit.nn.fusion.matching_head import MatchingHead
 from itmkit.nn.layers.masked_batch_norm import MaskedBatchNorm
@@ -37,6 +38,7 @@ __all__ = [
     "BagOfWords",
     "BiGRU",
     "ClipModel",
+    "CrossAttentionFusion",
     "CrossAttentionSimilarity",
     "ExternalSpatialAttention",
     "FeatureDiscriminability",

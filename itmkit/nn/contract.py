@@ -1,4 +1,4 @@
-"""What a system asks of an encoder of images or of captions."""
+"""What a system asks of an encoder of images, of captions, or of pairs of both."""
 
 from __future__ import annotations
 
@@ -38,6 +38,31 @@ class LevelsEncoder(Encoder, Protocol):
     """An encoder that gives a list of :class:`Tokens`, one a level, all of width ``dim``."""
 
     levels: int
+
+
+@runtime_checkable
+class Fusion(Protocol):
+    """An ``nn.Module`` that reads an image and a caption together.
+
+    Called with ``(image_vector, image_tokens, image_mask, text_vector, text_tokens, text_mask,
+    pairs=None)``, it gives two read-outs ``(P, dim)``, and by ``pair_score`` a score ``(P,)``. The
+    rows of ``pairs`` ``(P, 2)`` are an image and a caption; None: row i of both.
+    """
+
+    dim: int
+
+    def pair_score(
+        self,
+        image_vector: Tensor,
+        image_tokens: Tensor,
+        image_mask: Tensor | None,
+        text_vector: Tensor,
+        text_tokens: Tensor,
+        text_mask: Tensor | None,
+        *,
+        pairs: Tensor | None = None,
+    ) -> Tensor:
+        """Scores ``(P,)``, at least fp32."""
 
 
 def encoder_width(name: str, encoder: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from itmkit.metrics import PROTOCOLS, Protocol, QueryRanks, bootstrap_recall
 from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.fit_second_stage import FittedStage, fit_second_stage
 from itmkit.retrieval.model import RetrievalModel
 from itmkit.retrieval.rank import evaluate, rank_queries
 from itmkit.retrieval.report import (
@@ -18,6 +19,7 @@ __all__ = [
     "PROTOCOLS",
     "Encoding",
     "EvaluatedOn",
+    "FittedStage",
     "Gallery",
     "Protocol",
     "QueryRanks",
@@ -29,6 +31,7 @@ __all__ = [
     "evaluate",
     "evaluating",
     "evaluation_rows",
+    "fit_second_stage",
     "pair_scores",
     "rank_queries",
     "recall_table",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ from itmkit.metrics.functional import relevant_pairs
 from itmkit.metrics.protocol import Protocol, find_protocol
 from itmkit.metrics.query_ranks import QueryRanks, query_ranks, recall_of_folds
 from itmkit.metrics.ranks import Ranks, near_diagonal, ranks_by_tile, tied_from
+from itmkit.retrieval.blend import blend
 from itmkit.retrieval.candidates import Best, Candidates
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.model import RetrievalModel
-from itmkit.retrieval.score import pair_scores, score_block, second_stage
+from itmkit.retrieval.score import SecondStage, pair_scores, score_block, second_stage
 
 
 def evaluate(
@@ -131,13 +133,76 @@ def _rank(
     matcher: RetrievalModel,
     gallery: Gallery,
     relevance: Tensor | None,
-    stage: tuple[int, float],
+    stage: SecondStage,
     chunk_size: int,
     *,
     shared: bool,
 ) -> QueryRanks:
     """The ranks of one gallery; see :func:`rank_queries`."""
-    top_k, weight = stage
+    ranked = rank_both_stages(matcher, gallery, relevance, stage.top_k, chunk_size, shared=shared)
+    return ranked.query_ranks(stage)
+
+
+class Reranked(NamedTuple):
+    """The queries of one direction by their global scores, and their candidates by both stages."""
+
+    ranks: Ranks
+    """By global scores, of ``q`` queries."""
+    candidates: Candidates
+    """Their ``k`` best items."""
+    second: Tensor
+    """``(q, k)`` pair scores of these."""
+    match: Tensor
+    """bool ``(q, k)``, which of these match."""
+
+    def by(self, stage: SecondStage) -> Ranks:
+        """Ranks after the first ``top_k`` candidates took the order of the blended score."""
+        found, k = self.candidates, stage.top_k
+        if not k:
+            return self.ranks
+        if k < found.rows.shape[1]:
+            found = Candidates(found.rows[:, :k], found.scores[:, :k], found.scores[:, k])
+        return _reranked(found, self.second[:, :k], self.match[:, :k], stage, self.ranks)
+
+
+class RankedGallery(NamedTuple):
+    """Both directions of a gallery, for any number of candidates and weight of the second stage."""
+
+    gallery: Gallery
+    matches: Tensor
+    """``(p, 2)`` int64, the image row and the caption row of what matches."""
+    i2t: Reranked | Ranks
+    """Of images; ranks alone without candidates."""
+    t2i: Reranked | Ranks
+    """Of captions."""
+
+    def ranks(self, stage: SecondStage) -> tuple[Ranks, Ranks]:
+        """The ranks of all images, and of all captions."""
+        i2t, t2i = self.i2t, self.t2i
+        return (
+            i2t.by(stage) if isinstance(i2t, Reranked) else i2t,
+            t2i.by(stage) if isinstance(t2i, Reranked) else t2i,
+        )
+
+    def query_ranks(self, stage: SecondStage) -> QueryRanks:
+        """The ranks of all queries."""
+        own = self.gallery
+        return query_ranks(*self.ranks(stage), self.matches, own.image_ids, own.text_image_ids)
+
+
+def rank_both_stages(
+    matcher: RetrievalModel,
+    gallery: Gallery,
+    relevance: Tensor | None,
+    top_k: int,
+    chunk_size: int,
+    *,
+    shared: bool,
+) -> RankedGallery:
+    """Global ranks of a gallery, and both scores of the ``top_k`` best candidates of each query.
+
+    See :func:`rank_queries` for the arguments.
+    """
     images, texts = gallery.images, gallery.texts
     n, m = len(images), len(texts)
     shared = shared and -(-n // chunk_size) * -(-m // chunk_size) >= world_size()  # blocks
@@ -169,30 +234,33 @@ def _rank(
         )
     place = order.argsort().to(ordered_t2i.ranks.device)
     t2i = Ranks(ordered_t2i.ranks[place], ordered_t2i.exact[place])
-    if top_k:
-        if shared:
-            for_images.share()
-            for_texts.share()
-        captions, photos = for_images.found(images.device), for_texts.found(images.device)
-        i2t, t2i = _second_stage(
-            matcher, gallery, (captions, photos), (i2t, t2i), matches, weight, chunk_size,
-            shared=shared,
-        )  # fmt: skip
-    return query_ranks(i2t, t2i, matches, gallery.image_ids, gallery.text_image_ids)
+    if not top_k:
+        return RankedGallery(gallery, matches, i2t, t2i)
+    if shared:
+        for_images.share()
+        for_texts.share()
+    captions, photos = for_images.found(images.device), for_texts.found(images.device)
+    second, match = _pair_scores(
+        matcher, gallery, (captions, photos), matches, chunk_size, shared=shared
+    )
+    return RankedGallery(
+        gallery,
+        matches,
+        Reranked(i2t, captions, second[0], match[0]),
+        Reranked(t2i, photos, second[1], match[1]),
+    )
 
 
-def _second_stage(
+def _pair_scores(
     matcher: RetrievalModel,
     gallery: Gallery,
     candidates: tuple[Candidates, Candidates],
-    ranks: tuple[Ranks, Ranks],
     matches: Tensor,
-    weight: float,
     chunk_size: int,
     *,
     shared: bool,
-) -> tuple[Ranks, Ranks]:
-    """Ranks of images and of captions after their candidates took the order of the blended score.
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Pair scores of the candidates of images and of captions, and which of them match.
 
     A pair that is a candidate in both directions is scored once.
     """
@@ -212,32 +280,27 @@ def _second_stage(
     else:
         second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
     match = torch.isin(keys, matches[:, 0] * m + matches[:, 1])
-    i2t, t2i = (
-        _reranked(found, second[place], match[place], weight, before)
-        for found, place, before in zip(
-            candidates,
-            places.split([captions.rows.numel(), photos.rows.numel()]),
-            ranks,
-            strict=True,
-        )
+    sides = places.split([captions.rows.numel(), photos.rows.numel()])
+    shapes = captions.rows.shape, photos.rows.shape
+    return (
+        [second[side].view(shape) for side, shape in zip(sides, shapes, strict=True)],
+        [match[side].view(shape) for side, shape in zip(sides, shapes, strict=True)],
     )
-    return i2t, t2i
 
 
 def _reranked(
-    candidates: Candidates, second: Tensor, match: Tensor, weight: float, ranks: Ranks
+    candidates: Candidates, second: Tensor, match: Tensor, stage: SecondStage, ranks: Ranks
 ) -> Ranks:
     """Ranks of the best matches after the candidates took the order of the blended score.
 
     Args:
         candidates: of ``q`` queries.
-        second: ``(q · k,)``, their pair scores.
-        match: ``(q · k,)`` bool, which of them match.
-        weight: share of the pair score.
+        second: ``(q, k)``, their pair scores.
+        match: bool ``(q, k)``, which of them match.
+        stage: how both scores are blended.
         ranks: by global scores.
     """
-    blended = (1 - weight) * candidates.scores + weight * second.view_as(candidates.rows)
-    match = match.view_as(candidates.rows)
+    blended = blend(candidates.scores, second, stage.weight, standardised=stage.standardised)
     left_out = candidates.left_out[:, None]
 
     def count(secure: Tensor, least: Callable[[Tensor], Tensor], ranks: Tensor) -> Tensor:

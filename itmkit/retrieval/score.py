@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -112,12 +114,28 @@ def score_block(matcher: RetrievalModel, images: Encoding, texts: Encoding) -> T
     return block
 
 
+class SecondStage(NamedTuple):
+    """How the best candidates of a query are put in order by a model's second stage."""
+
+    top_k: int
+    """How many candidates; 0 for none."""
+    weight: float
+    """Share of the pair score, in [0, 1]."""
+    standardised: bool
+    """Whether pair scores are brought to the scale of the global ones: :func:`blend`."""
+
+
 def second_stage(
     matcher: RetrievalModel, top_k: int | None, weight: float | None
-) -> tuple[int, float]:
-    """Number of candidates and weight of the pair score; without a weight, no candidates."""
+) -> SecondStage:
+    """The second stage of a model, with other numbers if given; without a weight, none.
+
+    Pair scores are standardised where the model has a true ``rerank_standardised``.
+    """
     top_k = matcher.rerank_top_k if top_k is None else top_k
     weight = matcher.rerank_weight if weight is None else weight
     check_count(0, top_k=top_k)
     check_share(weight=weight)
-    return (top_k if weight > 0 else 0), weight
+    # A model of somebody's own may do without.
+    standardised = bool(getattr(matcher, "rerank_standardised", False))
+    return SecondStage(top_k if weight > 0 else 0, weight, standardised)

@@ -11,6 +11,7 @@ from torch import Tensor
 from itmkit.checks import check_count, check_finite
 from itmkit.chunks import chunks
 from itmkit.metrics.ranks import tied_from
+from itmkit.retrieval.blend import blend
 from itmkit.retrieval.candidates import Best, FirstTied, tied_in_order
 from itmkit.retrieval.encode import evaluating
 from itmkit.retrieval.encoding import Encoding, check_encodings
@@ -99,7 +100,8 @@ def _search(
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each query, block by block."""
     check_count(k=k, chunk_size=chunk_size)
-    top_k, weight = second_stage(matcher, top_k, weight)
+    stage = second_stage(matcher, top_k, weight)
+    top_k = stage.top_k
     found: list[tuple[Tensor, Tensor]] = []
     for rows in chunks(len(queries), chunk_size):
         part = queries[rows]
@@ -122,7 +124,12 @@ def _search(
             sides = (own, head) if images_are_queries else (head, own)
             pairs = torch.stack([side.ravel() for side in sides], 1)
             second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
-            blended = (1 - weight) * values[:, :top_k] + weight * second.view_as(head)
+            blended = blend(
+                values[:, :top_k],
+                second.view_as(head),
+                stage.weight,
+                standardised=stage.standardised,
+            )
             blended, order = blended.sort(dim=1, descending=True, stable=True)
             blended, head, _ = tied_in_order(blended, head.gather(1, order))
             values = torch.cat([blended, values[:, top_k:]], 1)

@@ -14,6 +14,7 @@ from itmkit.losses import (
     HingeCrossEntropyLoss,
     InfoNCELoss,
     MomentumDistillationLoss,
+    RowCrossEntropyLoss,
     SigLIPLoss,
     TripletLoss,
     VectorLoss,
@@ -29,6 +30,7 @@ SCORE_LOSSES: dict[str, Callable[[], nn.Module]] = {
     "hinge_cross_entropy": HingeCrossEntropyLoss,
     "info_nce": partial(InfoNCELoss, 0.5),
     "info_nce_learnt": partial(InfoNCELoss, 0.5, learnt=True),
+    "row_cross_entropy": RowCrossEntropyLoss,
     "siglip": SigLIPLoss,
     "siglip_fixed": partial(SigLIPLoss, learnt=False),
 }

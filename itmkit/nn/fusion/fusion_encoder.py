@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count, check_dropout, check_positive, check_shape
-from itmkit.nn.functional import check_tokens
+from itmkit.checks import InputError, check_count, check_dropout, check_positive
+from itmkit.nn.fusion.sides import check_sides, pair_rows
 from itmkit.nn.layers.linear import Linear
 from itmkit.vectors import l2_normalize
 
@@ -35,6 +35,8 @@ class FusionEncoder(nn.Module):
         - image_vector, text_vector: ``(P, D)``
         - image_tokens: ``(P, N, D)``, image_mask: ``(P, N)`` bool, True on real tokens, or None
         - text_tokens: ``(P, L, D)``, text_mask: ``(P, L)`` likewise
+        - pairs: ``(P, 2)`` int64, an image row and a caption row each, where the rows of the two
+          sides are not those of the pairs; or None
         - output: ``(P, D)`` and ``(P, D)``
 
     Returns:
@@ -86,16 +88,15 @@ class FusionEncoder(nn.Module):
         text_vector: Tensor,
         text_tokens: Tensor,
         text_mask: Tensor | None,
+        *,
+        pairs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        check_tokens("image_tokens", image_tokens, self.dim, image_mask, "image_mask")
-        check_tokens("text_tokens", text_tokens, self.dim, text_mask, "text_mask")
-        pairs = image_tokens.shape[0]
-        check_shape((pairs, self.dim), image_vector=image_vector, text_vector=text_vector)
-        if text_tokens.shape[0] != pairs:
-            raise InputError(
-                f"text_tokens has {text_tokens.shape[0]} rows; expected {pairs}, one a pair as "
-                "image_tokens"
-            )
+        images = image_vector, image_tokens, image_mask
+        texts = text_vector, text_tokens, text_mask
+        check_sides(self.dim, *images, *texts, pairs=pairs)
+        image_rows, text_rows = pair_rows(pairs)
+        image_vector, image_tokens, image_mask = _rows(image_rows, *images)
+        text_vector, text_tokens, text_mask = _rows(text_rows, *texts)
         # Attention does not see the order, so both global positions come first: the last layer
         # then computes these two alone.
         parts = [image_vector.unsqueeze(1), text_vector.unsqueeze(1), image_tokens, text_tokens]
@@ -132,11 +133,12 @@ class FusionEncoder(nn.Module):
         text_vector: Tensor,
         text_tokens: Tensor,
         text_mask: Tensor | None,
+        *,
+        pairs: Tensor | None = None,
     ) -> Tensor:
         """Cosine ``(P,)`` of the two read-outs, at least fp32; arguments as those of forward."""
-        image_out, text_out = self(
-            image_vector, image_tokens, image_mask, text_vector, text_tokens, text_mask
-        )
+        images = image_vector, image_tokens, image_mask
+        image_out, text_out = self(*images, text_vector, text_tokens, text_mask, pairs=pairs)
         dtype = torch.promote_types(image_out.dtype, torch.float32)
         return (l2_normalize(image_out.to(dtype)) * l2_normalize(text_out.to(dtype))).sum(-1)
 
@@ -169,6 +171,12 @@ class FusionEncoder(nn.Module):
         weights = torch.stack([layer.attention(x, real) for layer, x, real in seen]).mean(0)
         weights = weights[:, words:, 2:words]
         return weights if text_mask is None else weights * text_mask.unsqueeze(-1)
+
+
+def _rows(
+    rows: Tensor | slice, vector: Tensor, tokens: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return vector[rows], tokens[rows], None if mask is None else mask[rows]
 
 
 class _Layer(nn.Module):

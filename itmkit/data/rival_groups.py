@@ -1,0 +1,128 @@
+"""Training rows in groups of pairs that are easily taken for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+_ROUNDS = 20  # of replacing what is true of another member of its group
+
+Relevance = Callable[[Tensor, Tensor], Tensor]
+"""Which captions are true of which images: rows ``(n,)`` and ``(m,)`` → bool ``(n, m)``."""
+
+
+@dataclass
+class Rivals:
+    """The wrong captions of every image, and the wrong images of every caption, most like it.
+
+    Args:
+        captions: ``(n, k)`` int32, rows of captions; -1 where there are no more.
+        caption_scores: ``(n, k)`` fp16, their scores.
+        images: ``(m, k)`` int32, rows of images; -1 where there are no more.
+        image_scores: ``(m, k)`` fp16, their scores.
+    """
+
+    captions: Tensor
+    caption_scores: Tensor
+    images: Tensor
+    image_scores: Tensor
+
+
+def rival_groups(
+    rivals: Rivals,
+    caption_images: Tensor,
+    relevance: Relevance,
+    *,
+    groups: int,
+    size: int,
+    temperature: float,
+    random_share: Tensor,
+    generator: Generator,
+) -> Tensor:
+    """Draw groups of captions, each with its image, that are hard to tell apart.
+
+    A group starts with a caption of its own, no two groups with the same. Of the other members half
+    are captions that its image is taken for, half are captions of images that it is taken for,
+    drawn with a probability in proportion to ``exp(score / temperature)``. So in a group every
+    image and every caption is right once and wrong for all others: nothing is learnt from how often
+    an image is among the negatives. No caption of a group is true of the image of another member.
+
+    Args:
+        rivals: of all images and captions.
+        caption_images: ``(m,)`` int64, the image of every caption.
+        relevance: which captions are true of which images.
+        groups: how many, at most m.
+        size: members of a group.
+        temperature: above 0; the smaller, the more of the hardest.
+        random_share: ``(groups,)``, the probability of a member of the group to be any caption.
+        generator: of all that is drawn.
+
+    Returns:
+        ``(groups, size)`` int64, rows of captions.
+    """
+    m = len(caption_images)
+    first = torch.randperm(m, generator=generator)[:groups]
+    of_image = size // 2
+    texts = _drawn(
+        rivals.captions[caption_images[first]],
+        rivals.caption_scores[caption_images[first]],
+        of_image,
+        temperature,
+        generator,
+    )
+    images = _drawn(
+        rivals.images[first], rivals.image_scores[first], size - 1 - of_image, temperature, generator
+    )
+    captions = _captions_of(images, caption_images, generator)
+    members = torch.cat([first[:, None], texts, captions], dim=1)
+
+    def replace(which: Tensor) -> None:
+        members[which] = torch.randint(m, (int(which.sum()),), generator=generator)
+
+    anywhere = torch.rand(groups, size - 1, generator=generator) < random_share[:, None]
+    replace(torch.nn.functional.pad(anywhere, (1, 0)) | (members < 0))
+    for _ in range(_ROUNDS):
+        clash = _true_of_others(members, caption_images, relevance)
+        if not clash.any():
+            break
+        replace(clash)
+    return members
+
+
+def _drawn(
+    rows: Tensor, scores: Tensor, count: int, temperature: float, generator: Generator
+) -> Tensor:
+    """Some of each row ``(g, k)``, none twice, in proportion to exp(score / temperature).
+
+    -1 where there are no more.
+    """
+    # Gumbel's trick: the largest of log weights plus this noise are such a draw.
+    uniform = torch.rand(rows.shape, generator=generator).clamp(min=1e-12)
+    keys = scores.float() / temperature - (-uniform.log()).log()
+    keys = keys.masked_fill(rows < 0, -torch.inf)
+    chosen = rows.gather(1, keys.topk(min(count, rows.shape[1]), dim=1).indices).long()
+    return torch.nn.functional.pad(chosen, (0, count - chosen.shape[1]), value=-1)
+
+
+def _captions_of(images: Tensor, caption_images: Tensor, generator: Generator) -> Tensor:
+    """A caption of each image, drawn; -1 for the image -1."""
+    order = caption_images.argsort(stable=True)
+    counts = caption_images.bincount()
+    starts = counts.cumsum(0) - counts
+    known = images.clamp(min=0)
+    which = (torch.rand(images.shape, generator=generator) * counts[known]).long()
+    return order[starts[known] + which].where(images >= 0, -1)
+
+
+def _true_of_others(members: Tensor, caption_images: Tensor, relevance: Relevance) -> Tensor:
+    """Bool ``(groups, size)``: members that share a true pair with one before them."""
+    groups, size = members.shape
+    clash = torch.zeros(groups, size, size, dtype=torch.bool)
+    for part in torch.arange(groups).split(max(1, 256 // size)):
+        rows = members[part].flatten()
+        pairs = relevance(caption_images[rows], rows).view(len(part), size, len(part), size)
+        clash[part] = pairs.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    return (clash | clash.mT).tril(-1).any(dim=2)
