@@ -44,9 +44,10 @@ LAYERS = {
     "pretrained": 0,
     "vectors": 0,
 }
-#: what a package may import from its own layer: retrieval needs batches and recall, and the cache
-#: of features what extracts them
+#: what a package may import from its own layer: retrieval needs batches and recall, the miner of
+#: negatives encodes and orders data, and the cache of features needs what extracts them
 BESIDE = {
+    "callbacks": ("itmkit.data", "itmkit.retrieval"),
     "retrieval": ("itmkit.data.batch", "itmkit.metrics"),
     "retriever": ("itmkit.report.explain",),
     "frozen_features": ("itmkit.extraction",),

@@ -1,4 +1,4 @@
-"""Parts of a model that are trained only from some epoch or step on."""
+"""Parts of a model that are trained only before or after some epoch or step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from itmkit.checks import InputError, TimeUnit, check_choice, check_count
 
 
 class FreezeUntil(Callback):
-    """Keep submodules frozen for the first epochs (or steps), then train them.
+    """Keep submodules frozen for the first epochs (or steps), then train them; or from a later one.
 
     While frozen, all of their parameters have no gradient and all of their modules are in eval
     mode. After that, and when the fit ends, each is what it was before: what its owner had frozen
@@ -32,8 +32,10 @@ class FreezeUntil(Callback):
 
     Args:
         submodules: dotted names, such as ``"image_encoder.backbone"``.
-        until: the first epoch, or optimizer step, in which they are trained, at least 0.
-        unit: what ``until`` counts, ``"epoch"`` or ``"step"``.
+        until: the first epoch, or optimizer step, in which they are trained again, at least 0; None
+            where they never are.
+        unit: what ``until`` and ``since`` count, ``"epoch"`` or ``"step"``.
+        since: the first epoch, or optimizer step, in which they are frozen, at least 0.
 
     Raises:
         InputError: for an argument out of its range; at the start of the fit, for a name that is
@@ -48,14 +50,19 @@ class FreezeUntil(Callback):
     def __init__(
         self,
         submodules: Sequence[str],
-        until: int = 10,
+        until: int | None = 10,
         unit: TimeUnit = "epoch",
+        *,
+        since: int = 0,
     ) -> None:
-        check_count(0, until=until)
+        check_count(0, since=since)
+        if until is not None:
+            check_count(0, until=until)
         check_choice("unit", unit, TimeUnit)
         self.submodules = check_names(submodules)
         self.until = until
         self.unit = unit
+        self.since = since
         self._frozen = False
         self._gradients: dict[nn.Parameter, bool] = {}  # while frozen: as before
         self._modes: dict[nn.Module, bool] = {}
@@ -74,7 +81,7 @@ class FreezeUntil(Callback):
     ) -> None:
         # Not by epoch: a run that resumes within one does not start it, and steps are within.
         now = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
-        frozen = now < self.until
+        frozen = self.since <= now and (self.until is None or now < self.until)
         if frozen != self._frozen:
             if frozen:
                 self._freeze(pl_module)

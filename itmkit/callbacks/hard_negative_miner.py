@@ -78,9 +78,7 @@ class HardNegativeMiner(Callback):
     ) -> None:
         check_count(2, group_size=group_size)
         check_count(top_k=top_k)
-        check_count(
-            0, start_epoch=start_epoch, every_n_epochs=every_n_epochs, hardening=hardening
-        )
+        check_count(0, start_epoch=start_epoch, every_n_epochs=every_n_epochs, hardening=hardening)
         check_positive(temperature=temperature)
         self.group_size = group_size
         self.top_k = top_k

@@ -348,7 +348,9 @@ class ImageTextData(LightningDataModule):
         images = EvaluationImages(**self._parts(split))
         options: dict[str, Any] = self._reading() | {"batch_size": self.eval_batch_size}
         if parts > 1:  # else a Trainer may share the rows out as it likes
-            length = -(-len(images.dataset) // (self.eval_batch_size * parts)) * self.eval_batch_size
+            length = (
+                -(-len(images.dataset) // (self.eval_batch_size * parts)) * self.eval_batch_size
+            )
             options["sampler"] = range(len(images.dataset))[part * length : (part + 1) * length]
         return Loader(images, **options)
 

@@ -74,7 +74,11 @@ def rival_groups(
         generator,
     )
     images = _drawn(
-        rivals.images[first], rivals.image_scores[first], size - 1 - of_image, temperature, generator
+        rivals.images[first],
+        rivals.image_scores[first],
+        size - 1 - of_image,
+        temperature,
+        generator,
     )
     captions = _captions_of(images, caption_images, generator)
     members = torch.cat([first[:, None], texts, captions], dim=1)

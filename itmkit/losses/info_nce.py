@@ -26,6 +26,7 @@ def info_nce_loss(
 
 
 def info_nce_costs(rows: Rows, temperature: float | Tensor) -> Costs:
+    """What the true pairs of some rows cost against the negatives of their rows."""
     rows = rows._replace(scores=rows.scores / temperature)
     if rows.scores.numel() == 0:
         return Costs(rows.scores.sum(), 0)

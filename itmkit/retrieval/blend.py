@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 _LEAST_SPREAD = 1e-5  # of scores around 1: below, scores differ by rounding alone

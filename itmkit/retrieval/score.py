@@ -125,9 +125,7 @@ class SecondStage(NamedTuple):
     """Whether pair scores are brought to the scale of the global ones: :func:`blend`."""
 
 
-def second_stage(
-    matcher: RetrievalModel, top_k: int | None, weight: float | None
-) -> SecondStage:
+def second_stage(matcher: RetrievalModel, top_k: int | None, weight: float | None) -> SecondStage:
     """The second stage of a model, with other numbers if given; without a weight, none.
 
     Pair scores are standardised where the model has a true ``rerank_standardised``.

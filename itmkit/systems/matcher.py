@@ -25,7 +25,14 @@ from itmkit.metrics.query_ranks import QueryRanks, recall_of_folds
 from itmkit.nn.layers.linear import linear
 from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
 from itmkit.pretrained import sources
-from itmkit.retrieval import Encoding, Gallery, Protocol, encode, rank_queries
+from itmkit.retrieval import (
+    Encoding,
+    Gallery,
+    Protocol,
+    encode,
+    fit_second_stage,
+    rank_queries,
+)
 from itmkit.systems.build import restore_system
 from itmkit.systems.explanation import Explanation
 from itmkit.systems.finite_loss import FiniteLoss
@@ -84,6 +91,12 @@ class Matcher(LightningModule, ABC):
         warmup_unit: ``epoch`` or ``step``.
         rerank_top_k: candidates of a query that the second stage puts in order; 0 for none.
         rerank_weight: share of the second stage's score in the order of the candidates, in [0, 1].
+            None: weight and number of candidates, at most ``rerank_top_k``, are fitted in every
+            validation of a fit, by :func:`~itmkit.retrieval.fit_second_stage`, and kept with the
+            checkpoint. ``val/held_out/…`` then has the rSum and R@1 of the half of the queries that
+            was not fitted on, by the first stage and by both. Before that, nothing is re-ranked.
+        rerank_standardised: whether the second stage's scores are brought to the mean and spread of
+            the first stage's over the candidates before they are mixed.
 
     Raises:
         InputError: if a number is out of its range; when a run starts, for callbacks that search
@@ -100,7 +113,8 @@ class Matcher(LightningModule, ABC):
         warmup: int = 0,
         warmup_unit: TimeUnit = "epoch",
         rerank_top_k: int = 0,
-        rerank_weight: float = 0.5,
+        rerank_weight: float | None = 0.5,
+        rerank_standardised: bool = False,
     ) -> None:
         super().__init__()
         check_count(0, warmup=warmup)
@@ -110,13 +124,21 @@ class Matcher(LightningModule, ABC):
         self.warmup_unit: TimeUnit = warmup_unit
         check_choice("lr_scheduler_interval", lr_scheduler_interval, TimeUnit)
         check_count(0, rerank_top_k=rerank_top_k)
-        check_share(rerank_weight=rerank_weight)
+        if rerank_weight is not None:
+            check_share(rerank_weight=rerank_weight)
+        elif not rerank_top_k:
+            raise InputError(
+                "rerank_weight is None, to be fitted, but rerank_top_k is 0; expected 1 or more"
+            )
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval: TimeUnit = lr_scheduler_interval
         self.lr_factors = dict(lr_factors or {})
         self.rerank_top_k = rerank_top_k
-        self.rerank_weight = rerank_weight
+        self.rerank_weight = rerank_weight or 0.0
+        self.rerank_standardised = rerank_standardised
+        #: most candidates that a fit of the second stage may choose; None where none is wanted
+        self.rerank_most = rerank_top_k if rerank_weight is None else None
         self.protocol: Protocol | str | int | None = None
         self.gallery_size = (0, 0)
         self.query_ranks: list[QueryRanks] = []
@@ -351,16 +373,38 @@ class Matcher(LightningModule, ABC):
 
     def _rank(self, gallery: Gallery, loader: Any) -> list[QueryRanks]:
         relevance = getattr(loader.dataset, "relevance", None)
+        relevance = relevance and relevance(gallery.image_ids, gallery.text_ids)
+        gallery = gallery.to(self.device)
         precision = self.trainer.precision_plugin
         mixed = isinstance(precision, MixedPrecision)
         with precision.forward_context() if mixed else nullcontext():  # as they were encoded
+            if self.fits_second_stage:
+                self._fit_second_stage(gallery, relevance)
             return rank_queries(
-                self,
-                gallery.to(self.device),
-                protocol=self.protocol,
-                relevance=relevance and relevance(gallery.image_ids, gallery.text_ids),
-                shared=True,
+                self, gallery, protocol=self.protocol, relevance=relevance, shared=True
             )
+
+    @property
+    def fits_second_stage(self) -> bool:
+        """Whether a validation is to find how many candidates are re-ranked, and the weight."""
+        fitting = self.trainer.state.fn == "fit" and self.rerank_most is not None
+        return fitting and self.second_stage_is_trained
+
+    @property
+    def second_stage_is_trained(self) -> bool:
+        """Whether :meth:`rerank` has learnt something that could be of use."""
+        return self.has_second_stage
+
+    def _fit_second_stage(self, gallery: Gallery, relevance: Tensor | None) -> None:
+        """Take the numbers that are best on half of the queries; log what they do on the others."""
+        fitted = fit_second_stage(
+            self, gallery, top_k=self.rerank_most or 1, relevance=relevance, shared=True
+        )
+        self.rerank_top_k, self.rerank_weight = fitted.top_k, fitted.weight
+        stages = {"first_stage": fitted.first_stage, "both_stages": fitted.both_stages}
+        for stage, recall in stages.items():
+            for name in ("i2t_r1", "t2i_r1", "rsum"):
+                self.log(f"val/held_out/{stage}_{name}", recall[name], add_dataloader_idx=False)
 
     # ------------------------------------------------------------------------------ checkpoint
 
@@ -370,6 +414,8 @@ class Matcher(LightningModule, ABC):
             if not parameter.isfinite().all():
                 raise InputError(f"nothing is saved: the weights of {name!r} are not finite")
         checkpoint["system"] = type(self).__name__
+        if self.rerank_most is not None:
+            checkpoint["second_stage"] = {"top_k": self.rerank_top_k, "weight": self.rerank_weight}
         if self.model_config is not None:
             checkpoint["model_config"] = self.model_config
         try:
@@ -380,6 +426,8 @@ class Matcher(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_system(checkpoint, type(self), name="the checkpoint")
+        if self.rerank_most is not None and (fitted := checkpoint.get("second_stage")):
+            self.rerank_top_k, self.rerank_weight = fitted["top_k"], fitted["weight"]
 
     @classmethod
     def load_from_checkpoint(

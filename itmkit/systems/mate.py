@@ -9,14 +9,21 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from itmkit.callbacks import MomentumTeacher
+from itmkit._internals import callbacks_of
+from itmkit.callbacks import FreezeUntil, HardNegativeMiner, MomentumTeacher
 from itmkit.checks import InputError, check_count, check_non_negative
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather, gather_all, rank, world_size
-from itmkit.losses import GroupTripletLoss, HECTLoss, MomentumDistillationLoss, SigLIPLoss
+from itmkit.losses import (
+    GroupTripletLoss,
+    HECTLoss,
+    MomentumDistillationLoss,
+    RowCrossEntropyLoss,
+    SigLIPLoss,
+)
 from itmkit.losses.kind import check_kind
-from itmkit.nn import ExternalSpatialAttention, FusionEncoder, MatchingHead, l2_normalize
-from itmkit.nn.contract import common_width
+from itmkit.nn import ExternalSpatialAttention, MatchingHead, l2_normalize
+from itmkit.nn.contract import Fusion, common_width
 from itmkit.nn.pooling.external_attention import pooled_shares
 from itmkit.precision import at_least_float32
 from itmkit.retrieval import Encoding
@@ -41,6 +48,10 @@ class MATE(Matcher):
       the image, that the global branch confuses it with most. With a ``matching_head``, the binary
       cross-entropy of its logits on the same pairs.
 
+    With ``fusion_start`` training has two stages: the global branch alone, and then, with that
+    frozen, the fusion branch alone. Without, both are trained together, and the fusion loss changes
+    the encoders too, as published.
+
     Each may be replaced (``--model.triplet itmkit.losses.InfoNCELoss``), or left out by a weight of
     0.
 
@@ -52,7 +63,8 @@ class MATE(Matcher):
     Args:
         image_encoder: images to tokens ``(B, N, D)``.
         text_encoder: captions to tokens ``(B, L, D)``.
-        fusion: encoder of pairs, of width D; None for a global branch alone.
+        fusion: encoder of pairs, of width D, such as :class:`FusionEncoder` (published) or
+            :class:`CrossAttentionFusion`; None for a global branch alone.
         matching_head: judges the read-outs of the fusion encoder; None for their cosine.
         views: views K of an image in a batch, and of its caption (``caption_views`` of the data).
         token_drop: probability in [0, 1) that a view of an image drops a token.
@@ -64,15 +76,24 @@ class MATE(Matcher):
         distillation: loss against the teacher, of the arguments of
             :class:`MomentumDistillationLoss`, which it is if None.
         fusion_loss: any loss of scores, for the pairs of the fusion branch: it gets a row for each
-            anchor, of the score of the true pair and that of the wrong one ``(a, 2)``. None:
-            HECT's core with the numbers of ``hect``; with a ``matching_head``, the binary
-            cross-entropy, which is :class:`SigLIPLoss` of temperature 1 and bias 0.
+            anchor, of the score of the true pair and that of the wrong one ``(a, 2)``, or with
+            ``fusion_group``, those of the group ``(a, G)``. None: HECT's core with the numbers of
+            ``hect``; with a ``matching_head``, the binary cross-entropy, which is
+            :class:`SigLIPLoss` of temperature 1 and bias 0; with a ``fusion_group``,
+            :class:`RowCrossEntropyLoss`.
         triplet_weight: weight of the loss, 0 to leave it out; so for all four.
         hect_weight: see ``triplet_weight``.
         distillation_weight: see ``triplet_weight``.
         fusion_weight: see ``triplet_weight``.
         fusion_pairs: how many pairs of a global batch train the fusion branch, spread evenly; None
             for all of them.
+        fusion_group: G, at least 2: each G adjacent pairs of a batch are compared with each other
+            alone, all with all, as a :class:`~itmkit.callbacks.HardNegativeMiner` with that
+            ``group_size`` brings them together; the ``batch_size`` is a multiple. None: each pair
+            with the hardest negatives of the global batch.
+        fusion_start: optimizer steps of the first stage, which has all losses but that of the
+            fusion branch; the second stage has that alone, and the global branch is frozen in
+            evaluation mode. None: one stage, with all losses.
         momentum: of the teacher, in [0, 1].
         queue_size: teacher vectors of earlier batches that the distillation compares with.
         warmup: see :class:`Matcher`; of the hinge.
@@ -94,7 +115,7 @@ class MATE(Matcher):
         self,
         image_encoder: nn.Module,
         text_encoder: nn.Module,
-        fusion: FusionEncoder | None = None,
+        fusion: nn.Module | None = None,
         *,
         matching_head: MatchingHead | None = None,
         views: int = 2,
@@ -108,6 +129,8 @@ class MATE(Matcher):
         distillation_weight: float = 1.0,
         fusion_weight: float = 1.0,
         fusion_pairs: int | None = None,
+        fusion_group: int | None = None,
+        fusion_start: int | None = None,
         momentum: float = 0.995,
         queue_size: int = 0,
         warmup: int = 1,
@@ -120,8 +143,15 @@ class MATE(Matcher):
         self.triplet = triplet or GroupTripletLoss(group_size=views)
         self.hect = hect or HECTLoss()
         self.distillation = distillation or MomentumDistillationLoss()
+        if fusion is not None and not isinstance(fusion, Fusion):
+            raise InputError(
+                f"fusion is a {type(fusion).__name__} without pair_score; expected a fusion "
+                "encoder as itmkit.nn.contract describes it"
+            )
         if fusion_loss is None and matching_head is not None:
             fusion_loss = SigLIPLoss(1.0, 0.0, learnt=False)
+        elif fusion_loss is None and fusion_group is not None:
+            fusion_loss = RowCrossEntropyLoss()
         self.fusion_loss = fusion_loss
         check_kind("scores", triplet=self.triplet)
         check_kind("vectors", hect=self.hect)
@@ -144,8 +174,19 @@ class MATE(Matcher):
         check_non_negative(**{f"{name}_weight": weight for name, weight in self.weights.items()})
         if fusion_pairs is not None:
             check_count(fusion_pairs=fusion_pairs)
+        if fusion_group is not None:
+            check_count(2, fusion_group=fusion_group)
+        if fusion_start is not None:
+            check_count(fusion_start=fusion_start)
+            if not self.weights["fusion"]:
+                raise InputError(
+                    f"fusion_start is {fusion_start}, but there is no fusion loss; expected a "
+                    "fusion encoder and a fusion_weight above 0"
+                )
         self.views = views
         self.fusion_pairs = fusion_pairs
+        self.fusion_group = fusion_group
+        self.fusion_start = fusion_start
         self.momentum = momentum
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
@@ -161,11 +202,16 @@ class MATE(Matcher):
         self.register_load_state_dict_post_hook(_count_anew)
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """The momentum teacher, where something is learnt from it."""
-        if not self.weights["distillation"]:
-            return []
-        taught = ["image_encoder", "text_encoder", "image_pool", "text_pool"]
-        return [MomentumTeacher(self.momentum, taught)]
+        """The momentum teacher, where something is learnt from it; what freezes each stage."""
+        branch = ["image_encoder", "text_encoder", "image_pool", "text_pool"]
+        callbacks: list[Callback] = []
+        if self.weights["distillation"]:
+            callbacks.append(MomentumTeacher(self.momentum, branch))
+        if self.fusion_start is not None:
+            heads = [name for name in ("fusion", "matching_head") if getattr(self, name)]
+            callbacks.append(FreezeUntil(heads, self.fusion_start, "step"))
+            callbacks.append(FreezeUntil(branch, None, "step", since=self.fusion_start))
+        return callbacks
 
     # ------------------------------------------------------------------------------- methods
 
@@ -186,11 +232,10 @@ class MATE(Matcher):
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         if self.fusion is None:
             return super().rerank(images, texts, pairs)
-        image, text = images[pairs[:, 0]], texts[pairs[:, 1]]
-        sides = (image.vector, image.tokens, image.mask, text.vector, text.tokens, text.mask)
+        sides = (images.vector, images.tokens, images.mask, texts.vector, texts.tokens, texts.mask)
         if self.matching_head is None:
-            return self.fusion.pair_score(*sides)
-        return at_least_float32(self.matching_head(*self.fusion(*sides)))
+            return self.fusion.pair_score(*sides, pairs=pairs)
+        return at_least_float32(self.matching_head(*self.fusion(*sides, pairs=pairs)))
 
     @property
     def has_second_stage(self) -> bool:
@@ -214,12 +259,22 @@ class MATE(Matcher):
             found.append(Explanation("attention", "fusion score", maps, float(score)))
         return found
 
+    @property
+    def second_stage_is_trained(self) -> bool:
+        first = self.fusion_start
+        return self.has_second_stage and (
+            first is None or not self.trained_less_than(first + 1, "step")
+        )
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if len(batch.texts) != self.views * len(batch.images):
             raise InputError(
                 f"the batch holds {len(batch.texts)} texts for {len(batch.images)} images; "
                 f"expected views={self.views} an image (caption_views of the data)"
             )
+        if self.fusion_start is not None and not self.trained_less_than(self.fusion_start, "step"):
+            return self._second_stage_loss(batch)
+        fuses = self.weights["fusion"] and self.fusion_start is None
         image_tokens, image_mask = self.image_encoder(batch.images.features, batch.images.mask)
         text_tokens, text_mask = self.text_encoder(batch.texts.inputs, batch.texts.mask)
         image = l2_normalize(self.image_pool(image_tokens, image_mask))
@@ -230,7 +285,7 @@ class MATE(Matcher):
             "image": image.reshape(own, -1),
             "text": text.reshape(own, -1),
         }
-        if self.weights["fusion"]:  # which takes one view of each pair
+        if fuses:  # which takes one view of each pair
             sides |= {"image_tokens": image_tokens, "text_tokens": text_tokens[:: self.views]}
             sides |= {"image_mask": image_mask}
             sides |= {"text_mask": None if text_mask is None else text_mask[:: self.views]}
@@ -248,12 +303,12 @@ class MATE(Matcher):
         if self.weights["distillation"]:
             taught = self._teach(batch, view_ids)
             terms["distillation"] = self.distillation(image, text, *taught, *self._queue())
-        if self.weights["fusion"]:
-            step, fields = self.views, batch_sides.items()
+        if fuses:
+            fields = batch_sides.items()
             terms["fusion"] = self._fusion_loss(
-                _encoding(image[::step], fields["image_tokens"], fields.get("image_mask")),
-                _encoding(text[::step], fields["text_tokens"], fields.get("text_mask")),
-                scores.detach()[::step, ::step].masked_fill(ids[:, None] == ids, -torch.inf),
+                _encoding(image[:: self.views], fields["image_tokens"], fields.get("image_mask")),
+                _encoding(text[:: self.views], fields["text_tokens"], fields.get("text_mask")),
+                ids,
             )
         terms["loss"] = sum(
             (self.weights[name] * term for name, term in terms.items()), scores.new_zeros(())
@@ -261,6 +316,15 @@ class MATE(Matcher):
         return terms
 
     # ------------------------------------------------------------------------------- training
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        for miner in callbacks_of(self.trainer, HardNegativeMiner):
+            if miner.group_size != self.fusion_group:
+                raise InputError(
+                    f"fusion_group is {self.fusion_group}; expected {miner.group_size}, the "
+                    "group_size of HardNegativeMiner"
+                )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -300,14 +364,54 @@ class MATE(Matcher):
         image, text, ids = (queue[: self._filled] for queue in queues)
         return image, text, ids
 
-    def _fusion_loss(self, image: Encoding, text: Encoding, candidates: Tensor) -> Tensor:
-        """Loss of the fusion branch on true pairs and the pairs most easily taken for true.
+    def _second_stage_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The fusion loss alone, on the encodings that a frozen global branch gives."""
+        first = slice(None, None, self.views)
+        texts, features = batch.texts, batch.texts.features
+        texts = Texts(
+            texts.ids[first], texts.mask[first], None if features is None else features[first]
+        )
+        image, text = self.encode_image(batch.images), self.encode_text(texts)
+        ids = Encoding(ids=batch.image_ids).gathered(sizes=batch.sizes).ids
+        term = self._fusion_loss(
+            image.gathered(sizes=batch.sizes), text.gathered(sizes=batch.sizes), ids
+        )
+        return {"fusion": term, "loss": self.weights["fusion"] * term}
 
-        Args:
-            image: global batch of n images.
-            text: their captions.
-            candidates: ``(n, n)`` global scores, -inf where the pair is true.
-        """
+    def _fusion_loss(self, image: Encoding, text: Encoding, ids: Tensor) -> Tensor:
+        """Loss of the fusion branch on the pairs of the global batch: n images, their captions."""
+        if self.fusion_group is not None and self.fusion_loss is not None:
+            return self._loss_of_groups(image, text, ids, self.fusion_group, self.fusion_loss)
+        return self._loss_of_hardest(image, text, ids)
+
+    def _loss_of_groups(
+        self, image: Encoding, text: Encoding, ids: Tensor, size: int, loss: nn.Module
+    ) -> Tensor:
+        """On all pairs of each group of adjacent rows."""
+        if len(ids) % size:
+            raise InputError(
+                f"the global batch has {len(ids)} pairs; expected a multiple of fusion_group={size}"
+            )
+        rows = torch.arange(len(ids), device=ids.device).view(-1, size)
+        count = min(len(rows), max(1, (self.fusion_pairs or len(ids)) // size))
+        rows = rows[torch.arange(count, device=ids.device) * len(rows) // count]
+        pairs = torch.stack(torch.broadcast_tensors(rows[:, :, None], rows[:, None]), dim=-1)
+        scores = self._shared_scores(image, text, pairs.reshape(-1, 2)).view(-1, size, size)
+        is_true = ids[rows][:, :, None] == ids[rows][:, None]
+        both = torch.cat([scores, scores.mT]).flatten(0, 1)  # a row an image, then a row a caption
+        result: Tensor = loss(both, is_true.repeat(2, 1, 1).flatten(0, 1))
+        return result
+
+    def _shared_scores(self, image: Encoding, text: Encoding, pairs: Tensor) -> Tensor:
+        """Pair scores, of which every process computes its share."""
+        shares = pairs.tensor_split(world_size())
+        scores = self.rerank(image, text, shares[rank()])
+        return gather(scores, sizes=[len(share) for share in shares])
+
+    def _loss_of_hardest(self, image: Encoding, text: Encoding, ids: Tensor) -> Tensor:
+        """On true pairs and the pairs of the batch most easily taken for true."""
+        candidates = cosine_scores(image.vector, text.vector).detach()
+        candidates = candidates.masked_fill(ids[:, None] == ids, -torch.inf)
         n = len(candidates)
         count = min(n, self.fusion_pairs or n)
         anchors = torch.arange(count, device=candidates.device) * n // count
@@ -316,10 +420,7 @@ class MATE(Matcher):
         pairs = torch.stack(
             [torch.cat([anchors, anchors, hard_image]), torch.cat([anchors, hard_text, anchors])], 1
         )
-        # Every process scores its share of the pairs.
-        shares = pairs.tensor_split(world_size())
-        scores = self.rerank(image, text, shares[rank()])
-        true, *wrong = gather(scores, sizes=[len(share) for share in shares]).chunk(3)
+        true, *wrong = self._shared_scores(image, text, pairs).chunk(3)
         positive, negative = true.repeat(2), torch.cat(wrong)
         valid = (candidates.amax(dim=1) > -torch.inf)[anchors].repeat(2)
         if self.fusion_loss is None:

@@ -29,9 +29,11 @@ from itmkit.checks import InputError, TimeUnit, check_count, check_share
 class WarmupCosine(LRScheduler):
     """Linear rise over ``warmup_steps``, then half a cosine to ``final`` at the end of the run.
 
-    After that the rate stays at ``final``. Where the length of the run is not known, it stays at
-    its peak after the rise, with a warning. A run that is resumed with another length, warm-up or
-    ``final`` continues with the rates of the new schedule from its current step on, with a warning.
+    After that the rate stays at ``final``. With ``restarts`` rise and fall begin anew at these
+    steps, and each fall ends where the next rise begins. Where the length of the run is not known,
+    it stays at its peak after the rise, with a warning. A run that is resumed with other settings
+    or another length continues with the rates of the new schedule from its current step on, with a
+    warning.
 
     Args:
         optimizer: whose learning rates are the peaks.
@@ -41,6 +43,8 @@ class WarmupCosine(LRScheduler):
             :class:`Matcher` gives the length of its run (:func:`run_length`); elsewhere call
             :meth:`set_length`.
         final: share of the peak that is left at the end, in [0, 1].
+        restarts: steps at which a rise begins anew, in ascending order, such as where a system
+            begins to train another part of itself.
 
     Raises:
         InputError: if a number is out of its range.
@@ -65,6 +69,7 @@ class WarmupCosine(LRScheduler):
         total_steps: int | None = None,
         *,
         final: float = 0.0,
+        restarts: Sequence[int] = (),
     ) -> None:
         if isinstance(warmup_steps, float):
             check_share(warmup_steps=warmup_steps)
@@ -77,9 +82,14 @@ class WarmupCosine(LRScheduler):
                     f"total_steps is {total_steps}; expected more than warmup_steps={warmup_steps}"
                 )
         check_share(final=final)
+        for step in restarts:
+            check_count(restarts=step)
+        if list(restarts) != sorted(set(restarts)):
+            raise InputError(f"restarts is {list(restarts)}; expected steps in ascending order")
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
         self.final = final
+        self.restarts = list(restarts)
         self.length = total_steps
         self._saved: dict[str, Any] | None = None  # the settings of a checkpoint
         super().__init__(optimizer)
@@ -130,7 +140,9 @@ class WarmupCosine(LRScheduler):
             self._apply_settings()
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("warmup_steps", "final", "length")}
+        return {
+            name: getattr(self, name) for name in ("warmup_steps", "final", "length", "restarts")
+        }
 
     def _apply_settings(self) -> None:
         """Set the rates of the current step, unless they are restored and nothing has changed."""
@@ -157,21 +169,26 @@ class WarmupCosine(LRScheduler):
         return [rate * factor for rate in self.base_lrs]
 
     def _factor(self, step: int) -> float:
-        warmup = self._warmup()
+        start = max([0, *(restart for restart in self.restarts if restart <= step)])
+        ends = [*(restart for restart in self.restarts if restart > step), self.length]
+        known = [end for end in ends if end is not None]
+        length = max(min(known) - start, 1) if known else None
+        step -= start
+        warmup = self._warmup(length)
         if step < warmup:
             return (step + 1) / warmup
-        if self.length is None:
+        if length is None:
             return 1.0
-        done = min((step - warmup) / max(self.length - warmup, 1), 1.0)
+        done = min((step - warmup) / max(length - warmup, 1), 1.0)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
 
-    def _warmup(self) -> int:
-        """Steps of the rise."""
+    def _warmup(self, length: int | None) -> int:
+        """Steps of a rise, where it and its fall take so many."""
         if isinstance(self.warmup_steps, float):
-            return int(self.warmup_steps * (self.length or 0))
-        if self.length is None or self.warmup_steps < self.length:
+            return int(self.warmup_steps * (length or 0))
+        if length is None or self.warmup_steps < length:
             return self.warmup_steps
-        return self.length // 10
+        return length // 10
 
 
 def run_length(trainer: Trainer, unit: TimeUnit) -> int | None:

@@ -160,7 +160,10 @@ class CrossAttentionFusion(nn.Module):
         for layer in self.layers:
             x = layer(x, real)
         x = self.norm(x)
-        key, value = _heads(self.key_value(self.dropout(image)), self.num_heads).chunk(2, dim=-1)
+        key, value = (
+            _heads(part, self.num_heads)
+            for part in self.key_value(self.dropout(image)).chunk(2, dim=-1)
+        )
         query, expected = (
             _heads(linear(x), self.num_heads) for linear in (self.query, self.expected)
         )
@@ -204,9 +207,14 @@ class _Layer(nn.Module):
         self.mlp_out = xavier_linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
-        projected = _heads(self.query_key_value(self.norm_attention(x)), self.num_heads)
+        query, key, value = (
+            _heads(part, self.num_heads)
+            for part in self.query_key_value(self.norm_attention(x)).chunk(3, dim=-1)
+        )
         attended = F.scaled_dot_product_attention(
-            *projected.chunk(3, dim=-1),
+            query,
+            key,
+            value,
             attn_mask=None if real is None else real[:, None, None, :],
         )
         x = x + self.dropout(self.out(rearrange(attended, "p h n d -> p n (h d)")))
