@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 _ROUNDS = 20  # of replacing what is true of another member of its group
@@ -44,9 +45,9 @@ def rival_groups(
 ) -> Tensor:
     """Draw groups of captions, each with its image, that are hard to tell apart.
 
-    A group starts with a caption of its own, no two groups with the same. Of the other members half
-    are captions that its image is taken for, half are captions of images that it is taken for,
-    drawn with a probability in proportion to ``exp(score / temperature)``. So in a group every
+    A group starts with a caption of its own, no two groups with the same. The other members are
+    captions that its image is taken for, and captions of images that it is taken for, of different
+    images, drawn with a probability in proportion to ``exp(score / temperature)``. So in a group every
     image and every caption is right once and wrong for all others: nothing is learnt from how often
     an image is among the negatives. No caption of a group is true of the image of another member.
 
@@ -65,29 +66,23 @@ def rival_groups(
     """
     m = len(caption_images)
     first = torch.randperm(m, generator=generator)[:groups]
-    of_image = size // 2
-    texts = _drawn(
-        rivals.captions[caption_images[first]],
-        rivals.caption_scores[caption_images[first]],
-        of_image,
-        temperature,
-        generator,
+    own = caption_images[first]
+    pool = torch.cat(
+        [
+            rivals.captions[own].long(),
+            _captions_of(rivals.images[first].long(), caption_images, generator),
+        ],
+        dim=1,
     )
-    images = _drawn(
-        rivals.images[first],
-        rivals.image_scores[first],
-        size - 1 - of_image,
-        temperature,
-        generator,
-    )
-    captions = _captions_of(images, caption_images, generator)
-    members = torch.cat([first[:, None], texts, captions], dim=1)
+    scores = torch.cat([rivals.caption_scores[own], rivals.image_scores[first]], dim=1)
+    drawn = _drawn(pool, scores, own, caption_images, size - 1, temperature, generator)
+    members = torch.cat([first[:, None], drawn], dim=1)
 
     def replace(which: Tensor) -> None:
         members[which] = torch.randint(m, (int(which.sum()),), generator=generator)
 
     anywhere = torch.rand(groups, size - 1, generator=generator) < random_share[:, None]
-    replace(torch.nn.functional.pad(anywhere, (1, 0)) | (members < 0))
+    replace(F.pad(anywhere, (1, 0)) | (members < 0))
     for _ in range(_ROUNDS):
         clash = _true_of_others(members, caption_images, relevance)
         if not clash.any():
@@ -97,18 +92,29 @@ def rival_groups(
 
 
 def _drawn(
-    rows: Tensor, scores: Tensor, count: int, temperature: float, generator: Generator
+    pool: Tensor,
+    scores: Tensor,
+    own: Tensor,
+    caption_images: Tensor,
+    count: int,
+    temperature: float,
+    generator: Generator,
 ) -> Tensor:
-    """Some of each row ``(g, k)``, none twice, in proportion to exp(score / temperature).
+    """Captions of each row of a pool ``(g, p)``, of images that all differ; -1 where too few do.
 
-    -1 where there are no more.
+    Drawn in proportion to exp(score / temperature); ``own`` ``(g,)`` is an image to leave out.
     """
     # Gumbel's trick: the largest of log weights plus this noise are such a draw.
-    uniform = torch.rand(rows.shape, generator=generator).clamp(min=1e-12)
+    uniform = torch.rand(pool.shape, generator=generator).clamp(min=1e-12)
     keys = scores.float() / temperature - (-uniform.log()).log()
-    keys = keys.masked_fill(rows < 0, -torch.inf)
-    chosen = rows.gather(1, keys.topk(min(count, rows.shape[1]), dim=1).indices).long()
-    return torch.nn.functional.pad(chosen, (0, count - chosen.shape[1]), value=-1)
+    keys, order = keys.masked_fill(pool < 0, -torch.inf).sort(dim=1, descending=True)
+    pool = pool.gather(1, order)
+    images = caption_images[pool.clamp(min=0)]
+    seen = torch.stack([row[:, None] == row for row in images]).tril(-1).any(2)
+    keys = keys.masked_fill(seen | (images == own[:, None]), -torch.inf)
+    keys, places = keys.topk(min(count, keys.shape[1]), dim=1)
+    chosen = pool.gather(1, places).where(keys > -torch.inf, -1)
+    return F.pad(chosen, (0, count - chosen.shape[1]), value=-1)
 
 
 def _captions_of(images: Tensor, caption_images: Tensor, generator: Generator) -> Tensor:

@@ -5,30 +5,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fusion_pairs import pairs, rows
 from torch import Tensor
 
 from itmkit.nn import FusionEncoder
 
-Pairs = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
-
 
 def fusion(**kwargs: Any) -> FusionEncoder:
     return FusionEncoder(8, **{"num_layers": 2, "num_heads": 2, **kwargs})
-
-
-def pairs(dtype: torch.dtype = torch.float32) -> Pairs:
-    generator = torch.Generator().manual_seed(3)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    image_mask = torch.arange(5) < torch.tensor([5, 3, 0])[:, None]
-    text_mask = torch.arange(6) < torch.tensor([2, 6, 4])[:, None]
-    return draw(3, 8), draw(3, 5, 8), image_mask, draw(3, 8), draw(3, 6, 8), text_mask
-
-
-def rows(inputs: Pairs, index: slice) -> Pairs:
-    return tuple(None if x is None else x[index] for x in inputs)  # type: ignore[return-value]
 
 
 @torch.no_grad()
