@@ -47,9 +47,10 @@ def rival_groups(
 
     A group starts with a caption of its own, no two groups with the same. The other members are
     captions that its image is taken for, and captions of images that it is taken for, of different
-    images, drawn with a probability in proportion to ``exp(score / temperature)``. So in a group every
-    image and every caption is right once and wrong for all others: nothing is learnt from how often
-    an image is among the negatives. No caption of a group is true of the image of another member.
+    images, drawn with a probability in proportion to ``exp(score / temperature)``. So in a group
+    every image and every caption is right once and wrong for all others: nothing is learnt from how
+    often an image is among the negatives. No caption of a group is true of the image of another
+    member.
 
     Args:
         rivals: of all images and captions.

@@ -391,3 +391,12 @@ def test_ddp_wrappers_of_before_synchronise_nothing(ranks: list[dict[str, Any]],
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run_rank(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("until", [5, None])
+def test_frozen_from_a_step_on(until: int | None) -> None:
+    record = Record()
+    fit(Model(), FreezeUntil(["encoder.backbone"], until, "step", since=2), record)
+    expected = [step >= 2 and (until is None or step < until) for _, step, _ in record.seen]
+    assert [frozen for _, _, frozen in record.seen] == expected
+    assert set(expected) == {True, False}

@@ -20,6 +20,7 @@ from itmkit.losses import AdaptiveMarginTripletLoss
 from itmkit.nn import (
     BagOfWords,
     BiGRU,
+    CrossAttentionFusion,
     FeatureDiscriminability,
     FusionEncoder,
     MatchingHead,
@@ -115,6 +116,11 @@ def _mate(image: nn.Module, text: nn.Module, head: bool = False, **options: Any)
     return MATE(image, text, matching_head=head_of_pairs, token_drop=0.0, **options)
 
 
+def _mate_groups(image: nn.Module, text: nn.Module) -> MATE:
+    fusion = CrossAttentionFusion(DIM, num_heads=2, dropout=0.0)
+    return _mate(image, text, fusion=fusion, fusion_group=7)
+
+
 def _daim(image: nn.Module, text: nn.Module, kind: type[DAIM] = DAIM, **options: Any) -> DAIM:
     loss = AdaptiveMarginTripletLoss(margin=0.4, min_rows=2)
     return kind(image, text, loss=loss, **options)
@@ -151,6 +157,7 @@ SYSTEMS: dict[str, Case] = {
 VARIANTS: dict[str, Case] = {
     "mate_one_view": Case(partial(_mate, views=1, distillation_weight=0.0)),
     "mate_no_fusion": Case(partial(_mate, fusion=None), views=2),
+    "mate_groups": Case(_mate_groups, views=2),
     "mate_few_pairs": Case(partial(_mate, fusion_pairs=3), views=2),
     "daim_warming_up": Case(partial(_daim, warmup=1)),
     "tvrn_saf": Case(partial(_tvrn, reasoning="saf")),

@@ -4,11 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from quiet_trainer import quiet_trainer
 
 from itmkit.data import ImageTextData, ShapesDataset
 from itmkit.losses import GroupTripletLoss
-from itmkit.nn import BiGRU, FusionEncoder, RegionProjection, TimmGrid
+from itmkit.nn import BiGRU, CrossAttentionFusion, FusionEncoder, RegionProjection, TimmGrid
 from itmkit.retrieval import encode, evaluate, evaluating
 from itmkit.systems import MATE
 
@@ -97,6 +98,65 @@ def test_fusion_term_naive_loop_reference():
     torch.testing.assert_close(term, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_groups_naive_loop_reference():
+    fusion = CrossAttentionFusion(DIM, num_heads=2, dropout=0.0)
+    mate = make_mate(
+        fusion=fusion, fusion_group=3, triplet_weight=0, hect_weight=0, distillation_weight=0
+    ).eval()
+    batch = next(iter(make_data().train_dataloader()))
+    images, texts = mate.encode_image(batch.images), mate.encode_text(batch.texts)[::2]
+    term = mate._fusion_loss(images, texts, batch.image_ids)
+    costs = []
+    for first in (0, 3):
+        group = range(first, first + 3)
+        for i in group:
+            others = [j for j in group if batch.image_ids[j] != batch.image_ids[i]]
+            for wrong in ([(i, j) for j in others], [(j, i) for j in others]):
+                logits = mate.rerank(images, texts, torch.tensor([(i, i), *wrong]))
+                costs.append(-logits.log_softmax(0)[0])
+    assert len(set(batch.image_ids[:3].tolist())) == 3  # else another pair of a group is true
+    assert len(set(batch.image_ids[3:].tolist())) == 3
+    torch.testing.assert_close(term, torch.stack(costs).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_second_stage_trains_the_fusion_branch_alone_and_is_fitted(tmp_path):
+    mate = make_mate(
+        fusion=CrossAttentionFusion(DIM, num_heads=2),
+        fusion_start=2,
+        rerank_top_k=4,
+        rerank_weight=None,
+        rerank_standardised=True,
+    )
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            seen.append({n: v.clone() for n, v in mate.state_dict().items()})
+
+    trainer = quiet_trainer(tmp_path, max_steps=5, val_check_interval=5, callbacks=[Watch()])
+    trainer.fit(mate, make_data())
+    first, last = seen[1], seen[-1]
+    moved = {name.partition(".")[0] for name in first if not first[name].equal(last[name])}
+    assert moved == {"fusion"}
+    assert seen[0]["fusion.query.weight"].equal(first["fusion.query.weight"])
+    assert not seen[0]["image_pool.linear.weight"].equal(first["image_pool.linear.weight"])
+    assert trainer.callback_metrics["val/held_out/both_stages_rsum"] >= 0
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["second_stage"]
+    assert kept == {"top_k": mate.rerank_top_k, "weight": mate.rerank_weight}
+
+
+def test_a_fitted_second_stage_comes_with_the_checkpoint():
+    checkpoint = {"system": "MATE", "second_stage": {"top_k": 3, "weight": 0.2}}
+    given = make_mate(rerank_top_k=4, rerank_weight=0.7)
+    given.on_load_checkpoint(checkpoint)
+    assert (given.rerank_top_k, given.rerank_weight) == (4, 0.7)
+    fitted = make_mate(rerank_top_k=4, rerank_weight=None)
+    assert fitted.rerank_weight == 0
+    fitted.on_load_checkpoint(checkpoint)
+    assert (fitted.rerank_top_k, fitted.rerank_weight) == (3, 0.2)
+
+
 def test_an_untrained_model_ranks_by_chance_with_reranking():
     data = ImageTextData(partial(ShapesDataset, length=100, image_size=32), eval_batch_size=50)
     mate = make_mate(rerank_top_k=10, rerank_weight=1.0)
@@ -164,6 +224,9 @@ def test_parameter_groups_follow_lr_factors():
         ({"fusion": None, "rerank_top_k": 5}, "rerank_top_k is 5, but there is no fusion encoder"),
         ({"hect_weight": -1.0}, "hect_weight is -1.0; expected a finite number of at least 0"),
         ({"fusion_pairs": 0}, "fusion_pairs is 0; expected 1 or more"),
+        ({"fusion_group": 1}, "fusion_group is 1; expected 2 or more"),
+        ({"fusion_start": 3, "fusion": None}, "fusion_start is 3, but there is no fusion loss"),
+        ({"rerank_weight": None}, "rerank_weight is None, to be fitted, but rerank_top_k is 0"),
         ({"rerank_weight": 1.5}, r"rerank_weight is 1.5; expected a number in \[0, 1\]"),
     ],
 )

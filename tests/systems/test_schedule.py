@@ -45,6 +45,18 @@ def rates_of(schedule, steps):
     return rates
 
 
+def test_restarts_begin_rise_and_fall_anew():
+    alone = rates_of(WarmupCosine(optimizer(), 2, 6), 6)
+    schedule = WarmupCosine(optimizer(), 2, 12, restarts=[6])
+    assert rates_of(schedule, 12) == pytest.approx(alone + alone)
+
+
+@pytest.mark.parametrize("restarts", [[6, 6], [6, 3]])
+def test_error_of_restarts(restarts):
+    with pytest.raises(InputError, match=r"restarts is .*; expected steps in ascending order"):
+        WarmupCosine(optimizer(), 2, 12, restarts=restarts)
+
+
 class Rates(Callback):
     """Notes the rates of all groups, an item a step."""
 
