@@ -357,7 +357,7 @@ class Matcher(LightningModule, ABC):
             loaders = list(loaders.values())
         for index, loader in enumerate(loaders if isinstance(loaders, Sequence) else [loaders]):
             gallery = Gallery.gathered(evaluated.get(index, []))
-            folds = self._rank(gallery, loader)
+            folds = self._rank(gallery, loader, fits=index == 0)
             if index == 0:
                 self.gallery_size = (len(gallery.images), len(gallery.texts))
                 self.query_ranks = folds
@@ -371,15 +371,17 @@ class Matcher(LightningModule, ABC):
                     add_dataloader_idx=False,  # it is in the name
                 )
 
-    def _rank(self, gallery: Gallery, loader: Any) -> list[QueryRanks]:
+    def _rank(self, gallery: Gallery, loader: Any, *, fits: bool) -> list[QueryRanks]:
         relevance = getattr(loader.dataset, "relevance", None)
         relevance = relevance and relevance(gallery.image_ids, gallery.text_ids)
         gallery = gallery.to(self.device)
         precision = self.trainer.precision_plugin
         mixed = isinstance(precision, MixedPrecision)
         with precision.forward_context() if mixed else nullcontext():  # as they were encoded
-            if self.fits_second_stage:
-                self._fit_second_stage(gallery, relevance)
+            if fits and self.fits_second_stage:
+                ranks = self._fit_second_stage(gallery, relevance)
+                if self.protocol is None:
+                    return [ranks]
             return rank_queries(
                 self, gallery, protocol=self.protocol, relevance=relevance, shared=True
             )
@@ -395,7 +397,7 @@ class Matcher(LightningModule, ABC):
         """Whether :meth:`rerank` has learnt something that could be of use."""
         return self.has_second_stage
 
-    def _fit_second_stage(self, gallery: Gallery, relevance: Tensor | None) -> None:
+    def _fit_second_stage(self, gallery: Gallery, relevance: Tensor | None) -> QueryRanks:
         """Take the numbers that are best on half of the queries; log what they do on the others."""
         fitted = fit_second_stage(
             self, gallery, top_k=self.rerank_most or 1, relevance=relevance, shared=True
@@ -405,6 +407,7 @@ class Matcher(LightningModule, ABC):
         for stage, recall in stages.items():
             for name in ("i2t_r1", "t2i_r1", "rsum"):
                 self.log(f"val/held_out/{stage}_{name}", recall[name], add_dataloader_idx=False)
+        return fitted.ranks
 
     # ------------------------------------------------------------------------------ checkpoint
 

@@ -139,6 +139,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Sizes], Inputs]]] = {
     "BiGRU two layers": (lambda: parts.BiGRU(20, 6, D, num_layers=2), _words),
     "ClipModel": (lambda: TwoTowers("clip"), _clip),
     "ClipModel siglip": (lambda: TwoTowers("siglip"), _clip),
+    "CrossAttentionFusion": (lambda: parts.CrossAttentionFusion(D, 1, 2), _pairs),
     "CrossAttentionSimilarity": (lambda: parts.CrossAttentionSimilarity("both"), _both),
     "CrossAttentionSimilarity smooth": (
         lambda: parts.CrossAttentionSimilarity("t2i", smooth=30.0, chunk_elements=1),
