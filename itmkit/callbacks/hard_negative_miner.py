@@ -58,7 +58,8 @@ class HardNegativeMiner(Callback):
 
     Raises:
         InputError: for a number out of its range; when a run starts, for data that is no
-            :class:`~itmkit.data.ImageTextData`, has ``bucket_batches``, or another ``batch_size``.
+            :class:`~itmkit.data.ImageTextData`, has ``bucket_batches`` or ``exclude``, or another
+            ``batch_size``.
 
     Example:
         >>> miner = HardNegativeMiner(4, start_epoch=3, hardening=400)
@@ -126,6 +127,12 @@ class HardNegativeMiner(Callback):
             raise InputError(
                 f"bucket_batches is {data.bucket_batches}; expected 0 for HardNegativeMiner, which "
                 "chooses the batches"
+            )
+
+        if data.exclude is not None:
+            raise InputError(
+                f"exclude is {str(data.exclude)!r}; expected none for HardNegativeMiner, which "
+                "draws from all captions"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -330,14 +330,18 @@ class ImageTextData(LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Any]:
         """One row an image of the validation split, with all of its captions."""
-        return [] if self.val_split is None else self.evaluation_dataloader(self.val_split)
+        return [] if self.val_split is None else self._evaluation(self.val_split)
 
     def test_dataloader(self) -> Loader:
         """One row an image of the test split, with all of its captions."""
-        return self.evaluation_dataloader(self.test_split)
+        return self._evaluation(self.test_split)
+
+    def predict_dataloader(self) -> Loader:
+        """As :meth:`test_dataloader`."""
+        return self.test_dataloader()
 
     def evaluation_dataloader(self, split: str, *, share: tuple[int, int] = (0, 1)) -> Loader:
-        """One row an image of any split, with all of its captions.
+        """One row an image of any split, with all of its captions, without augmentation.
 
         Args:
             split: its name.
@@ -345,22 +349,11 @@ class ImageTextData(LightningDataModule):
                 the same whatever the number of parts.
         """
         part, parts = share
-        images = EvaluationImages(**self._parts(split))
-        options: dict[str, Any] = self._reading() | {"batch_size": self.eval_batch_size}
-        if parts > 1:  # else a Trainer may share the rows out as it likes
-            length = (
-                -(-len(images.dataset) // (self.eval_batch_size * parts)) * self.eval_batch_size
-            )
-            options["sampler"] = range(len(images.dataset))[part * length : (part + 1) * length]
-        return Loader(images, **options)
-
-    def predict_dataloader(self) -> Loader:
-        """As :meth:`test_dataloader`."""
-        return self.test_dataloader()
-
-    def evaluation_dataloader(self, split: str) -> Loader:
-        """One row an image of any split, with all of its captions, without augmentation."""
-        loader = self._evaluation(split)
+        rows, size = range(len(self.split(split))), self.eval_batch_size
+        length = -(-len(rows) // (size * parts)) * size  # whole batches
+        # Where all are wanted, a Trainer may share the rows out as it likes.
+        own = {"sampler": rows[part * length : (part + 1) * length]} if parts > 1 else {}
+        loader = self._evaluation(split, **own)
         images = cast(EvaluationImages, loader.dataset)
         images.source = copy(images.source)
         images.source.augments = False
@@ -433,6 +426,10 @@ class ImageTextData(LightningDataModule):
                 f"tokenizer has {len(given.vocabulary)} words that are not the "
                 f"{len(vocabulary)} words of the checkpoint"
             )
+
+    def _evaluation(self, split: str, **options: Any) -> Loader:
+        images = EvaluationImages(**self._parts(split))
+        return Loader(images, batch_size=self.eval_batch_size, **self._reading(), **options)
 
     def _parts(self, split: str) -> dict[str, Any]:
         return {

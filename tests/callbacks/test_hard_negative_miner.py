@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,6 +153,14 @@ def test_error_of_other_data(tmp_path: Path) -> None:
     batches = list(make_data().train_dataloader())
     with pytest.raises(ValueError, match="expected an ImageTextData, for HardNegativeMiner"):
         trainer.fit(make_mate(), DataLoader(batches, batch_size=None))
+
+
+def test_error_of_excluded_captions() -> None:
+    data = make_data()
+    data.exclude = "names.csv"
+    trainer: Any = SimpleNamespace(datamodule=data)
+    with pytest.raises(ValueError, match=r"exclude is 'names.csv'; expected none"):
+        HardNegativeMiner(4).on_fit_start(trainer, make_mate())
 
 
 def test_error_of_an_argument() -> None:

@@ -30,8 +30,8 @@ def check_sides(
     check_shape((image_tokens.shape[0], dim), image_vector=image_vector)
     if pairs is None and text_tokens.shape[0] != image_tokens.shape[0]:
         raise InputError(
-            f"text_tokens has {text_tokens.shape[0]} rows; expected {image_tokens.shape[0]}, one a pair as "
-            "image_tokens"
+            f"text_tokens has {text_tokens.shape[0]} rows; expected {image_tokens.shape[0]}, one a "
+            "pair as image_tokens"
         )
     check_shape((text_tokens.shape[0], dim), text_vector=text_vector)
     if pairs is not None and (pairs.dtype != torch.int64 or pairs.shape[1:] != (2,)):
