@@ -22,6 +22,7 @@ LAYERS = {
     "retriever": 3,
     "training": 3,
     "testing": 3,
+    "evaluation": 2,
     "extraction": 2,
     "frozen_features": 2,
     "index": 2,

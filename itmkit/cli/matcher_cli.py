@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ModelCheckpo
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.cli.arguments import composed, split_options
 from itmkit.cli.cpu_precision import precision_on_cpu
 from itmkit.cli.matcher_parser import MatcherParser
@@ -56,6 +56,8 @@ from itmkit.training.run_folder import (
     point_latest_to,
     requeued_from,
 )
+
+_NO_RANKS = ("fit", "predict")
 
 
 class MatcherCLI(LightningCLI):
@@ -116,6 +118,8 @@ class MatcherCLI(LightningCLI):
         parser.add_argument("--init_strict", type=bool, default=True)
         parser.add_argument("--exact_resume", type=bool, default=True)
         parser.add_argument("--protocol", type=int | str | None, default=None)
+        parser.add_argument("--keep", type=int, default=10)
+        parser.add_argument("--trec", type=bool, default=False)
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
         parser.add_class_arguments(LastCheckpoint, "last", skip={"dirpath"})
         parser.set_defaults(
@@ -137,8 +141,11 @@ class MatcherCLI(LightningCLI):
                     f"init_from is an option of fit; expected --ckpt_path for {command}"
                 )
             options.init_from = None
-        if command in ("fit", "predict") and "protocol" in self._given:
-            raise InputError(f"protocol is an option of test and validate, not of {command}")
+        for name in (
+            self._given.keys() & {"protocol", "keep", "trec"} if command in _NO_RANKS else ()
+        ):
+            raise InputError(f"{name} is an option of test and validate, not of {command}")
+        check_count(0, keep=options.keep)
         find_protocol(options.protocol)
         if options.ckpt_path is not None and options.init_from is not None:
             if len(given) != 1:
@@ -278,7 +285,12 @@ class MatcherCLI(LightningCLI):
     def _evaluate(self, command: Command, ckpt_path: str | None) -> None:
         options = self.config[self.subcommand]
         self._run.evaluate(
-            command, ckpt_path, untrained=bool(options.untrained), protocol=options.protocol
+            command,
+            ckpt_path,
+            untrained=bool(options.untrained),
+            protocol=options.protocol,
+            keep=options.keep,
+            trec=options.trec,
         )
 
     def predict(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:

@@ -22,6 +22,10 @@ OPTIONS = {
     "random numbers are new, and all processes draw the same dropout.",
     "protocol": "How the split is searched (test, validate): f30k-1k or coco-5k, all of it; "
     "coco-1k, five folds of 1,000 images; a number, so many folds. Where null, all of it.",
+    "keep": "Best items and hardest negatives of each query that queries.parquet gets, with its "
+    "rank (test, validate); 0: no such file.",
+    "trec": "Whether the folder trec gets runs and relevance judgements for ir-measures (test, "
+    "validate).",
     "help_trainer": "Show the options of Lightning's Trainer and of the checkpoints.",
     "help": "Show this.",
 }

@@ -3,11 +3,12 @@
 from itmkit.metrics.bootstrap import bootstrap_recall
 from itmkit.metrics.functional import cross_modal_recall, five_fold_recall
 from itmkit.metrics.protocol import PROTOCOLS, Protocol
-from itmkit.metrics.query_ranks import QueryRanks
+from itmkit.metrics.query_ranks import BestItems, QueryRanks
 from itmkit.metrics.recall import CrossModalRecall
 
 __all__ = [
     "PROTOCOLS",
+    "BestItems",
     "CrossModalRecall",
     "Protocol",
     "QueryRanks",

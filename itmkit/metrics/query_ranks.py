@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from itmkit.checks import InputError, integer_vector
+from itmkit.checks import InputError, check_shape, integer_vector
 from itmkit.metrics.ranks import Ranks, has_match, warn_of_ties
 
 LEVELS = (1, 5, 10)  # the K of recall at K
@@ -51,6 +51,62 @@ def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class BestItems:
+    """The best items of every query in one direction, best first.
+
+    Args:
+        items: ``(q, k)`` int64, their ids.
+        scores: ``(q, k)`` fp32. Where a second stage put the first ``reranked`` items in order,
+            their scores are blended and cannot be compared with the others.
+        matches: ``(q, k)`` bool, which of them are relevant.
+        reranked: how many were put in order by a second stage; 0 without one.
+
+    Raises:
+        InputError: shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> best = BestItems(
+        ...     torch.tensor([[7, 3, 9]]), torch.tensor([[0.9, 0.7, 0.5]]),
+        ...     torch.tensor([[False, True, False]]),
+        ... )
+        >>> best.negatives(2).items.tolist()
+        [[7, 9]]
+    """
+
+    items: Tensor
+    scores: Tensor
+    matches: Tensor
+    reranked: int = 0
+
+    def __post_init__(self) -> None:
+        check_shape(tuple(self.items.shape), scores=self.scores, matches=self.matches)
+
+    def first(self, k: int) -> BestItems:
+        """The ``k`` best of each query; fewer where fewer are known."""
+        return BestItems(self.items[:, :k], self.scores[:, :k], self.matches[:, :k], self.reranked)
+
+    def negatives(self, k: int) -> BestItems:
+        """The ``k`` best items of each query that do not match: its hardest negatives.
+
+        Of a query with fewer negatives among the items the rest are matches, told by ``matches``.
+        """
+        order = self.matches.long().sort(dim=1, stable=True).indices[:, :k]
+        return BestItems(
+            self.items.gather(1, order),
+            self.scores.gather(1, order),
+            self.matches.gather(1, order),
+            self.reranked,
+        )
+
+    def of(self, queries: Tensor) -> BestItems:
+        """The best items of some of the queries."""
+        return BestItems(
+            self.items[queries], self.scores[queries], self.matches[queries], self.reranked
+        )
+
+
+@dataclass(frozen=True)
 class QueryRanks:
     """Rank of the best match of every query of a gallery, 0 being the first place.
 
@@ -60,6 +116,12 @@ class QueryRanks:
         image_ids: ``(q,)`` int64, the id of each image of ``i2t``; None where unknown.
         text_image_ids: ``(m,)`` int64, the id of the image that each caption belongs to; None
             where unknown.
+        text_ids: ``(m,)`` int64, the id of each caption of ``t2i``; None where unknown.
+        i2t_match: ``(q,)`` score of the best match of each image; None where unknown.
+        t2i_match: ``(m,)`` the same of each caption.
+        i2t_best: the best captions of each image, where they were kept.
+        t2i_best: the best images of each caption.
+        pairs: ``(p, 2)`` int64, id of an image and of a caption that match, where items were kept.
 
     Raises:
         InputError: ranks that are empty, negative or not one-dimensional, ids that do not fit
@@ -75,6 +137,12 @@ class QueryRanks:
     t2i: Tensor
     image_ids: Tensor | None = None
     text_image_ids: Tensor | None = None
+    text_ids: Tensor | None = None
+    i2t_match: Tensor | None = None
+    t2i_match: Tensor | None = None
+    i2t_best: BestItems | None = None
+    t2i_best: BestItems | None = None
+    pairs: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, ids_name in (("i2t", "image_ids"), ("t2i", "text_image_ids")):
@@ -107,10 +175,17 @@ def query_ranks(
         UserWarning: if ties within the tolerance decide more than 1 % of the ranks.
     """
     queries = has_match(pairs[:, 0], len(i2t.ranks)).to(i2t.ranks.device)
-    i2t = Ranks(i2t.ranks[queries], i2t.exact[queries])
+    i2t = i2t[queries]
     warn_of_ties(i2t, t2i)
     own = image_ids.to(queries.device)[queries]
-    return QueryRanks(i2t.ranks, t2i.ranks, own, text_image_ids.to(queries.device))
+    return QueryRanks(
+        i2t.ranks,
+        t2i.ranks,
+        own,
+        text_image_ids.to(queries.device),
+        i2t_match=i2t.best,
+        t2i_match=t2i.best,
+    )
 
 
 def recall_of_folds(folds: Sequence[QueryRanks]) -> dict[str, float]:

@@ -26,16 +26,22 @@ class Ranks:
     Args:
         ranks: ``(q,)`` int64, scores tied with the best match being as good as it.
         exact: ``(q,)`` int64, the same without a tolerance; -1 where it was not counted.
+        best: ``(q,)`` the score of the best match; −∞ where there is none.
     """
 
     ranks: Tensor
     exact: Tensor
+    best: Tensor
 
     @property
     def decided_by_ties(self) -> float:
         """Share of the queries whose rank the tolerance decides."""
         counted = self.exact >= 0
         return (self.ranks != self.exact)[counted].float().mean().item()
+
+    def __getitem__(self, queries: Tensor) -> Ranks:
+        """The ranks of some queries."""
+        return Ranks(self.ranks[queries], self.exact[queries], self.best[queries])
 
 
 def tied_from(best: Tensor) -> Tensor:
@@ -165,6 +171,7 @@ class _Count:
 
     def __init__(self, best: Tensor, queries: Tensor, match: Tensor) -> None:
         self.step = max(1, len(best) // _SAMPLE)
+        self.match = best
         self.best, self.least = best[:: self.step], tied_from(best)
         # Matches are counted with the rest, so they are taken off beforehand.
         self.ranks, self.exact = (
@@ -187,7 +194,7 @@ class _Count:
         ranks, exact = (gather(count[None]).sum(0) for count in counts) if shared else counts
         spread = torch.full_like(ranks, -1)
         spread[:: self.step] = exact
-        return Ranks(ranks, spread)
+        return Ranks(ranks, spread, self.match)
 
 
 def warn_of_ties(i2t: Ranks, t2i: Ranks) -> None:

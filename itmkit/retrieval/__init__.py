@@ -1,6 +1,6 @@
 """What a matcher is for: encode, score, rank, report."""
 
-from itmkit.metrics import PROTOCOLS, Protocol, QueryRanks, bootstrap_recall
+from itmkit.metrics import PROTOCOLS, BestItems, Protocol, QueryRanks, bootstrap_recall
 from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.fit_second_stage import FittedStage, fit_second_stage
@@ -17,6 +17,7 @@ from itmkit.retrieval.search import best_captions, best_images
 
 __all__ = [
     "PROTOCOLS",
+    "BestItems",
     "Encoding",
     "EvaluatedOn",
     "FittedStage",

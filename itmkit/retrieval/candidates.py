@@ -53,6 +53,23 @@ class Candidates:
     scores: Tensor
     left_out: Tensor
 
+    def first(self, k: int) -> Candidates:
+        """The ``k`` best of each query."""
+        more = self.scores.shape[1] > k
+        left_out = self.scores[:, k] if more else self.left_out
+        return Candidates(self.rows[:, :k], self.scores[:, :k], left_out)
+
+    def reordered(self, blended: Tensor) -> Candidates:
+        """The same with the first ones in the order of other scores ``(q, h)``, which they get."""
+        head = blended.shape[1]
+        scores, order = blended.sort(dim=1, descending=True, stable=True)
+        rows = self.rows[:, :head].gather(1, order)
+        return Candidates(
+            torch.cat([rows, self.rows[:, head:]], 1),
+            torch.cat([scores, self.scores[:, head:]], 1),
+            self.left_out,
+        )
+
 
 class Best:
     """Finds the k best items of each query from blocks of scores, of equal ones the first.
@@ -83,7 +100,15 @@ class Best:
 
     def see(self, block: Tensor, queries: slice | Tensor, items: Tensor) -> None:
         """Take the finite fp32 scores of some queries with the items of these numbers."""
-        keys = torch.cat([self.keys[queries], key(block, items)], 1)
+        own = self.keys[queries]
+        least = score_and_item(own[:, -1])[0].masked_fill(own[:, -1] == _NO_KEY, -torch.inf)
+        count = int((block >= least[:, None]).sum(1).max())  # of a query that may enter, at most
+        if count == 0:
+            return
+        if 4 * count < block.shape[1]:  # then few keys are made; all that may enter are among them
+            block, place = block.contiguous().topk(count, dim=1)
+            items = items[place]
+        keys = torch.cat([own, key(block, items)], 1)
         self.keys[queries] = keys.topk(self.k + 1, dim=1).values
 
     def share(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from itmkit.checks import InputError, check_count, check_finite, type_of
 from itmkit.distributed import gather, rank, world_size
 from itmkit.metrics.functional import relevant_pairs
 from itmkit.metrics.protocol import Protocol, find_protocol
-from itmkit.metrics.query_ranks import QueryRanks, query_ranks, recall_of_folds
-from itmkit.metrics.ranks import Ranks, near_diagonal, ranks_by_tile, tied_from
+from itmkit.metrics.query_ranks import BestItems, QueryRanks, query_ranks, recall_of_folds
+from itmkit.metrics.ranks import Ranks, has_match, near_diagonal, ranks_by_tile, tied_from
 from itmkit.retrieval.blend import blend
 from itmkit.retrieval.candidates import Best, Candidates
 from itmkit.retrieval.encode import Gallery, evaluating
@@ -66,6 +67,7 @@ def rank_queries(
     top_k: int | None = None,
     weight: float | None = None,
     chunk_size: int = 256,
+    keep: int = 0,
     shared: bool = False,
 ) -> list[QueryRanks]:
     """Ranks of the best match of every image and of every caption, fold by fold.
@@ -93,6 +95,8 @@ def rank_queries(
         top_k: candidates per query, 0 for global scores only; default ``matcher.rerank_top_k``.
         weight: share of the pair score, in [0, 1]; default ``matcher.rerank_weight``.
         chunk_size: at most this many images, captions or pairs per call of the matcher.
+        keep: how many of the best items of each query, and of its hardest negatives, are kept;
+            the ranks then hold them, see :class:`itmkit.metrics.BestItems`.
         shared: the processes share the work; all make the same call and get the same ranks.
 
     Returns:
@@ -113,9 +117,10 @@ def rank_queries(
         raise InputError(f"gallery is {type_of(gallery)}; expected a Gallery, as encode gives it")
     stage = second_stage(matcher, top_k, weight)
     check_count(chunk_size=chunk_size)
+    check_count(0, keep=keep)
     parts = find_protocol(protocol).split(gallery.image_ids, gallery.text_image_ids)
     if len(parts) == 1:
-        return [_rank(matcher, gallery, relevance, stage, chunk_size, shared=shared)]
+        return [_rank(matcher, gallery, relevance, stage, chunk_size, keep, shared=shared)]
     return [
         _rank(
             matcher,
@@ -123,6 +128,7 @@ def rank_queries(
             None if relevance is None else relevance[images][:, captions],
             stage,
             chunk_size,
+            keep,
             shared=shared,
         )
         for images, captions in parts
@@ -135,11 +141,14 @@ def _rank(
     relevance: Tensor | None,
     stage: SecondStage,
     chunk_size: int,
+    keep: int,
     *,
     shared: bool,
 ) -> QueryRanks:
     """The ranks of one gallery; see :func:`rank_queries`."""
-    ranked = rank_both_stages(matcher, gallery, relevance, stage.top_k, chunk_size, shared=shared)
+    ranked = rank_both_stages(
+        matcher, gallery, relevance, stage.top_k, chunk_size, keep=keep, shared=shared
+    )
     return ranked.query_ranks(stage)
 
 
@@ -157,12 +166,17 @@ class Reranked(NamedTuple):
 
     def by(self, stage: SecondStage) -> Ranks:
         """Ranks after the first ``top_k`` candidates took the order of the blended score."""
-        found, k = self.candidates, stage.top_k
+        k = stage.top_k
         if not k:
             return self.ranks
-        if k < found.rows.shape[1]:
-            found = Candidates(found.rows[:, :k], found.scores[:, :k], found.scores[:, k])
-        return _reranked(found, self.second[:, :k], self.match[:, :k], stage, self.ranks)
+        return _reranked(
+            self.candidates.first(k), self.blended(stage), self.match[:, :k], self.ranks
+        )
+
+    def blended(self, stage: SecondStage) -> Tensor:
+        """Blended scores of the first ``top_k`` candidates."""
+        first, second = (part[:, : stage.top_k] for part in (self.candidates.scores, self.second))
+        return blend(first, second, stage.weight, standardised=stage.standardised)
 
 
 class RankedGallery(NamedTuple):
@@ -175,6 +189,8 @@ class RankedGallery(NamedTuple):
     """Of images; ranks alone without candidates."""
     t2i: Reranked | Ranks
     """Of captions."""
+    kept: tuple[Candidates, Candidates] | None = None
+    """The best captions of images and the best images of captions by their global scores."""
 
     def ranks(self, stage: SecondStage) -> tuple[Ranks, Ranks]:
         """The ranks of all images, and of all captions."""
@@ -185,9 +201,39 @@ class RankedGallery(NamedTuple):
         )
 
     def query_ranks(self, stage: SecondStage) -> QueryRanks:
-        """The ranks of all queries."""
-        own = self.gallery
-        return query_ranks(*self.ranks(stage), self.matches, own.image_ids, own.text_image_ids)
+        """The ranks of all queries, with their best items where these were kept."""
+        own, matches = self.gallery, self.matches.cpu()
+        ranks = query_ranks(*self.ranks(stage), self.matches, own.image_ids, own.text_image_ids)
+        if self.kept is None:
+            return ranks
+        images, texts = own.image_ids.cpu(), own.text_ids.cpu()
+        captions, photos = (
+            kept.reordered(side.blended(stage)) if isinstance(side, Reranked) else kept
+            for kept, side in zip(self.kept, (self.i2t, self.t2i), strict=True)
+        )
+        of_images = _best_items(captions, matches, texts, stage.top_k)
+        return replace(
+            ranks,
+            text_ids=texts,
+            i2t_best=of_images.of(has_match(matches[:, 0], len(images))),
+            t2i_best=_best_items(photos, matches.flip(1), images, stage.top_k),
+            pairs=torch.stack([images[matches[:, 0]], texts[matches[:, 1]]], 1),
+        )
+
+
+def _best_items(found: Candidates, matches: Tensor, ids: Tensor, reranked: int) -> BestItems:
+    """Items by their ids, and which of them match, on the CPU.
+
+    Args:
+        found: the best items of all queries.
+        matches: ``(p, 2)`` int64, the rows of a query and of an item that match.
+        ids: of the items, by their rows.
+        reranked: how many are in the order of a second stage.
+    """
+    rows, count = found.rows.cpu(), len(ids)
+    keys = torch.arange(len(rows))[:, None] * count + rows  # a whole number for each pair
+    match = torch.isin(keys, matches[:, 0] * count + matches[:, 1])
+    return BestItems(ids[rows], found.scores.cpu(), match, min(reranked, count))
 
 
 def rank_both_stages(
@@ -197,6 +243,7 @@ def rank_both_stages(
     top_k: int,
     chunk_size: int,
     *,
+    keep: int = 0,
     shared: bool,
 ) -> RankedGallery:
     """Global ranks of a gallery, and both scores of the ``top_k`` best candidates of each query.
@@ -208,10 +255,12 @@ def rank_both_stages(
     shared = shared and -(-n // chunk_size) * -(-m // chunk_size) >= world_size()  # blocks
     matches = relevant_pairs(gallery.image_ids, gallery.text_image_ids, relevance, (n, m))
     matches = matches.to(images.device)
+    most = max(int(side.bincount().max()) for side in matches.unbind(1))  # matches of one query
+    wanted = max(top_k, keep + most) if keep else top_k
     order, ordered_matches = near_diagonal(matches, m)
     in_order = bool((order[1:] > order[:-1]).all())  # then blocks are views, not copies
-    for_images = Best(n, m, top_k, matcher.device)
-    for_texts = Best(m, n, top_k, matcher.device)
+    for_images = Best(n, m, wanted, matcher.device)
+    for_texts = Best(m, n, wanted, matcher.device)
 
     def score(columns: slice, parts: Sequence[slice]) -> Iterator[Tensor]:
         numbers = order[columns]
@@ -222,7 +271,7 @@ def rank_both_stages(
     def block(rows: slice, numbers: Tensor, captions: Encoding) -> Tensor:
         scores = score_block(matcher, images[rows].to(matcher.device), captions).float()
         check_finite(scores, lambda i, j: f"scores[{rows.start + i}, {int(numbers[j])}]")
-        if top_k:
+        if wanted:
             for_images.see(scores, rows, numbers)
             photos = torch.arange(rows.start, rows.stop, device=scores.device)
             for_texts.see(scores.T, numbers, photos)
@@ -233,13 +282,17 @@ def rank_both_stages(
             score, (n, m), ordered_matches, (chunk_size, chunk_size), shared=shared
         )
     place = order.argsort().to(ordered_t2i.ranks.device)
-    t2i = Ranks(ordered_t2i.ranks[place], ordered_t2i.exact[place])
-    if not top_k:
+    t2i = ordered_t2i[place]
+    if not wanted:
         return RankedGallery(gallery, matches, i2t, t2i)
     if shared:
         for_images.share()
         for_texts.share()
-    captions, photos = for_images.found(images.device), for_texts.found(images.device)
+    found = for_images.found(images.device), for_texts.found(images.device)
+    kept = found if keep else None
+    if not top_k:
+        return RankedGallery(gallery, matches, i2t, t2i, kept)
+    captions, photos = found[0].first(top_k), found[1].first(top_k)
     second, match = _pair_scores(
         matcher, gallery, (captions, photos), matches, chunk_size, shared=shared
     )
@@ -248,6 +301,7 @@ def rank_both_stages(
         matches,
         Reranked(i2t, captions, second[0], match[0]),
         Reranked(t2i, photos, second[1], match[1]),
+        kept,
     )
 
 
@@ -288,26 +342,29 @@ def _pair_scores(
     )
 
 
-def _reranked(
-    candidates: Candidates, second: Tensor, match: Tensor, stage: SecondStage, ranks: Ranks
-) -> Ranks:
+def _reranked(candidates: Candidates, blended: Tensor, match: Tensor, ranks: Ranks) -> Ranks:
     """Ranks of the best matches after the candidates took the order of the blended score.
 
     Args:
         candidates: of ``q`` queries.
-        second: ``(q, k)``, their pair scores.
+        blended: ``(q, k)``, their blended scores.
         match: bool ``(q, k)``, which of them match.
-        stage: how both scores are blended.
         ranks: by global scores.
     """
-    blended = blend(candidates.scores, second, stage.weight, standardised=stage.standardised)
     left_out = candidates.left_out[:, None]
 
-    def count(secure: Tensor, least: Callable[[Tensor], Tensor], ranks: Tensor) -> Tensor:
-        best = blended.masked_fill(~secure, -torch.inf).amax(1, keepdim=True)
-        inside = ((blended >= least(best)) & ~match).sum(1)
+    def best_of(secure: Tensor) -> Tensor:
+        return blended.masked_fill(~secure, -torch.inf).amax(1)
+
+    def count(secure: Tensor, least: Tensor, ranks: Tensor) -> Tensor:
+        inside = ((blended >= least[:, None]) & ~match).sum(1)
         return torch.where(secure.any(1), inside, ranks.to(inside.device))
 
     secure = match & (tied_from(candidates.scores) > left_out)
-    exact = count(match & (candidates.scores > left_out), lambda best: best, ranks.exact)
-    return Ranks(count(secure, tied_from, ranks.ranks), exact)
+    above = match & (candidates.scores > left_out)
+    best = best_of(secure)
+    return Ranks(
+        count(secure, tied_from(best), ranks.ranks),
+        count(above, best_of(above), ranks.exact),
+        torch.where(secure.any(1), best, ranks.best.to(best.device)),
+    )

@@ -74,6 +74,7 @@ class Matcher(LightningModule, ABC):
         gallery_size: numbers of images and of captions that were last evaluated, of the first
             dataloader.
         query_ranks: the ranks of its queries, fold by fold.
+        keep: how many of the best items of each query these hold.
         model_config: what the model was built from, ``class_path`` and ``init_args``, where that
             was a configuration; its checkpoints hold it.
 
@@ -142,6 +143,7 @@ class Matcher(LightningModule, ABC):
         self.protocol: Protocol | str | int | None = None
         self.gallery_size = (0, 0)
         self.query_ranks: list[QueryRanks] = []
+        self.keep = 0
         self.model_config: dict[str, Any] | None = None
         self._evaluated: dict[int, list[Gallery]] = {}  # by dataloader
         self._finite_loss = FiniteLoss()
@@ -383,7 +385,12 @@ class Matcher(LightningModule, ABC):
                 if self.protocol is None:
                     return [ranks]
             return rank_queries(
-                self, gallery, protocol=self.protocol, relevance=relevance, shared=True
+                self,
+                gallery,
+                protocol=self.protocol,
+                relevance=relevance,
+                keep=self.keep,
+                shared=True,
             )
 
     @property

@@ -43,6 +43,7 @@ def measure(
     ckpt_path: str | None = None,
     folder: Path | None = None,
     protocol: Protocol | str | int | None = None,
+    keep: int = 0,
 ) -> Measured:
     """Evaluate a system as a Trainer does.
 
@@ -55,6 +56,7 @@ def measure(
         folder: a checkpoint in this folder is named from there.
         protocol: which images and captions are searched together; see
             :func:`itmkit.retrieval.rank_queries`.
+        keep: how many of the best items of each query are kept beside its rank.
 
     Raises:
         InputError: the split does not fit the protocol; nothing was encoded.
@@ -62,13 +64,13 @@ def measure(
     """
     if protocol is not None:
         _check_protocol(trainer, data, command, protocol)
-    model.protocol = protocol
+    model.protocol, model.keep = protocol, keep
     try:
         results: list[Mapping[str, float]] = getattr(trainer, command)(
             model, datamodule=data, ckpt_path=ckpt_path, verbose=False, weights_only=True
         )
     finally:
-        model.protocol = None
+        model.protocol, model.keep = None, 0
     if trainer.received_sigterm:
         raise SIGTERMException  # Lightning only notes it while it evaluates
     stage, named, step = STAGES[command], ckpt_path, trainer.global_step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,6 +17,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from itmkit._internals import callbacks_of
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
+from itmkit.evaluation import write_queries, write_trec
+from itmkit.evaluation.query_file import FILE_NAME
 from itmkit.files import atomic_write
 from itmkit.metrics import bootstrap_recall
 from itmkit.retrieval import Gallery, Protocol, evaluation_rows, recall_table, write_metrics
@@ -25,7 +27,7 @@ from itmkit.systems.vocabulary import complete_embeddings
 from itmkit.training.checkpoint_files import check_same_data, read_checkpoint
 from itmkit.training.checkpoints import BestCheckpoint, LastCheckpoint
 from itmkit.training.initial_weights import load_initial_weights
-from itmkit.training.measure import Measured, measure
+from itmkit.training.measure import STAGES, Measured, measure
 from itmkit.training.resume import ExactResume
 from itmkit.training.run_folder import discarded_on_error
 from itmkit.training.signals import exit_on_signal
@@ -154,6 +156,8 @@ class Run:
         *,
         untrained: bool = False,
         protocol: Protocol | str | int | None = None,
+        keep: int = 0,
+        trec: bool = False,
     ) -> dict[str, Measured]:
         """Measure a checkpoint with intervals, and the untrained model before if wanted.
 
@@ -163,23 +167,45 @@ class Run:
             untrained: whether these are measured too.
             protocol: which images and captions are searched together; see
                 :func:`itmkit.retrieval.rank_queries`.
+            keep: how many of the best items and hardest negatives of each query are written to
+                ``queries.parquet``, with its rank; 0 for no such file.
+            trec: whether the folder ``trec`` gets runs and relevance judgements too.
 
         Raises:
             InputError: the split does not fit the protocol.
         """
         rows = {}
         with self._guarded():
+            if trec and not keep:
+                raise InputError("keep is 0 with trec; expected how many items a query has")
             if untrained and ckpt_path is not None:
                 with self._without_loggers():
                     rows["untrained"] = self._measure(command, protocol=protocol)
             label = "untrained" if ckpt_path is None else "trained"
-            measured = self._measure(command, ckpt_path, protocol=protocol)
+            measured = self._measure(command, ckpt_path, protocol=protocol, keep=keep)
             if measured.recall:
                 about = replace(measured.on, intervals=bootstrap_recall(measured.folds))
                 measured = measured._replace(on=about)
+                if keep and self.folder is not None and self.trainer.is_global_zero:
+                    self._write_queries(command, measured, keep, trec)
             rows[label] = measured
         self._report(rows)
         return rows
+
+    def _write_queries(self, command: Command, measured: Measured, keep: int, trec: bool) -> None:
+        """Write ranks and best items of all queries into the folder."""
+        assert self.folder is not None
+        split = self.data.split(str(vars(self.data)[f"{STAGES[command]}_split"]))
+        write_queries(
+            self.folder / FILE_NAME,
+            measured.folds,
+            split.names,
+            split.captions,
+            keep=keep,
+            about=asdict(measured.on),
+        )
+        if trec:
+            write_trec(self.folder / "trec", measured.folds)
 
     def predict(self, ckpt_path: str | None = None) -> Gallery:
         """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""

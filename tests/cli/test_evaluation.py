@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_cli import refused, run
 
+from itmkit.evaluation import read_queries
+
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 
 
@@ -34,6 +36,8 @@ def test_protocol(command: str, stage: str, capsys: pytest.CaptureFixture[str]) 
         (["test", "--protocol=coco-1k"], "protocol is 'coco-1k', the split 'test': the gallery ha"),
         (["validate", "--protocol=3"], "the split 'val': folds is 3; expected a divisor of the 4"),
         (["test", "--protocol=coco"], "protocol is 'coco'; expected one of 'f30k-1k', 'coco-5k'"),
+        (["test", "--keep=0", "--trec=true"], "keep is 0 with trec; expected how many items"),
+        (["predict", "--keep=2"], "keep is an option of test and validate, not of predict"),
         (["fit", "--protocol=2"], "protocol is an option of test and validate, not of fit"),
     ],
 )
@@ -46,3 +50,17 @@ def test_a_protocol_that_does_not_fit_is_refused_before_anything_is_encoded(
     monkeypatch.setattr("tiny_matcher.TinyMatcher.encode_image", None)
     assert message in refused(capsys, words[0], "--config", "tiny.yaml", *words[1:])
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["tiny.yaml"]
+
+
+def test_ranks_of_queries_are_written_unless_told_otherwise() -> None:
+    folder = run("test", "--trec=true")
+    found = read_queries(folder)
+    about = json.loads((folder / "metrics.json").read_text())
+    assert found.about["split"] == "test"
+    assert found.folds[0].recall()["rsum"] == pytest.approx(about["test/rsum"], abs=1e-4)
+    row = found.table.to_pylist()[-1]
+    assert (row["image"], row["caption"], len(row["best"])) == ("3.jpg", "a black field", 4)
+    assert sorted(path.name for path in (folder / "trec").iterdir()) == [
+        "i2t.qrels", "i2t.run", "t2i.qrels", "t2i.run",
+    ]  # fmt: skip
+    assert not (run("test", "--keep=0") / "queries.parquet").exists()
