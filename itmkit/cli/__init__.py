@@ -24,6 +24,10 @@ COMMANDS = {
         "encode the images and captions of the test split with a checkpoint, to disk",
         "fit:predict",
     ),
+    "compare": (
+        "set evaluations side by side, and say how sure their difference is",
+        "compare:compare",
+    ),
     "audit": (
         "find out whether the recall of a run is earned: pairs broken, noise, other orders",
         "audit:audit",

@@ -1,6 +1,16 @@
 """What an evaluation leaves: ranks and results of every query, and comparisons of runs."""
 
+from itmkit.evaluation.compare import Comparison, RunComparison, compare_ranks, compare_runs
 from itmkit.evaluation.query_file import QueryFile, read_queries, write_queries
 from itmkit.evaluation.trec import write_trec
 
-__all__ = ["QueryFile", "read_queries", "write_queries", "write_trec"]
+__all__ = [
+    "Comparison",
+    "QueryFile",
+    "RunComparison",
+    "compare_ranks",
+    "compare_runs",
+    "read_queries",
+    "write_queries",
+    "write_trec",
+]

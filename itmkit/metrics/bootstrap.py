@@ -56,7 +56,40 @@ def bootstrap_recall(
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence!r}; expected a number in (0, 1)")
     generator = torch.Generator().manual_seed(seed)
-    values = torch.stack([_resampled(fold, samples, generator) for fold in folds]).mean(0)
+    return _bounds(folds, _means(folds, samples, generator), confidence)
+
+
+def paired_bootstrap(
+    first: Sequence[QueryRanks],
+    second: Sequence[QueryRanks],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, tuple[float, float]]:
+    """Confidence intervals of the second recall minus the first, on the same queries.
+
+    Each resample draws the same queries for both; see :func:`bootstrap_recall` for the rest.
+
+    Args:
+        first: ranks of each fold.
+        second: ranks of the same queries, in the same order, of another evaluation.
+        samples: number of resamples.
+        seed: of the draws.
+        confidence: share of the resamples that an interval holds, in (0, 1).
+    """
+    values = [_means(f, samples, torch.Generator().manual_seed(seed)) for f in (first, second)]
+    return _bounds(first, values[1] - values[0], confidence)
+
+
+def _means(folds: Sequence[QueryRanks], samples: int, generator: torch.Generator) -> Tensor:
+    """The values of each resample, ``(samples, 11)``, the means over the folds."""
+    return torch.stack([_resampled(fold, samples, generator) for fold in folds]).mean(0)
+
+
+def _bounds(
+    folds: Sequence[QueryRanks], values: Tensor, confidence: float
+) -> dict[str, tuple[float, float]]:
     tail = (1 - confidence) / 2
     bounds = torch.tensor([tail, 1 - tail], dtype=values.dtype)
     low, high = values.nanquantile(bounds, dim=0).tolist()

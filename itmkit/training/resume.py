@@ -27,6 +27,7 @@ from itmkit._internals import (
     set_logged_step,
     validation_follows,
 )
+from itmkit.configs.flat import flat_options
 from itmkit.data.order import mixed_seed
 from itmkit.distributed import rank, world_size
 from itmkit.training.resumed_options import (
@@ -34,7 +35,6 @@ from itmkit.training.resumed_options import (
     apply_options,
     changed_options,
     describe,
-    flat_options,
 )
 
 KEY = "resume"

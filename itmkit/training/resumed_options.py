@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from itmkit.checks import InputError
+from itmkit.configs.flat import flat_options
 
 WEIGHTS_ALONE = "start from its weights alone with --init_from"
 INSTEAD = f"resume with the same, or {WEIGHTS_ALONE}"
@@ -42,33 +43,8 @@ class Change(NamedTuple):
         return f"{self.name}: {old} → {new}"
 
 
-def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested options by the names that a user types.
-
-    Example:
-        >>> model = {"class_path": "Tiny", "init_args": {"rate": 0.1}}
-        >>> flat_options({"model": model, "trainer": {"max_epochs": 2, "devices": [0]}})
-        {'model': 'Tiny', 'model.rate': 0.1, 'trainer.max_epochs': 2, 'trainer.devices': [0]}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        _flatten(name, value, flat)
-    return flat
-
-
-def _flatten(name: str, value: Any, flat: dict[str, Any]) -> None:
-    if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
-        value = {str(number): one for number, one in enumerate(value)}
-    if not isinstance(value, Mapping):
-        flat[name] = value
-        return
-    for key, one in value.items():
-        same = key == "class_path" or (key == "init_args" and isinstance(one, Mapping))
-        _flatten(name if same else f"{name}.{key}", one, flat)
-
-
 def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """What differs between two results of :func:`flat_options`.
+    """What differs between two results of :func:`itmkit.configs.flat.flat_options`.
 
     Where a class differs, its arguments are not listed.
 

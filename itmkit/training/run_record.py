@@ -20,8 +20,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parameter import is_lazy
 
 import itmkit
+from itmkit.configs.flat import flat_options
 from itmkit.files import user_path, write_text
-from itmkit.training.resumed_options import flat_options
 
 _PACKAGES = ("torch", "lightning", "transformers", "timm")
 

@@ -13,7 +13,8 @@ import yaml
 from torch.optim.lr_scheduler import OneCycleLR
 
 from itmkit.cli import main
-from itmkit.training.resumed_options import changed_options, flat_options
+from itmkit.configs.flat import flat_options
+from itmkit.training.resumed_options import changed_options
 
 # Two batches an epoch.
 CONFIG: dict[str, Any] = {

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_cli import run
 
 import itmkit
-from itmkit.training.resumed_options import flat_options
+from itmkit.configs.flat import flat_options
 from itmkit.training.run_record import count_parameters, git_state
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
