@@ -294,7 +294,7 @@ class MatcherCLI(LightningCLI):
         )
 
     def predict(self, model: Any, datamodule: Any, ckpt_path: str | None) -> None:
-        """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
+        """Encode the test split and save it as ``gallery.safetensors``."""
         self._run.predict(ckpt_path)
 
     @property

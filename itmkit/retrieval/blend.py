@@ -25,6 +25,7 @@ def blend(first: Tensor, second: Tensor, weight: float, *, standardised: bool) -
         ``(q, k)``.
 
     Example:
+        >>> import torch
         >>> cosines, logits = torch.tensor([[0.6, 0.5]]), torch.tensor([[-30.0, 90.0]])
         >>> blend(cosines, logits, 1.0, standardised=True)
         tensor([[0.5000, 0.6000]])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from itmkit.checks import InputError, integer_vector, type_of
 from itmkit.distributed import world_size
 from itmkit.modes import evaluation_mode
 from itmkit.retrieval.encoding import Encoding, check_encodings
+from itmkit.retrieval.gallery_file import load_gallery, save_gallery
 from itmkit.retrieval.model import RetrievalModel
 
 if TYPE_CHECKING:
@@ -33,9 +35,12 @@ class Gallery:
         image_ids: ``(n,)`` int64, each image once.
         text_image_ids: ``(m,)`` int64, the id of the image each caption belongs to.
         text_ids: ``(m,)`` int64, each caption once.
+        names: file name of each image; None where not known.
+        captions: sentence of each caption; None where not known.
 
     Raises:
-        InputError: for what is no :class:`Encoding`, or ids that are not integers, one per row.
+        InputError: for what is no :class:`Encoding`, or ids that are not integers, one per row, or
+            as many names or captions as there are not.
     """
 
     images: Encoding
@@ -43,6 +48,8 @@ class Gallery:
     image_ids: Tensor
     text_image_ids: Tensor
     text_ids: Tensor
+    names: Sequence[str] | None = None
+    captions: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_encodings(images=self.images, texts=self.texts)
@@ -50,6 +57,9 @@ class Gallery:
         self.image_ids = integer_vector("image_ids", self.image_ids, n)
         self.text_image_ids = integer_vector("text_image_ids", self.text_image_ids, m)
         self.text_ids = integer_vector("text_ids", self.text_ids, m)
+        for name, texts, count in (("names", self.names, n), ("captions", self.captions, m)):
+            if texts is not None and len(texts) != count:
+                raise InputError(f"{name} has {len(texts)}; expected {count}, one a row")
 
     @classmethod
     def cat(cls, parts: Sequence[Gallery]) -> Gallery:
@@ -75,6 +85,8 @@ class Gallery:
             image_ids,
             text_image_ids,
             text_ids,
+            _texts([part.names for part in parts]),
+            _texts([part.captions for part in parts]),
         )
         return joined.part(torch.tensor(images), torch.tensor(texts, dtype=torch.int64))
 
@@ -94,11 +106,46 @@ class Gallery:
             self.image_ids[images],
             self.text_image_ids[texts],
             self.text_ids[texts],
+            None if self.names is None else [self.names[row] for row in images.tolist()],
+            None if self.captions is None else [self.captions[row] for row in texts.tolist()],
         )
 
     def to(self, device: torch.device | str) -> Gallery:
         """The same with its encodings on a device; the ids stay on the CPU."""
         return replace(self, images=self.images.to(device), texts=self.texts.to(device))
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it to one file of safetensors, whole or not at all; see :meth:`load`."""
+        save_gallery(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """What :meth:`save` wrote, on the CPU. No code of the file is run.
+
+        Args:
+            path: of the file; or of the folder of ``itmkit predict``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InputError: the file is cut short, or holds no gallery.
+
+        Example:
+            >>> import tempfile
+            >>> two = Encoding(vector=torch.eye(2))
+            >>> rows = torch.arange(2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Gallery(two, two, rows, rows, rows, ["a.jpg", "b.jpg"]).save(f"{folder}/g")
+            ...     again = Gallery.load(f"{folder}/g")
+            >>> again.names, again.captions, again.images
+            (['a.jpg', 'b.jpg'], None, Encoding(n=2, vector=(2, 2)))
+        """
+        return cls(**load_gallery(path))
+
+
+def _texts(parts: list[Sequence[str] | None]) -> list[str] | None:
+    """Names or captions of all parts; None where any has none."""
+    known = [part for part in parts if part is not None]
+    return [text for part in known for text in part] if len(known) == len(parts) else None
 
 
 def _joined(parts: list[Encoding]) -> Encoding:
@@ -172,9 +219,8 @@ def encode(
                 ids[2].extend(batch.text_ids[rows].tolist())
     if not images:
         raise InputError(f"batches held 0 images and {len(ids[2])} captions; expected an image")
-    return Gallery(
-        _joined(images), _joined(texts), *(torch.tensor(i, dtype=torch.int64) for i in ids)
-    )
+    image_ids, owners, text_ids = (torch.tensor(one, dtype=torch.int64) for one in ids)
+    return Gallery(_joined(images), _joined(texts), image_ids, owners, text_ids)
 
 
 def _checked(part: object, matcher: RetrievalModel, verb: str) -> Encoding:

@@ -112,6 +112,10 @@ class Encoding:
         """The device of the fields."""
         return next(value.device for value in self._fields.values() if value is not None)
 
+    def absent(self) -> list[str]:
+        """Return the names of the fields that were given as None."""
+        return [name for name, value in self._fields.items() if value is None]
+
     def items(self) -> dict[str, Tensor]:
         """Return the fields that are not None, by name."""
         return {name: value for name, value in self._fields.items() if value is not None}

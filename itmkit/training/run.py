@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -19,9 +18,15 @@ from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.evaluation import write_queries, write_trec
 from itmkit.evaluation.query_file import FILE_NAME
-from itmkit.files import atomic_write
 from itmkit.metrics import bootstrap_recall
-from itmkit.retrieval import Gallery, Protocol, evaluation_rows, recall_table, write_metrics
+from itmkit.retrieval import (
+    Gallery,
+    Protocol,
+    evaluation_rows,
+    gallery_file,
+    recall_table,
+    write_metrics,
+)
 from itmkit.systems import Matcher
 from itmkit.systems.vocabulary import complete_embeddings
 from itmkit.training.checkpoint_files import check_same_data, read_checkpoint
@@ -208,7 +213,7 @@ class Run:
             write_trec(self.folder / "trec", measured.folds)
 
     def predict(self, ckpt_path: str | None = None) -> Gallery:
-        """Encode the prediction split and save the encodings, as tensors, as ``encodings.pt``."""
+        """Encode the test split and save it as ``gallery.safetensors``; see :class:`Gallery`."""
         with self._guarded():
             if self.trainer.world_size > 1:
                 raise InputError(
@@ -218,13 +223,14 @@ class Run:
                 self.model, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True
             )
             gallery = Gallery.cat(cast(list[Gallery], parts))
+            split = self.data.split(self.data.test_split)
+            gallery.names = [split.names[row] for row in gallery.image_ids.tolist()]
+            gallery.captions = [split.captions[row] for row in gallery.text_ids.tolist()]
             if self.folder is not None:
-                path = self.folder / "encodings.pt"
-                sides = {"images": gallery.images.items(), "texts": gallery.texts.items()}
-                with atomic_write(path) as file:  # what torch.load(…, weights_only=True) reads
-                    torch.save(vars(gallery) | sides, file)
+                path = self.folder / gallery_file.FILE_NAME
+                gallery.save(path)
                 untrained = ", of an untrained model" if ckpt_path is None else ""
-                print(f"\nencodings: {path}{untrained}")
+                print(f"\ngallery: {path}{untrained}")
             return gallery
 
     def _measure(self, command: Command, ckpt_path: str | None = None, **options: Any) -> Measured:

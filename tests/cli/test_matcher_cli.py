@@ -14,6 +14,7 @@ from processes import run_all
 from tiny_cli import CONFIG, refused, run, table_rows
 
 from itmkit.cli import main
+from itmkit.retrieval import Gallery
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 
@@ -205,13 +206,16 @@ def test_error_predict_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) 
     assert line.startswith("ckpt_path is null; expected a checkpoint, or --untrained true")
 
 
-def test_predict_saves_the_encodings(capsys: pytest.CaptureFixture[str]) -> None:
-    path = run("predict", "--untrained", "true") / "encodings.pt"
-    assert f"encodings: {path}, of an untrained model" in capsys.readouterr().out
-    content = torch.load(path, weights_only=True)
-    assert content["images"]["vector"].shape == (4, 4)
-    assert content["texts"]["vector"].shape == (4, 4)
-    assert content["text_image_ids"].tolist() == [0, 1, 2, 3]
+def test_predict_saves_a_gallery(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("predict", "--untrained", "true")
+    path = folder / "gallery.safetensors"
+    assert f"gallery: {path}, of an untrained model" in capsys.readouterr().out
+    gallery = Gallery.load(folder)
+    assert gallery.images.vector.shape == gallery.texts.vector.shape == (4, 4)
+    assert gallery.text_image_ids.tolist() == [0, 1, 2, 3]
+    assert gallery.names == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert gallery.captions is not None
+    assert gallery.captions[2] == "a blue field"
 
 
 def test_fast_dev_run_leaves_nothing() -> None:

@@ -19,7 +19,7 @@ import itmkit
 from itmkit.checks import InputError
 from itmkit.cli import main
 from itmkit.data import KarpathyDataset, ShapesDataset
-from itmkit.retrieval import encode, score_matrix
+from itmkit.retrieval import Gallery, encode, score_matrix
 from itmkit.systems import load_run
 
 
@@ -121,8 +121,8 @@ def test_training_on_stored_features_resumes_evaluates_and_predicts(
     assert saved["preprocessing"]["size"] == 32
     main(["test", "--config", str(runs[0] / "config.yaml"), "--ckpt_path", best])
     main(["predict", "--config", str(runs[0] / "config.yaml"), "--ckpt_path", best])
-    encodings = torch.load(next(Path("runs/run").glob("*-predict")) / "encodings.pt")
-    assert encodings["texts"]["vector"].shape == (20, 8)
+    encoded = Gallery.load(next(Path("runs/run").glob("*-predict")))
+    assert encoded.texts.vector.shape == (20, 8)
     # Pictures and sentences themselves, through both frozen models, get the scores of the run.
     retriever = itmkit.load(runs[0], device="cpu")
     val = KarpathyDataset("val", folder / "data.json", folder / "images")

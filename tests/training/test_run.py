@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from tiny_matcher import TinyDataset, TinyMatcher
 
 from itmkit.data import ImageTextData
+from itmkit.retrieval import Gallery
 from itmkit.training import BestCheckpoint, LastCheckpoint, Run
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
@@ -49,8 +50,7 @@ def test_fit_then_test_of_the_best(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_predict(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     gallery = tiny_run(folder).predict()
-    saved = torch.load(folder / "encodings.pt", weights_only=True)
-    assert saved["images"]["vector"].equal(gallery.images.vector)
+    assert Gallery.load(folder).images.vector.equal(gallery.images.vector)
 
 
 def test_error_before_the_first_step_removes_the_folder(tmp_path: Path) -> None:
