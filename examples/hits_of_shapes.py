@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from itmkit.data import ShapesDataset
-from itmkit.index.page import Group, Shown, write_page
+from itmkit.report.page import Group, Shown, write_page
 from itmkit.retrieval import best_captions, best_images, encode
 from itmkit.systems import load_run
 

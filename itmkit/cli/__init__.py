@@ -48,6 +48,9 @@ COMMANDS = {
     "export": (
         "write a trained model as ONNX files, checked against the model",
         "export:export",
+    "report": (
+        "write a page of a run: recall, curves, right and wrong results, and why",
+        "report:report",
     ),
     "configs": (
         "list the shipped configurations, or print one: configs show NAME",

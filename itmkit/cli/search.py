@@ -46,7 +46,7 @@ def search(words: Sequence[str]) -> None:
 
 def _found(options: Any) -> tuple[Any, list[Any]]:
     from itmkit.index import Index, stored_model
-    from itmkit.index.page import write_hits
+    from itmkit.report.page import write_hits
     from itmkit.retriever import load
     from itmkit.retriever.names import find_index
 

@@ -16,9 +16,9 @@ from PIL import Image
 from itmkit.checks import InputError
 from itmkit.index import Index, build_index
 from itmkit.index import search as search_module
-from itmkit.index.page import write_hits
 from itmkit.index.search import best_places
 from itmkit.index.where import matching_rows
+from itmkit.report.page import write_hits
 from tests.support.pictures import COLOURS, ColourEncoder, save_picture
 
 COUNT = 24

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from itmkit.index import Calibration, Index, build_index
-from itmkit.index.page import Group, Shown, write_hits, write_page
+from itmkit.report.page import Group, Shown, write_hits, write_page
 from tests.support.pictures import ColourEncoder, save_picture
 
 

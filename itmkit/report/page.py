@@ -6,9 +6,8 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
@@ -67,12 +66,6 @@ def write_page(path: str | Path, title: str, groups: Sequence[Group], *, note: s
         groups: queries with their hits.
         note: a sentence below the title.
     """
-    from jinja2 import Environment
-
-    source = files("itmkit.index").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        source
-    )
     content = [
         {
             "heading": group.heading,
@@ -90,8 +83,7 @@ def write_page(path: str | Path, title: str, groups: Sequence[Group], *, note: s
         }
         for group in groups
     ]
-    text = template.render(title=title, note=note, groups=content)
-    write_text(path, text.encode("utf-8", "replace").decode("utf-8"))  # no halves of characters
+    write_text(path, render("hits.html.jinja", title=title, note=note, groups=content))
 
 
 def write_hits(
@@ -122,17 +114,50 @@ def write_hits(
     write_page(path, title, [Group("", shown, picture)], note=note)
 
 
-def thumbnail(picture: Path | Image.Image | None) -> str | None:
-    """A small copy as a ``data:`` address; None where the file cannot be read."""
+def render(template: str, **content: Any) -> str:
+    """A page from a template of this package; text is escaped, halves of characters replaced."""
+    from jinja2 import Environment, PackageLoader
+
+    pages = Environment(
+        loader=PackageLoader("itmkit.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = pages.get_template(template).render(**content)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def thumbnail(
+    picture: Path | Image.Image | None, *, side: int = SIDE, quality: int = 70
+) -> str | None:
+    """A small copy as a ``data:`` address; None where the file cannot be read.
+
+    Args:
+        picture: a file or an image.
+        side: most pixels of the longer side.
+        quality: of the WebP, 0 to 100.
+    """
+    content = webp(picture, side=side, quality=quality)
+    return None if content is None else data_address(content)
+
+
+def data_address(content: bytes) -> str:
+    """A WebP as the address of an image in the page itself."""
+    return "data:image/webp;base64," + base64.b64encode(content).decode()
+
+
+def webp(picture: Path | Image.Image | None, *, side: int, quality: int) -> bytes | None:
+    """A copy in WebP, not larger than ``side``; None where the file cannot be read."""
     if isinstance(picture, Path):
         try:
-            picture = read_photo(picture, side=SIDE, max_pixels=_MOST_PIXELS)
+            picture = read_photo(picture, side=side, max_pixels=_MOST_PIXELS)
         except BadSampleError:
             return None
     if picture is None:
         return None
     small = picture.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((side, side))
     content = io.BytesIO()
-    small.save(content, "WEBP", quality=70)
-    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+    small.save(content, "WEBP", quality=quality)
+    return content.getvalue()

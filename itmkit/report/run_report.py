@@ -1,0 +1,449 @@
+"""One HTML file of what a run has learnt: numbers, curves, right and wrong results, and why."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+import itmkit
+from itmkit.checks import InputError
+from itmkit.extras import require_extra
+from itmkit.files import write_text
+from itmkit.index import Calibration
+from itmkit.report import charts
+from itmkit.report.evaluated import EvaluatedRun, Split, curves_of, flat_config
+from itmkit.report.explain import caption_words, draw_explanations
+from itmkit.report.page import data_address, render, thumbnail, webp
+from itmkit.retrieval import best_captions, best_images
+
+BUDGET = 1_300_000  # bytes of pictures; with charts and text a page stays below 2 MB
+SIDE = 160  # pixels of a picture's longer side
+HITS = 5  # of a query
+QUERIES = {"worst": 8, "best": 6}  # in each direction
+PAIRS = 10  # wrong pairs of the highest scores
+MAPS = 4  # pairs that are explained
+_LEVELS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "median rank", "meanr": "mean rank"}
+_SIDES = {"i2t": "image to text", "t2i": "text to image"}
+
+
+def write_report(
+    run: Path,
+    path: Path | None = None,
+    *,
+    other: Path | None = None,
+    split: Split = "val",
+    protocol: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Evaluate a run and write the report: one file that needs no other and no network.
+
+    Args:
+        run: folder of the run.
+        path: of the file; None: ``report.html`` in the folder.
+        other: folder of a second run on the same captions, to compare with.
+        split: ``"val"`` or ``"test"``.
+        protocol: a name of :data:`itmkit.metrics.PROTOCOLS`; None: all is searched together.
+        device: where the models are evaluated.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: a run, its checkpoint or its data are gone.
+        InputError: matplotlib is not installed, there is no such split, or the runs are of
+            different captions.
+    """
+    require_extra("report", "matplotlib>=3.9")
+    own = EvaluatedRun.of(run, split, protocol=protocol, device=device)
+    second = None
+    if other is not None:
+        second = EvaluatedRun.of(other, split, protocol=protocol, device=device)
+        _check_same(own, second)
+    target = run / "report.html" if path is None else path
+    write_text(target, render("report.html.jinja", **_content(own, second)))
+    return target
+
+
+def _check_same(own: EvaluatedRun, second: EvaluatedRun) -> None:
+    ours, theirs = (
+        (one.dataset.captions, list(one.dataset.names), one.table.gallery.text_ids.tolist())
+        for one in (own, second)
+    )
+    if ours != theirs:
+        raise InputError(
+            f"{second.folder} is evaluated on other images or captions than {own.folder}; expected "
+            "the same"
+        )
+
+
+class _Pictures:
+    """Small pictures of a run, until their budget is spent."""
+
+    def __init__(self, run: EvaluatedRun) -> None:
+        self.run, self.left = run, BUDGET
+        self.found: dict[int, str | None] = {}
+
+    def __call__(self, row: int) -> str | None:
+        if row not in self.found:
+            self.found[row] = thumbnail(self.run.picture(row), side=SIDE, quality=60)
+        return self.spend(self.found[row])
+
+    def spend(self, content: str | None) -> str | None:
+        """The content, if there is room for it."""
+        if content is None or len(content) > self.left:
+            return None
+        self.left -= len(content)
+        return content
+
+
+def _content(own: EvaluatedRun, second: EvaluatedRun | None) -> dict[str, Any]:
+    pictures = _Pictures(own)
+    gallery = own.table.gallery
+    environment = own.folder / "environment.yaml"
+    facts = yaml.safe_load(environment.read_text("utf-8")) if environment.is_file() else {}
+    config = (own.folder / "config.yaml").read_text(encoding="utf-8")
+    cut = f"; the first of {own.whole:,}" if len(gallery.images) < own.whole else ""
+    maps = _maps(own, pictures)  # first: they have to fit into the budget
+    return {
+        "name": own.folder.parent.name if own.folder.name[:1].isdigit() else own.folder.name,
+        "system": type(own.model).__name__,
+        "run": own.folder.name,
+        "version": itmkit.__version__,
+        "gallery": f"{own.split}: {len(gallery.images):,} images × {len(gallery.texts):,} captions"
+        + cut,
+        "protocol": own.protocol or "the whole split is searched together",
+        "second_stage": _second_stage(own),
+        "recall": _recall_rows(own, second),
+        "second": second and second.folder.parent.name + "/" + second.folder.name,
+        "curves": _training_charts(own, second),
+        "charts": _score_charts(own),
+        "hubs": _hubs(own, pictures),
+        "queries": _queries(own, pictures),
+        "pairs": _wrong_pairs(own, pictures),
+        "maps": maps,
+        "changes": None if second is None else _changes(own, second),
+        "config": config,
+        "environment": yaml.safe_dump(facts, sort_keys=False, allow_unicode=True),
+        "command": facts.get("command", ""),
+        "commit": (facts.get("git") or {}).get("commit"),
+        "split": own.split,
+    }
+
+
+def _second_stage(own: EvaluatedRun) -> str:
+    table = own.table
+    if not table.rerank_top_k:
+        return ""
+    return (
+        f"the best {table.rerank_top_k} of a query are put in order by the second stage, with a "
+        f"weight of {table.rerank_weight:g}; charts of scores are of the first stage"
+    )
+
+
+def _recall_rows(own: EvaluatedRun, second: EvaluatedRun | None) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for side, title in _SIDES.items():
+        for key, name in _NAMES.items():
+            full = f"{side}_{key}"
+            low, high = own.intervals[full]
+            rows.append({"side": title, "name": name, "low": low, "high": high, "key": full})
+    low, high = own.intervals["rsum"]
+    rows.append({"side": "both", "name": "rSum", "low": low, "high": high, "key": "rsum"})
+    for row in rows:
+        row["value"] = own.recall[row["key"]]
+        if second is not None:
+            row["other"] = second.recall[row["key"]]
+            row["change"] = row["value"] - row["other"]
+    return rows
+
+
+def _training_charts(own: EvaluatedRun, second: EvaluatedRun | None) -> list[dict[str, str]]:
+    found = curves_of(own.folder)
+    theirs = {} if second is None else curves_of(second.folder)
+    drawn = []
+
+    def add(title: str, names: list[str], key: str) -> None:
+        curves: dict[str, Any] = {
+            name.removeprefix("train/").removeprefix("val/"): found[name]
+            for name in names
+            if name in found
+        }
+        for name in names[:1]:
+            if curves and name in theirs:
+                curves[f"{name.partition('/')[2]} of the second run"] = theirs[name]
+        if curves:
+            values = [value for _, (_, own) in curves.items() for value in own]
+            log = key == "loss" and min(values) > 0 and max(values) > 50 * min(values)
+            svg = charts.lines(key, title, curves, x="step", y="", log_y=log)
+            drawn.append({"title": title, "svg": svg})
+
+    terms = sorted(name for name in found if name.startswith("train/"))
+    losses = [name for name in terms if name not in ("train/margin", "train/loss")]
+    add("Loss and its terms", ["train/loss", *losses], "loss")
+    add("Adaptive margin", ["train/margin"], "margin")
+    add("rSum on the validation split", ["val/rsum"], "rsum")
+    add("R@1 on the validation split", ["val/i2t_r1", "val/t2i_r1"], "r1")
+    return drawn
+
+
+def _score_charts(own: EvaluatedRun) -> list[dict[str, str]]:
+    images, captions = own.query_ranks
+    sides = {"image to text": images[images >= 0], "text to image": captions}
+    n, m = own.relevant.shape
+    levels = [k for k in _LEVELS if k <= max(n, m)]
+    recall: dict[str, Any] = {
+        name: (levels, [100 * float((ranks < k).float().mean()) for k in levels])
+        for name, ranks in sides.items()
+    }
+    recall["text to image by chance"] = (levels, [100 * min(1, k / n) for k in levels])
+    found = [
+        {
+            "title": "Recall at K",
+            "note": "All images and captions searched together.",
+            "svg": charts.lines("recall", "Recall at K", recall, x="K", y="%", log_x=True),
+        }
+    ]
+    edges = [1, 2, 4, 6, 11, 21, 51, 101, 201, 501, 1001, 5001, max(5002, n, m) + 1]
+    edges = [edge for edge in edges if edge <= max(n, m) + 1] or [1, 2]
+    labels = [f"{a}" if b == a + 1 else f"{a}–{b - 1}" for a, b in itertools.pairwise(edges)]
+    found.append(
+        {
+            "title": "Ranks of the right answer",
+            "note": "Share of the queries; rank 1 is the first place.",
+            "svg": _rank_bars(sides, edges, labels),
+        }
+    )
+    right_texts, wrong_texts = own.positives[1], own.negatives[1]
+    real = right_texts.isfinite() & wrong_texts.isfinite()
+    found.append(
+        {
+            "title": "Scores of captions",
+            "note": "With their best right image and with the wrong image that scores highest.",
+            "svg": charts.histograms(
+                "scores",
+                "Scores of right pairs and of hardest wrong ones",
+                {"right": right_texts[real], "hardest wrong": wrong_texts[real]},
+                x="score",
+                y="captions",
+            ),
+        }
+    )
+    counts = _top_counts(own.table.scores, dim=0)
+    mean = float(counts.float().mean())
+    centred = counts.double() - counts.double().mean()
+    skew = float(centred.pow(3).mean() / centred.square().mean().clamp(min=1e-12).pow(1.5))
+    found.append(
+        {
+            "title": "How often an image is among the first 10",
+            "note": f"Of all captions; the mean is {mean:.1f}, the skewness {skew:.2f}: the "
+            "larger, the more a few images are found for everything.",
+            "svg": charts.histograms(
+                "hubs", "Hubness", {"images": counts}, x="captions", y="images", bins=30
+            ),
+        }
+    )
+    try:
+        calibration = Calibration.fit(own.table.scores.T, own.relevant.T)
+    except InputError:
+        return found
+    return [
+        *found,
+        {
+            "title": "Calibration",
+            "note": "Probabilities that a logistic regression gives hits, learnt on half of the "
+            "captions and judged on the others; on the line they are right.",
+            "svg": charts.reliability("reliability", "Calibration", calibration.reliability),
+        },
+    ]
+
+
+def _rank_bars(sides: Mapping[str, Tensor], edges: list[int], labels: list[str]) -> str:
+    chart = charts.Chart("ranks", "Ranks of the right answer")
+    places = np.arange(len(labels))
+    for number, (name, ranks) in enumerate(sides.items()):
+        counts, _ = np.histogram(ranks.numpy() + 1, edges)
+        shares = 100 * counts / max(1, len(ranks))
+        offset = 0.4 * number - 0.2
+        chart.axes.bar(places + offset, shares, 0.38, color=charts.COLOURS[number], label=name)
+    chart.axes.set_xticks(places, labels, fontsize=8, rotation=40, ha="right")
+    return chart.svg(x="rank", y="%")
+
+
+def _top_counts(scores: Tensor, *, dim: int) -> Tensor:
+    """How often every item is among the first ten of the queries of the other side."""
+    top = scores.topk(min(10, scores.shape[dim]), dim=dim).indices
+    return top.flatten().bincount(minlength=scores.shape[dim])
+
+
+def _hubs(own: EvaluatedRun, pictures: _Pictures) -> dict[str, Any]:
+    images = _top_counts(own.table.scores, dim=0)
+    texts = _top_counts(own.table.scores, dim=1)
+    return {
+        "images": [
+            {"picture": pictures(row), "name": own.name(row), "text": f"{int(images[row]):,} times"}
+            for row in images.topk(min(6, len(images))).indices.tolist()
+        ],
+        "captions": [
+            {"text": own.caption(column), "count": int(texts[column])}
+            for column in texts.topk(min(6, len(texts))).indices.tolist()
+        ],
+    }
+
+
+def _queries(own: EvaluatedRun, pictures: _Pictures) -> list[dict[str, Any]]:
+    """The queries with the worst ranks, and those found by the widest margin, with results."""
+    rows = own.table.rows()
+    found = []
+    for side, (ranks, right, wrong) in enumerate(
+        zip(own.query_ranks, own.positives, own.negatives, strict=True)
+    ):
+        margin = (right - wrong).masked_fill(ranks != 0, -torch.inf)
+        margin[~margin.isfinite()] = -torch.inf
+        worst = ranks.topk(min(QUERIES["worst"], len(ranks))).indices
+        best = margin.topk(min(QUERIES["best"], len(margin))).indices
+        chosen = [("worst", int(row)) for row in worst if ranks[row] > 0]
+        chosen += [("best", int(row)) for row in best if margin[row].isfinite()]
+        for kind, row in chosen:
+            query = torch.tensor([row])
+            if side == 0:
+                values, items = best_captions(own.table, rows.images[query], rows.texts, HITS)
+            else:
+                values, items = best_images(own.table, rows.texts[query], rows.images, HITS)
+            hits = []
+            for score, item in zip(values[0].tolist(), items[0].tolist(), strict=True):
+                true = own.relevant[row, item] if side == 0 else own.relevant[item, row]
+                hits.append(
+                    {
+                        "mark": "right" if true else "wrong",
+                        "score": score,
+                        "picture": pictures(item) if side else None,
+                        "text": own.name(item) if side else own.caption(item),
+                    }
+                )
+            found.append(
+                {
+                    "kind": kind,
+                    "side": list(_SIDES)[side],
+                    "rank": int(ranks[row]) + 1,
+                    "heading": own.caption(row) if side else own.name(row),
+                    "picture": None if side else pictures(row),
+                    "hits": hits,
+                }
+            )
+    return found
+
+
+def _wrong_pairs(own: EvaluatedRun, pictures: _Pictures) -> list[dict[str, Any]]:
+    """Pairs that do not match and score highest, each image and each caption once."""
+    m = own.relevant.shape[1]
+    best = own.wrong_scores.flatten().topk(min(400, own.relevant.numel()))
+    found: list[dict[str, Any]] = []
+    seen: set[tuple[str, int]] = set()
+    for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        row, column = divmod(place, m)
+        if ("image", row) in seen or ("text", column) in seen or score == -torch.inf:
+            continue
+        seen |= {("image", row), ("text", column)}
+        found.append(
+            {
+                "picture": pictures(row),
+                "name": own.name(row),
+                "text": own.caption(column),
+                "score": score,
+                "right": float(own.positives[1][column]),
+            }
+        )
+        if len(found) == PAIRS:
+            break
+    return found
+
+
+def _maps(own: EvaluatedRun, pictures: _Pictures) -> list[dict[str, Any]]:
+    """Explained pairs: found ones, and the wrong pair of the highest score."""
+    margin = (own.positives[1] - own.negatives[1]).nan_to_num(-torch.inf, neginf=-torch.inf)
+    ranked, images = margin.argsort(descending=True).tolist(), own.table.gallery.text_image_ids
+    first: dict[int, int] = {}  # of each image the caption of the widest margin
+    for column in ranked[: 20 * MAPS]:
+        first.setdefault(int(images[column]), column)
+    columns = list(first.values())[: MAPS - 1]
+    pairs = [
+        (int(own.table.scores[:, c].masked_fill(~own.relevant[:, c], -torch.inf).argmax()), c, True)
+        for c in columns
+    ]
+    place = int(own.wrong_scores.flatten().argmax())
+    pairs.append((*divmod(place, own.relevant.shape[1]), False))
+    found: list[dict[str, Any]] = []
+    for row, column, right in pairs:
+        try:
+            content = _map(own, row, column)
+        except InputError:  # a system that cannot explain, or a picture that cannot be read
+            continue
+        image = pictures.spend(content)
+        if image is not None:
+            found.append({"text": own.caption(column), "name": own.name(row), "image": image})
+            found[-1]["mark"] = "right" if right else "wrong"
+    return found
+
+
+def _map(own: EvaluatedRun, row: int, column: int) -> str | None:
+    from matplotlib.figure import Figure
+
+    from itmkit.data.photo import read_photo
+
+    explanations, boxes = own.explained(row, column)
+    picture = own.picture(row)
+    if isinstance(picture, Path):
+        picture = read_photo(picture, side=256, max_pixels=100_000_000)
+    preprocessing = own.dataset.preprocessing
+    if picture is None:
+        raise InputError(f"{own.name(row)} has no picture")
+    array = np.asarray(picture.convert("RGB"))
+    if preprocessing is not None:  # the part that the model saw
+        array = preprocessing(picture).permute(1, 2, 0).contiguous().numpy()
+    text, tokenizer = own.caption(column), own.items.tokenizer
+    words = caption_words(tokenizer.words(text), tokenizer.encode(text).words)
+    figure = Figure(layout="constrained", facecolor="white")
+    draw_explanations(explanations, array, words, boxes, figure=figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    content = webp(Image.open(buffer), side=max(Image.open(buffer).size), quality=60)
+    return None if content is None else data_address(content)
+
+
+def _changes(own: EvaluatedRun, second: EvaluatedRun) -> dict[str, Any]:
+    """What differs in the configuration, and the captions that were won and lost at rank 1."""
+    ours, theirs = flat_config(own.folder), flat_config(second.folder)
+    names = sorted(ours.keys() | theirs.keys())
+    config = [
+        (name, ours.get(name, "–"), theirs.get(name, "–"))
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
+    ranks, before = own.query_ranks[1], second.query_ranks[1]
+    gain = before - ranks
+
+    def listed(order: Tensor, sign: int) -> list[dict[str, Any]]:
+        return [
+            {"text": own.caption(c), "ours": int(ranks[c]) + 1, "theirs": int(before[c]) + 1}
+            for c in order[:8].tolist()
+            if sign * int(gain[c]) > 0
+        ]
+
+    won, lost = (ranks == 0) & (before > 0), (ranks > 0) & (before == 0)
+    return {
+        "config": config,
+        "won": int(won.sum()),
+        "lost": int(lost.sum()),
+        "better": listed(gain.argsort(descending=True, stable=True), 1),
+        "worse": listed(gain.argsort(stable=True), -1),
+    }

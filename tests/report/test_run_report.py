@@ -1,0 +1,150 @@
+"""The report of a run: one file, whole, that needs no other; in a browser without a fault."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import runs, write_config
+
+from itmkit.checks import InputError
+from itmkit.cli import main
+from itmkit.metrics.functional import cross_modal_recall
+from itmkit.report.evaluated import EvaluatedRun, curves_of
+
+pytest.importorskip("matplotlib", reason="needs itmkit[report]")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run of DAIM, whose margin adapts, and one of MATE on the same scenes."""
+    found = []
+    for system in ("DAIM", "MATE"):
+        folder = tmp_path_factory.mktemp(system)
+        config = write_config(folder, system, val=60, max_steps=4, max_epochs=1)
+        main(["fit", f"--config={config}", f"--trainer.default_root_dir={folder / 'runs'}"])
+        found += runs(folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def report_page(trained: list[Path]) -> Path:
+    daim, mate = map(str, trained)
+    main(["report", daim, mate, "--device=cpu"])
+    return trained[0] / "report.html"
+
+
+def test_numbers_are_those_of_the_scores(trained: list[Path]) -> None:
+    own = EvaluatedRun.of(trained[1], "val")
+    gallery, scores = own.table.gallery, own.table.scores
+    expected = cross_modal_recall(
+        scores, gallery.image_ids, gallery.text_image_ids, relevance=own.relevant
+    )
+    assert own.recall == pytest.approx(expected)
+    right, wrong = own.positives, own.negatives
+    for column in (0, 7, 299):
+        true = [float(scores[r, column]) for r in range(60) if own.relevant[r, column]]
+        false = [float(scores[r, column]) for r in range(60) if not own.relevant[r, column]]
+        assert (float(right[1][column]), float(wrong[1][column])) == (max(true), max(false))
+    assert (own.query_ranks[1] == own.ranks[0].t2i).all()
+
+
+def test_explanations_of_the_report_are_of_its_scores(trained: list[Path]) -> None:
+    own = EvaluatedRun.of(trained[0], "val")
+    (explanation,), boxes = own.explained(3, 11)
+    assert explanation.score == pytest.approx(float(own.table.scores[3, 11]), abs=1e-5)
+    assert boxes is None
+
+
+def test_page_is_whole_and_needs_nothing_else(report_page: Path) -> None:
+    text = report_page.read_text()
+    assert len(text) < 2_000_000
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text.partition("<pre")[0])
+    for title in ("Recall", "Adaptive margin", "Calibration", "Why pairs have their score"):
+        assert title in text
+    for part in ("Second run", "Configuration that differs", "itmkit report", "95 % interval"):
+        assert part in text
+    assert text.count("<svg") >= 7
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_curves(trained: list[Path]) -> None:
+    curves = curves_of(trained[0])
+    steps, values = curves["train/margin"]
+    assert len(steps) == len(values) > 1
+    assert curves_of(trained[0] / "nowhere") == {}
+
+
+def test_second_run_on_other_scenes_is_refused(trained: list[Path], tmp_path: Path) -> None:
+    config = write_config(tmp_path, "DAIM", val=9, max_steps=1, max_epochs=1)
+    main(["fit", f"--config={config}", f"--trainer.default_root_dir={tmp_path / 'runs'}"])
+    from itmkit.report.run_report import write_report
+
+    target = tmp_path / "page.html"
+    with pytest.raises(InputError, match="evaluated on other images or captions"):
+        write_report(trained[0], target, other=runs(tmp_path)[0])
+    assert not target.exists()
+
+
+def test_hubs_wrong_pairs_and_ranks_of_a_known_table(trained: list[Path]) -> None:
+    from itmkit.report import run_report
+
+    own = EvaluatedRun.of(trained[0], "val")
+    scores = torch.zeros_like(own.table.scores)
+    scores[5] = 1.0  # an image that is found for every caption
+    scores[:, 20] += 0.5
+    own.table.scores = scores
+    counts = run_report._top_counts(scores, dim=0)
+    assert int(counts.argmax()) == 5
+    assert int(counts[5]) == 300
+    (first, *_) = run_report._wrong_pairs(own, run_report._Pictures(own))
+    assert first["name"] == own.name(5)
+    assert first["text"] == own.caption(20)
+    assert first["score"] == 1.5
+
+
+def test_page_in_a_browser(report_page: Path) -> None:
+    """Opens from disk without a network or a fault; filters and sorts; contrast is enough."""
+    browsers = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    faults: list[str] = []
+    with browsers.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for scheme, width in (("light", 1280), ("dark", 390)):
+            context = browser.new_context(
+                color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True
+            )
+            tab = context.new_page()
+            tab.on("console", lambda message: faults.append(message.text))
+            tab.on("pageerror", lambda error: faults.append(str(error)))
+            tab.goto(report_page.as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+            rows = tab.locator(".query-row")
+            count = rows.count()
+            assert tab.locator("#count").text_content() == f"{count} of {count} queries"
+            tab.get_by_label("Direction").select_option("i2t")
+            shown = tab.locator(".query-row:visible")
+            assert 0 < shown.count() < count
+            tab.get_by_label("Order").select_option("rank")
+            ranks = [int(row.get_attribute("data-rank")) for row in shown.all()]
+            assert ranks == sorted(ranks)
+            tab.get_by_label("Words").fill("no such words")
+            assert shown.count() == 0
+            tab.get_by_role("button", name="Score", exact=True).press("Enter")
+            cells = tab.locator(".sortable tbody tr td:nth-child(3)").all_text_contents()
+            assert cells == sorted(cells, key=float)
+            try:
+                from axe_playwright_python.sync_playwright import Axe
+            except ImportError:
+                pass
+            else:
+                assert [one["id"] for one in Axe().run(tab).response["violations"]] == []
+        browser.close()
+    assert faults == []
