@@ -48,6 +48,7 @@ COMMANDS = {
     "export": (
         "write a trained model as ONNX files, checked against the model",
         "export:export",
+    ),
     "report": (
         "write a page of a run: recall, curves, right and wrong results, and why",
         "report:report",

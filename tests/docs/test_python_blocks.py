@@ -35,6 +35,12 @@ matcher = DAIM(RegionProjection(437, 16, hidden_dim=16), BiGRU(64, 16, 16))
 image, text = torch.randn(4, 8), torch.randn(4, 8)
 image_ids = text_image_ids = text_ids = torch.arange(4)
 """,
+    "docs/report.md": """
+import itmkit
+
+save_picture("beach.jpg")
+retriever = itmkit.load("mine")
+""",
     "docs/picture_search.md": """
 import torch
 
