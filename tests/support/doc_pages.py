@@ -49,6 +49,6 @@ def _commands(line: str) -> Iterator[list[str]]:
     while "itmkit" in words:
         words = words[words.index("itmkit") + 1 :]
         end = next((at for at, word in enumerate(words) if word in _ENDS), len(words))
-        if "…" not in words[:end]:  # which stands for the rest
+        if end and "…" not in words[:end]:  # which stands for the rest
             yield words[:end]
         words = words[end:]
