@@ -57,6 +57,16 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             raise SystemExit(left.value.code)
         return None
 
+    def audit_data(options: list[str], *_: Any) -> None:  # would train
+        parse_words(["fit", *options])
+        raise Parsed
+
+    def parse_words(words: list[str]) -> None:
+        with pytest.raises(SystemExit) as left:
+            main([*words, "--print_config"])
+        assert not left.value.code
+
+    monkeypatch.setattr("itmkit.cli.audit_data._audit", audit_data)
     monkeypatch.setattr(OneLineParser, "parse_args", parse_args)
     monkeypatch.chdir(tmp_path)
     return run
