@@ -8,9 +8,15 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from clip_models import save_clip
 from doc_pages import PAGES, ROOT, blocks
+from pictures import COLOURS, save_karpathy, save_picture
 
+import itmkit
+from itmkit.checks import InputError
 from itmkit.cli import main
+from itmkit.retriever import BatchEncoder
+from tests.retriever.conftest import photos, pixel_run  # noqa: F401
 
 
 def test_own_system_is_trained_by_the_command_line(
@@ -48,16 +54,12 @@ def test_lora_trains_its_matrices_alone_and_is_merged(
 ) -> None:
     pytest.importorskip("peft")
     import torch
-    from clip_models import save_clip
-    from pictures import save_karpathy
     from transformers import AutoModel
-
-    import itmkit
 
     monkeypatch.syspath_prepend(ROOT / "examples")
     lora = import_module("lora")
     save_clip(tmp_path / "model")
-    _, photos = save_karpathy(tmp_path)
+    _, images = save_karpathy(tmp_path)
     quiet = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
     paths = [tmp_path / name for name in ("model", "data.json", "images", "tuned")]
     lora.main(*map(str, paths), batch_size=8, accelerator="cpu", max_steps=2, **quiet)
@@ -66,5 +68,88 @@ def test_lora_trains_its_matrices_alone_and_is_merged(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.partition(".")[0] for name in changed} == {"text_model", "vision_model"}
     assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
-    scores = itmkit.load(tmp_path / "tuned").scores([photos / "0.jpg"], ["a red dog", "cat"])
+    scores = itmkit.load(tmp_path / "tuned").scores([images / "0.jpg"], ["a red dog", "cat"])
     assert scores.isfinite().all()
+
+
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")
+def test_pictures_encoded_with_ray_are_searched_in_lancedb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("lancedb")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    save_clip(tmp_path / "model")
+    names = [f"{row % 2}/{row}.jpg" for row in range(12)]
+    for row, name in enumerate(names):
+        save_picture(tmp_path / "photos" / name, list(COLOURS)[row % 4], shade=row)
+    (tmp_path / "photos/cut.jpg").write_bytes(b"no picture")
+    years = "".join(f"{name},{2010 + row}\n" for row, name in enumerate(names))
+    (tmp_path / "years.csv").write_text("file_name,year\n" + years)
+    folders = {name: str(tmp_path / name) for name in ("model", "photos", "vectors", "database")}
+    encode = [folders["photos"], "--model", folders["model"], "--output", folders["vectors"]]
+    encode += ["--table", str(tmp_path / "years.csv"), "--batch_size", "5"]
+
+    with_ray = import_module("encode_with_ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with_ray.main(encode)
+    finally:
+        ray.shutdown()
+    first, *skipped = capsys.readouterr().out.splitlines()
+    assert first == f"12 pictures, 16 numbers each, in {folders['vectors']}"
+    assert len(skipped) == 1
+    assert skipped[0].startswith("skipped: cut.jpg is not a readable image")
+    with pytest.raises(InputError, match="holds files; expected a new folder"):
+        with_ray.main(encode)
+
+    query = [folders["database"], "a red dog", "--model", folders["model"], "--k", "3"]
+    where = ["--where", "year > 2014", "--vectors", folders["vectors"]]
+    in_lancedb = import_module("search_in_lancedb")
+    hits = in_lancedb.main(query + where)
+    retriever = itmkit.load(folders["model"], device="cpu")
+    later = names[5:]
+    scores, rows = retriever.rank([tmp_path / "photos" / n for n in later], ["a red dog"], 3)
+    assert [path for path, _ in hits] == [later[row] for row in rows[0]]
+    assert [score for _, score in hits] == pytest.approx(scores[0].tolist(), abs=1e-5)
+    out = capsys.readouterr().out
+    assert "12 pictures of" in out
+    assert "7 candidates of 12 pictures, where: year > 2014" in out
+    assert len(in_lancedb.main([*query, "--where", "year = 2012"])) == 1  # filled before
+    assert in_lancedb.main([*query, "--where", "year > 2050"]) == []
+
+
+@pytest.mark.extras
+def test_second_stage_orders_what_lancedb_finds(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    photos: Path,  # noqa: F811
+    pixel_run: Path,  # noqa: F811
+) -> None:
+    pytest.importorskip("lancedb")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    names = sorted(path.name for path in (photos / "images").iterdir())
+    found = BatchEncoder(pixel_run, photos / "images")(pa.table({"path": names}))
+    (tmp_path / "vectors").mkdir()
+    pq.write_table(found, tmp_path / "vectors/0.parquet")
+    in_lancedb = import_module("search_in_lancedb")
+    query = [str(tmp_path / "database"), "a red beside a dog", "--model", str(pixel_run)]
+    query += ["--vectors", str(tmp_path / "vectors")]
+    with pytest.raises(InputError, match="photos is None"):
+        in_lancedb.main(query)
+    hits = in_lancedb.main([*query, "--photos", str(photos / "images")])
+    retriever = itmkit.load(pixel_run)
+    assert retriever.model.rerank_top_k > 0
+    pictures = [photos / "images" / name for name in names]
+    scores, rows = retriever.rank(pictures, ["a red beside a dog"])
+    assert [path for path, _ in hits] == [names[row] for row in rows[0]]
+    assert [score for _, score in hits] == pytest.approx(scores[0].tolist(), abs=1e-5)
+
+    save_clip(tmp_path / "other")
+    query[3] = str(tmp_path / "other")
+    with pytest.raises(InputError, match="database is of another model"):
+        in_lancedb.main(query)

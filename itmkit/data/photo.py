@@ -57,20 +57,41 @@ def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
     if not path.is_file():  # a pipe would be waited for, for ever
         raise BadSampleError(f"{path} is missing, or not a file")
     try:
-        with path.open("rb") as file:
-            try:
-                return _decoded(path, file, side, max_pixels)
-            except ValueError as error:
-                file.seek(0)
-                if isinstance(error, InputError) or file.read(len(_PNG)) != _PNG:
-                    raise
-                # Pillow refuses a PNG with long texts, which could fill the memory
-                file.seek(0)
-                return _decoded(path, _without_metadata(file.read()), side, max_pixels)
+        file = path.open("rb")
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        raise BadSampleError(f"{path} is not a readable image: {error}") from error
+    with file:
+        return decode_photo(file, str(path), side=side, max_pixels=max_pixels)
+
+
+def decode_photo(file: IO[bytes], name: str, *, side: int, max_pixels: int) -> Image.Image:
+    """Decode a photo from an open file; see :func:`read_photo`.
+
+    Args:
+        file: open for reading bytes, at its start.
+        name: of the photo, for errors.
+        side: to which the shorter side will be scaled.
+        max_pixels: most pixels of the photo, and of the photo scaled.
+
+    Raises:
+        BadSampleError: if it is no photo, or has more pixels; before they are decoded.
+    """
+    try:
+        try:
+            return _decoded(name, file, side, max_pixels)
+        except ValueError as error:
+            file.seek(0)
+            if isinstance(error, InputError) or file.read(len(_PNG)) != _PNG:
+                raise
+            # Pillow refuses a PNG with long texts, which could fill the memory
+            file.seek(0)
+            return _decoded(name, _without_metadata(file.read()), side, max_pixels)
     except (BadSampleError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise BadSampleError(f"{path} has more than max_pixels={max_pixels}: {error}") from error
+        raise BadSampleError(f"{name} has more than max_pixels={max_pixels}: {error}") from error
     except Exception as error:  # bytes that are no photo raise nearly anything in Pillow
         if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
             raise
@@ -78,7 +99,7 @@ def read_photo(path: Path, *, side: int, max_pixels: int) -> Image.Image:
             error = InputError(
                 f"cannot identify its format; expected {', '.join(FORMATS)}, AVIF or HEIC"
             )
-        raise BadSampleError(f"{path} is not a readable image: {error}") from error
+        raise BadSampleError(f"{name} is not a readable image: {error}") from error
 
 
 def upright_rgb(photo: Image.Image) -> Image.Image:
@@ -151,28 +172,28 @@ def check_inside(path: Path, folder: Path) -> None:
         )
 
 
-def _decoded(path: Path, file: IO[bytes], side: int, max_pixels: int) -> Image.Image:
+def _decoded(name: str, file: IO[bytes], side: int, max_pixels: int) -> Image.Image:
     start = file.read(64)
     file.seek(0)
     if not start:
         raise InputError("the file is empty")
-    formats = _formats(path, start)
+    formats = _formats(name, start)
     with Image.open(file, formats=formats) as photo:
-        _check_size(path, photo.size, side, max_pixels)
+        _check_size(name, photo.size, side, max_pixels)
         if photo.format in ("JPEG", "MPO"):
             # decoded at half, a quarter or an eighth, where that is large enough
             photo.draft("RGB", (2 * side, 2 * side))
         return upright_rgb(photo)
 
 
-def _formats(path: Path, start: bytes) -> tuple[str, ...]:
+def _formats(name: str, start: bytes) -> tuple[str, ...]:
     if start[4:8] != b"ftyp":
         return FORMATS
     end = min(int.from_bytes(start[:4], "big"), len(start))
     brands = {start[8:12], *(start[i : i + 4] for i in range(16, end, 4))}
     if brands & {b"avif", b"avis"}:
         if not features.check("avif"):
-            raise BadSampleError(f"{path} is an AVIF image: pip install 'itmkit[heif]' to read it")
+            raise BadSampleError(f"{name} is an AVIF image: pip install 'itmkit[heif]' to read it")
         return ("AVIF",)
     if not any(brand[:3] in (b"hei", b"hev", b"mif", b"msf") for brand in brands):
         return FORMATS  # a film: of no format that is read
@@ -180,7 +201,7 @@ def _formats(path: Path, start: bytes) -> tuple[str, ...]:
         from pillow_heif import register_heif_opener
     except ImportError as error:
         raise BadSampleError(
-            f"{path} is a HEIC image: pip install 'itmkit[heif]' to read it"
+            f"{name} is a HEIC image: pip install 'itmkit[heif]' to read it"
         ) from error
     if "HEIF" not in Image.OPEN:
         register_heif_opener()
@@ -206,15 +227,15 @@ def _without_metadata(png: bytes) -> IO[bytes]:
     return BytesIO(b"".join(kept))
 
 
-def _check_size(path: Path, size: tuple[int, int], side: int, max_pixels: int) -> None:
+def _check_size(name: str, size: tuple[int, int], side: int, max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise BadSampleError(
-            f"{path} has {width} x {height} pixels; expected at most max_pixels={max_pixels}"
+            f"{name} has {width} x {height} pixels; expected at most max_pixels={max_pixels}"
         )
     if side * side * max(size) > max_pixels * min(size):
         raise BadSampleError(
-            f"{path} has {width} x {height} pixels, which with {side} on the shorter side are "
+            f"{name} has {width} x {height} pixels, which with {side} on the shorter side are "
             f"more than max_pixels={max_pixels}"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from itmkit.checks import InputError, type_of
-from itmkit.data.photo import read_photo, upright_rgb
+from itmkit.data.photo import decode_photo, read_photo, upright_rgb
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.files import user_path
 
 #: What is taken for a picture.
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
 
 MAX_PIXELS = 100_000_000
 _KINDS = (
-    "a path, a PIL image, an array of uint8 (height, width, 3), or a tensor of floats "
-    "(3, height, width) in [0, 1]"
+    "a path, the bytes of a file, a PIL image, an array of uint8 (height, width, 3), or a tensor "
+    "of floats (3, height, width) in [0, 1]"
 )
 
 
@@ -34,8 +35,8 @@ def picture_pixels(
     EXIF says to lie on its side is turned.
 
     Args:
-        picture: a path, a PIL image, an array of uint8 ``(H, W, 3)``, or a tensor of floats
-            ``(3, H, W)`` in [0, 1], which are rounded to bytes.
+        picture: a path, the bytes of a file, a PIL image, an array of uint8 ``(H, W, 3)``, or a
+            tensor of floats ``(3, H, W)`` in [0, 1], which are rounded to bytes.
         preprocessing: how pictures become pixels.
         name: of the picture, for errors.
         max_pixels: most pixels of a file, before they are decoded.
@@ -50,6 +51,9 @@ def picture_pixels(
         path = user_path(picture)
         photo = read_photo(path, side=preprocessing.scaled_side, max_pixels=max_pixels)
         return preprocessing(photo)
+    if isinstance(picture, bytes):
+        side = preprocessing.scaled_side
+        return preprocessing(decode_photo(BytesIO(picture), name, side=side, max_pixels=max_pixels))
     if isinstance(picture, Image.Image):
         try:
             return preprocessing(upright_rgb(picture))

@@ -1,6 +1,7 @@
 """A trained model with all that it needs: pictures and sentences in, scores out."""
 
+from itmkit.retriever.batch_encoder import BatchEncoder, open_pictures, picture_names
 from itmkit.retriever.loading import load
 from itmkit.retriever.retriever import Ranking, Retriever
 
-__all__ = ["Ranking", "Retriever", "load"]
+__all__ = ["BatchEncoder", "Ranking", "Retriever", "load", "open_pictures", "picture_names"]

@@ -54,8 +54,8 @@ class Retriever:
     """A matcher that takes pictures and sentences as they are.
 
     :func:`itmkit.load` makes one from a run, a saved folder, or a CLIP-like model by its name.
-    Pictures are paths, PIL images, arrays of uint8 ``(H, W, 3)`` or tensors of floats ``(3, H, W)``
-    in [0, 1]; sentences are strings, cut to what the model takes.
+    Pictures are paths, bytes of files, PIL images, arrays of uint8 ``(H, W, 3)`` or tensors of
+    floats ``(3, H, W)`` in [0, 1]; sentences are strings, cut to what the model takes.
 
     Args:
         model: the matcher; put in evaluation mode.
@@ -145,7 +145,7 @@ class Retriever:
             InputError: what is no picture, or none at all.
         """
         check_count(batch_size=batch_size)
-        if isinstance(images, (str, os.PathLike, Image.Image)):
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
             raise InputError(f"images is {type_of(images)}; expected a list of pictures")
         pictures = _at_least_one("images", images)
         parts, row = [], 0

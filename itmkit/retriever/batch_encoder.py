@@ -1,0 +1,170 @@
+"""Vectors of pictures, batch by batch, for the data frameworks of clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from itmkit.checks import InputError
+from itmkit.data.images import BadSampleError
+from itmkit.data.photo import SUFFIXES
+from itmkit.data.pictures import picture_pixels
+from itmkit.files import check_folder, user_path
+from itmkit.retriever.loading import load
+from itmkit.retriever.retriever import Retriever
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import fs
+
+
+def open_pictures(root: str | Path) -> fs.SubTreeFileSystem:
+    """A folder of pictures as a file system of pyarrow, whose paths are those inside the folder.
+
+    Args:
+        root: a folder, or an address such as ``s3://bucket/photos``.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    from pyarrow import fs
+
+    if "://" in str(root):
+        store, base = fs.FileSystem.from_uri(str(root))
+        return fs.SubTreeFileSystem(base, store)
+    folder = user_path(root).resolve()
+    check_folder("root", folder)
+    return fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
+
+
+def picture_names(pictures: fs.FileSystem) -> list[str]:
+    """The pictures of a file system, by the endings of their names, sorted; no hidden ones.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from pyarrow import fs
+
+    found = pictures.get_file_info(fs.FileSelector("", recursive=True))
+    names = sorted(
+        one.path
+        for one in found
+        if one.type != fs.FileType.Directory
+        and PurePosixPath(one.path).suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in PurePosixPath(one.path).parts)
+    )
+    if not names:
+        raise InputError(f"the folder has no picture; expected {' '.join(SUFFIXES)}")
+    return names
+
+
+class BatchEncoder:
+    """Adds vectors to tables of pictures, as a function of batches that processes can be sent.
+
+    For ``Dataset.map_batches`` of Ray Data with ``batch_format="pyarrow"``, or any framework that
+    maps tables of Arrow. Pickled, it is a few names: each process loads the model at its first
+    batch.
+
+    Args:
+        model: what :func:`itmkit.load` takes; on a cluster, a folder that all machines see or the
+            name of a model on the hub.
+        root: folder of the pictures, or an address such as ``s3://bucket/photos``.
+        device: where the model goes; None: a GPU if there is one.
+        trust: see :func:`itmkit.load`.
+
+    Raises:
+        InputError: at the first batch, if the model makes no vectors (DAIM, TVRN).
+
+    Example:
+        ``dataset.map_batches(BatchEncoder, fn_constructor_args=("mine", "photos/"),
+        batch_format="pyarrow", batch_size=32, compute=ray.data.ActorPoolStrategy(size=2))``
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        root: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        trust: Sequence[str] = (),
+    ) -> None:
+        self.model, self.root, self.device, self.trust = model, root, device, tuple(trust)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Add the columns ``vector``, ``error`` and ``fingerprint`` to a table.
+
+        Args:
+            batch: with the pictures' paths inside ``root`` in the column ``path``.
+
+        Returns:
+            The same rows: ``vector`` is a list of ``D`` fp32; of a picture that cannot be read it
+            is null, and ``error`` says why. ``fingerprint`` is the model's.
+        """
+        import pyarrow as pa
+
+        pixels, errors = [], []
+        for name in batch["path"].to_pylist():
+            found = self._pixels(name)
+            errors.append(found if isinstance(found, str) else None)
+            if not isinstance(found, str):
+                pixels.append(found)
+        vectors = np.zeros((len(errors), self.width), np.float32)
+        readable = np.array([error is None for error in errors], dtype=bool)
+        if pixels:
+            encoding = self.retriever.encode_pixels(torch.stack(pixels))
+            vectors[readable] = encoding.vector.float().numpy()
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(vectors.reshape(-1)), self.width, mask=pa.array(~readable)
+        )
+        return (
+            batch.append_column("vector", column)
+            .append_column("error", pa.array(errors, pa.string()))
+            .append_column("fingerprint", pa.array([self.retriever.fingerprint] * len(errors)))
+        )
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """The model, loaded when first asked for."""
+        return load(self.model, device=self.device, trust=self.trust)
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers of a vector.
+
+        Raises:
+            InputError: if the model makes none.
+        """
+        size = self.retriever.preprocessing.size
+        blank = self.retriever.encode_pixels(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        fields = self.retriever.model.score_fields
+        if blank.vector is None or fields != ("vector",):
+            raise InputError(
+                f"{type(self.retriever.model).__name__} does not compare pictures and sentences by "
+                "one vector each; expected a model such as DualEncoder or MATE"
+            )
+        return int(blank.vector.shape[1])
+
+    @cached_property
+    def _pictures(self) -> fs.SubTreeFileSystem:
+        return open_pictures(self.root)
+
+    def _pixels(self, name: str) -> torch.Tensor | str:
+        """Of one picture, or why there are none."""
+        try:
+            with self._pictures.open_input_file(name) as file:
+                content = file.read()
+        except (OSError, ValueError) as error:
+            return f"{name}: {error}"
+        try:
+            return picture_pixels(content, self.retriever.preprocessing, name=name)
+        except BadSampleError as error:
+            return str(error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("model", "root", "device", "trust")
+        return {name: self.__dict__[name] for name in names}
