@@ -10,6 +10,7 @@ from jsonargparse import auto_cli
 
 from itmkit.checks import InputError
 from itmkit.cli.parser import OneLineParser
+from itmkit.files import read_text
 
 
 def index_pictures(
@@ -25,6 +26,8 @@ def index_pictures(
     num_workers: int = 0,
     follow_links: bool = False,
     calibrate: bool = True,
+    factory: str | None = None,
+    queries: Path | None = None,
     device: str | None = None,
 ) -> None:
     """Index the pictures of a folder and of the folders in it, for ``itmkit search``.
@@ -46,6 +49,11 @@ def index_pictures(
         num_workers: processes that read pictures.
         follow_links: whether links may lead out of the folder.
         calibrate: for a run, learn probabilities of hits from its validation split.
+        factory: faiss index that finds candidates for large galleries, such as "IVF64,Flat"
+            (itmkit[faiss]); refused where it finds less than 0.95 of what exact search finds. One
+            that is there is built again when the pictures change.
+        queries: file of sentences, one a line, that this is measured with; where null, the
+            validation captions of the run.
         device: such as ``cpu`` or ``cuda:1``; where null, a GPU if there is one.
     """
     from itmkit.index import merge_indexes
@@ -56,6 +64,8 @@ def index_pictures(
     if merge is not None:
         if output is None:
             raise InputError("output is null; expected a folder for the merged index")
+        if factory or queries:
+            raise InputError("merge is given with factory or queries; expected them in a later run")
         print(f"{merge_indexes(merge, output)}\nindex: {output}")
         return
     if model is None:
@@ -74,8 +84,12 @@ def index_pictures(
         batch_size=batch_size,
         num_workers=num_workers,
         follow_links=follow_links,
+        factory=factory,
+        queries=None if queries is None else read_text(queries).splitlines(),
     )
     print(f"{index.update}\nindex: {folder}")
+    if index.faiss is not None:
+        print(f"faiss: {index.faiss}")
     run = Path(str(retriever.source))
     if calibrate and index.calibration is None and (run / "config.yaml").is_file():
         try:

@@ -2,18 +2,21 @@
 
 from itmkit.index.build import build_index
 from itmkit.index.calibration import Calibration
+from itmkit.index.candidates import FaissBuild
 from itmkit.index.columns import picture_columns
 from itmkit.index.merge import merge_indexes
-from itmkit.index.search import Hit, Index, stored_model
+from itmkit.index.search import Hit, Index, faiss_sentences, stored_model
 from itmkit.index.update import Skipped, Update
 
 __all__ = [
     "Calibration",
+    "FaissBuild",
     "Hit",
     "Index",
     "Skipped",
     "Update",
     "build_index",
+    "faiss_sentences",
     "merge_indexes",
     "picture_columns",
     "stored_model",

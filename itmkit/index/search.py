@@ -1,9 +1,9 @@
-"""Search an index, exactly: by words, by a picture, or by both."""
+"""Search an index by words, by a picture, or by both: exactly, or among candidates of faiss."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,21 @@ from itmkit.checks import (
     check_share,
     type_of,
 )
-from itmkit.files import user_path
+from itmkit.chunks import chunks
+from itmkit.extras import require_extra
+from itmkit.files import atomic_write, user_path
 from itmkit.index import store
 from itmkit.index.calibration import HITS, Calibration
+from itmkit.index.candidates import (
+    LEAST_RECALL,
+    RECALL_AT,
+    FaissBuild,
+    FaissIndex,
+    check_sentences,
+    recall,
+    spread,
+    training_rows,
+)
 from itmkit.index.columns import OWN_COLUMNS
 from itmkit.index.encoder import QueryEncoder
 from itmkit.index.update import Update
@@ -71,6 +83,8 @@ class Index:
         update: what :meth:`itmkit.Retriever.index` did to it; None where it was only opened.
         items: a ``pyarrow.Table`` with a row a picture: ``path``, ``size``, ``mtime``, ``hash`` and
             the user's own columns.
+        faiss: how the faiss index that searches use was built, and what it finds; None where every
+            search is exact: without one, or with one of an older state of the index.
 
     Raises:
         FileNotFoundError: if there is no index, or one of its files is missing.
@@ -103,6 +117,8 @@ class Index:
                 f"{self.folder / 'calibration.json'} has wrong or missing entries: {error}; "
                 "expected what calibrate wrote, or no such file"
             ) from error
+        self._last_build = _faiss_build(self.folder)
+        self._opened: FaissIndex | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -127,6 +143,61 @@ class Index:
             raise InputError(f"calibration is {type_of(calibration)}; expected a Calibration")
         store.write_calibration(self.folder, calibration.to_dict())
         self.calibration = calibration
+
+    @property
+    def faiss(self) -> FaissBuild | None:
+        """How the faiss index was built; None where searches are exact."""
+        build = self._last_build
+        return build if build and build.generation == self._generation else None
+
+    def build_faiss(self, factory: str | None = None, queries: Sequence[str] | None = None) -> None:
+        """Find candidates with faiss from now on, which are then scored as before.
+
+        An approximation: recall is measured here against exact search, of sentences and of pictures
+        as queries, for the fastest parameters of the search that reach 0.95 of both.
+        Needs ``itmkit[faiss]``.
+
+        Args:
+            factory: string of ``faiss.index_factory``, such as ``"IVF64,Flat"``; None: that of the
+                faiss index that was built before.
+            queries: 50 or more different sentences as people would type them, of which up to 500
+                are taken; None: those of the faiss index that was built before.
+
+        Raises:
+            InputError: if faiss is not installed, or refuses the string; the model compares more
+                than one vector; the sentences are too few; less than 0.95 of the pictures that
+                exact search finds for them would be found. The index is then as it was.
+        """
+        last = self._last_build
+        if last is not None:
+            factory = last.factory if factory is None else factory
+            queries = last.queries if queries is None else queries
+        if not isinstance(factory, str):
+            raise InputError(f"factory is {factory!r}; expected a string such as 'IVF64,Flat'")
+        check_faiss_model(self.encoder)
+        self._check_vectors()
+        sentences = check_sentences(queries or ())
+        with store.writing(self.folder):
+            if store.read(self.folder).manifest["generation"] != self._generation:
+                raise InputError(f"{self.folder} has changed; expected to be opened again")
+            index, build = self._measured(factory, sentences)
+            with atomic_write(self.folder / build.file) as file:
+                index.write(file)
+            store.write_faiss(self.folder, build.to_dict())
+        self._last_build, self._opened = build, index
+        if build.image_recall < LEAST_RECALL:
+            warnings.warn(f"pictures as queries: {build}", stacklevel=2)
+
+    def renew_faiss(self) -> None:
+        """Build the faiss index again, if there is one of an older state of the index.
+
+        Where that is refused, a warning says why, and searches are exact.
+        """
+        if self._last_build is not None and self.faiss is None:
+            try:
+                self.build_faiss()
+            except InputError as error:
+                warnings.warn(f"searches are exact: {error}", stacklevel=2)
 
     def search(
         self,
@@ -159,7 +230,10 @@ class Index:
             return self.search_many([query], k, where=where, top_k=top_k, weight=weight)[0]
         check_count(k=k)
         rows, count = self._rows(where)
-        scores = self._image_scores(self.encoder.encode_images([image]), rows, count)
+        own = self.encoder.encode_images([image])
+        if rows is None and query is None and (rows := self._like(own, k)) is not None:
+            count = len(rows)
+        scores = self._image_scores(own, rows, count)[0]
         if query is not None:
             words = self._text_scores(self._encoded([query]), rows, count)[0]
             scores = (_standardised(scores) + _standardised(words)) / 2
@@ -187,8 +261,10 @@ class Index:
         hits = []
         for start in range(0, len(queries), _QUERIES):
             texts = self._encoded(queries[start : start + _QUERIES])
-            for own, scores in enumerate(self._text_scores(texts, rows, count)):
-                values, found = self._best(scores, rows, max(k, HITS, top_k))
+            wanted = max(k, HITS, top_k)
+            scored = self._scored_texts(texts, rows, count, wanted)
+            for own, (scores, places) in enumerate(scored):
+                values, found = self._best(scores, places, wanted)
                 if top_k and len(found):
                     values, found = self._reranked(texts[own], found, top_k, weight)
                 chances = self.calibration.probabilities(values)[:k] if self.calibration else None
@@ -255,15 +331,95 @@ class Index:
                 scores[:, own] = _finite(block.float().cpu(), own.start).T
         return scores
 
+    def _scored_texts(
+        self, texts: Encoding, rows: Rows | None, count: int, wanted: int
+    ) -> Iterator[tuple[Tensor, Rows | None]]:
+        """Scores of each sentence and the rows that they are of; None for all rows."""
+        found = self._candidates(texts, wanted) if rows is None else [None] * len(texts)
+        exact = [own for own, places in enumerate(found) if places is None]
+        whole = iter(self._text_scores(texts[exact], rows, count) if exact else ())
+        for own, places in enumerate(found):
+            if places is None:
+                yield next(whole), rows
+            else:
+                yield self._text_scores(texts[own], places, len(places))[0], places
+
     def _image_scores(self, query: Encoding, rows: Rows | None, count: int) -> Tensor:
-        """Cosines ``(count,)`` with a picture."""
+        """Cosines ``(q, count)`` with pictures."""
         self._check_vectors()
-        own = F.normalize(query.vector.float().cpu(), dim=1)[0]
-        scores = torch.empty(count)
+        own = F.normalize(query.vector.float().cpu(), dim=1)
+        scores = torch.empty(len(own), count)
         for place, tile in self._tiles(("vector",), rows):
-            cosines = F.normalize(tile["vector"], dim=1) @ own
-            scores[place] = _finite(cosines[:, None], place.start)[:, 0]
+            cosines = F.normalize(tile["vector"], dim=1) @ own.T
+            scores[:, place] = _finite(cosines, place.start).T
         return scores
+
+    @property
+    def _generation(self) -> int:
+        return int(self._stored.manifest["generation"])
+
+    def _candidates(self, queries: Encoding, wanted: int) -> list[Rows | None]:
+        """Rows that faiss finds for every query; None where all are to be searched."""
+        index = self._faiss_index()
+        if index is None or "vector" not in queries.items():
+            return [None] * len(queries)
+        return index.candidates(queries.vector.cpu(), wanted)
+
+    def _like(self, picture: Encoding, k: int) -> Rows | None:
+        """Rows that faiss finds for a picture, which may be one of them itself."""
+        return self._candidates(picture, k + 1)[0]
+
+    def _faiss_index(self) -> FaissIndex | None:
+        """The faiss index, read when it is first needed."""
+        build = self.faiss
+        if build is None or self._opened is not None:
+            return self._opened if build else None
+        shape = self._stored.fields["vector"].shape
+        try:
+            self._opened = FaissIndex.read(self.folder / build.file, shape, build.parameters)
+        except FileNotFoundError:
+            now = _faiss_build(self.folder)
+            if now is not None and now.file == build.file:
+                raise
+            self._last_build = None  # another process has built another one
+        return self._opened
+
+    def _measured(self, factory: str, sentences: list[str]) -> tuple[FaissIndex, FaissBuild]:
+        """A faiss index with the fastest good parameters, and what it finds."""
+        count = len(self)
+        vectors = self._stored.fields["vector"]
+        texts = Encoding.cat(
+            [self._encoded(sentences[part]) for part in chunks(len(sentences), 256)]
+        )
+        if "vector" not in texts.items() or texts.vector.shape[1] != vectors.shape[1]:
+            raise InputError("sentences have no vector of the size of the pictures'; expected one")
+        places = spread(count, len(sentences))
+        pictures = Encoding(vector=_tensor(vectors[places]))
+        tiles = (tile["vector"] for _, tile in self._tiles(("vector",), None))
+        sample = _tensor(vectors[training_rows(count)])
+        index = FaissIndex.build(factory, count, tiles, sample)
+        right: list[Rows] = []
+        alike: list[Rows] = []
+        for part in chunks(len(texts), _QUERIES):
+            right += map(_good_enough, self._text_scores(texts[part], None, count))
+        for part in chunks(len(pictures) if count > 1 else 0, _QUERIES):
+            scores = self._image_scores(pictures[part], None, count)
+            scores[range(len(scores)), places[part]] = -torch.inf  # itself
+            alike += map(_good_enough, scores)
+        of_text = of_image = 0.0
+        used = ""
+        for parameters in index.settings():
+            index.use(used := parameters)
+            of_text = recall(index.candidates(texts.vector.cpu(), RECALL_AT), right)
+            found = index.candidates(pictures.vector, RECALL_AT + 1)
+            of_image = recall(found, alike) if alike else 1.0
+            if min(of_text, of_image) >= LEAST_RECALL:
+                break
+        file = store.new_faiss_file(self.folder)
+        build = FaissBuild(factory, used, of_text, of_image, sentences, self._generation, file)
+        if of_text < LEAST_RECALL:
+            raise InputError(f"factory: {build}; expected at least {LEAST_RECALL:.0%} of the first")
+        return index, build
 
     def _best(self, scores: Tensor, rows: Rows | None, k: int) -> tuple[Tensor, Tensor]:
         values, places = best_places(scores, k)
@@ -333,6 +489,69 @@ def stored_model(folder: Path) -> str:
     if name is None:
         raise InputError(f"{folder} does not know its model's name; expected --model")
     return str(name)
+
+
+def faiss_sentences(
+    encoder: QueryEncoder,
+    folder: str | Path,
+    factory: str | None,
+    queries: Sequence[str] | None,
+    otherwise: Callable[[], Sequence[str]],
+) -> list[str]:
+    """The sentences that :meth:`Index.build_faiss` will take, before there is an index.
+
+    Args:
+        encoder: whose model is checked.
+        folder: of the index, if it is there.
+        factory: that given; None: that of the faiss index that is there.
+        queries: those given; None: those of the faiss index that is there.
+        otherwise: gives them where there is none.
+
+    Raises:
+        InputError: if the model cannot have a faiss index, faiss is not installed, or the sentences
+            are too few.
+    """
+    check_faiss_model(encoder)
+    last = _faiss_build(user_path(folder))
+    if factory is None and last is None:
+        raise InputError("factory is None, and queries are given; expected both")
+    if queries is None:
+        queries = otherwise() if last is None else last.queries
+    return check_sentences(queries)
+
+
+def check_faiss_model(encoder: QueryEncoder) -> None:
+    """Raise unless the model compares one vector of a picture with one of a sentence.
+
+    Raises:
+        InputError: if it does not, or faiss is not installed.
+    """
+    require_extra("faiss", "faiss-cpu>=1.9")
+    model = encoder.model
+    if model.score_fields != ("vector",):
+        raise InputError(
+            f"factory is given, and {type(model).__name__} compares more than one vector of a "
+            "picture; expected a model that a faiss index can serve, or no factory"
+        )
+
+
+def _faiss_build(folder: Path) -> FaissBuild | None:
+    content = store.read_faiss(folder)
+    try:
+        return None if content is None else FaissBuild.from_dict(content)
+    except TypeError as error:
+        raise InputError(
+            f"{folder / 'faiss.json'} has wrong or missing entries: {error}; expected what a build "
+            "wrote, or no such file"
+        ) from error
+
+
+def _good_enough(scores: Tensor) -> Rows:
+    """The rows with the ``RECALL_AT`` best scores, and those of equal ones."""
+    finite = int(scores.isfinite().sum())
+    worst = scores.topk(min(RECALL_AT, finite), sorted=False).values.min()
+    rows: Rows = (scores >= worst).nonzero()[:, 0].numpy()
+    return rows
 
 
 def close_pairs(one: Tensor, other: Tensor, threshold: float) -> list[tuple[int, int, float]]:

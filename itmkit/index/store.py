@@ -7,6 +7,8 @@
                           this one file is what changes the index
       vector-0003.npy     a row a picture, memory-mapped; so for every field of the encodings
       calibration.json    from scores to probabilities, where there is one
+      faiss.json          how the faiss index was built and what it finds, where there is one
+      faiss-0001.index    the faiss index that it names
       manifest.json       the metadata again, for people
       partial/            what an update has encoded and not yet written into the index
       .lock
@@ -190,6 +192,30 @@ def read_calibration(folder: Path) -> Any:
 def write_calibration(folder: Path, content: Mapping[str, Any]) -> None:
     """Store the calibration of an index."""
     write_text(folder / "calibration.json", json.dumps(content, indent=2) + "\n")
+
+
+def read_faiss(folder: Path) -> Any:
+    """What is known of the faiss index of an index, as a dictionary; None where there is none."""
+    path = folder / "faiss.json"
+    return read_json(path) if path.is_file() else None
+
+
+def new_faiss_file(folder: Path) -> str:
+    """A name for a faiss index that none in this folder has."""
+    numbers = [int(path.stem.rpartition("-")[2]) for path in _faiss_files(folder)]
+    return f"faiss-{max(numbers, default=0) + 1:04d}.index"
+
+
+def write_faiss(folder: Path, content: Mapping[str, Any]) -> None:
+    """Make the faiss index whose ``file`` is there that of the index, and remove others."""
+    write_text(folder / "faiss.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    for path in _faiss_files(folder):
+        if path.name != content["file"]:
+            path.unlink(missing_ok=True)
+
+
+def _faiss_files(folder: Path) -> list[Path]:
+    return list(folder.glob("faiss-[0-9][0-9][0-9][0-9]*.index"))
 
 
 def _may_be_ours(name: str) -> bool:

@@ -313,6 +313,8 @@ class Retriever:
         output: str | Path,
         *,
         table: str | Path | None = None,
+        factory: str | None = None,
+        queries: Sequence[str] | None = None,
         **options: Any,
     ) -> Index:
         """Index the pictures of a folder and of the folders in it, or bring the index up to date.
@@ -322,18 +324,36 @@ class Retriever:
             output: folder of the index.
             table: CSV, TSV, JSONL or Parquet with a row a picture, in the column ``file_name``,
                 ``filename``, ``image`` or ``path``; its other columns go into the index.
+            factory: of a faiss index that finds candidates; see
+                :meth:`itmkit.index.Index.build_faiss`. None: a faiss index that is there is built
+                again where the pictures have changed.
+            queries: sentences that its recall is measured with; None: those of the faiss index that
+                was there, else the validation captions of the run.
             **options: see :func:`itmkit.index.build_index`.
 
         Returns:
             The index, ready for :meth:`~itmkit.index.Index.search`; its ``update`` says what was
             done.
-        """
-        from itmkit.index import Index, build_index, picture_columns
 
+        Raises:
+            InputError: as of ``build_index``, and of ``build_faiss``: then the index is up to date,
+                and its searches are exact or as they were.
+        """
+        from itmkit.index import Index, build_index, faiss_sentences, picture_columns
+        from itmkit.retriever.queries import validation_captions
+
+        if factory is not None or queries is not None:  # refused before anything is encoded
+            queries = faiss_sentences(
+                self, output, factory, queries, lambda: validation_captions(self.source)
+            )
         columns = None if table is None else picture_columns(table)
         update = build_index(self, photos, output, columns=columns, **options)
         index = Index(output, self)
         index.update = update
+        if queries is None:
+            index.renew_faiss()
+        else:
+            index.build_faiss(factory, queries)
         return index
 
     def open_index(self, folder: str | Path) -> Index:

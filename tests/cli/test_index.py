@@ -79,6 +79,35 @@ def test_shards(
     assert len(found(capsys, str(tmp_path / "all"), "a red dog")) == 8
 
 
+@pytest.mark.extras
+def test_factory(
+    run: Path,
+    photos: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("faiss", reason="needs itmkit[faiss]")
+    words = ["index", str(photos / "images"), "--model", "mine", "--output", str(tmp_path / "i")]
+    words += ["--factory", "Flat"]
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err.strip()
+    assert "different sentences; expected at least 50" in error  # captions to validate on
+    assert "\n" not in error
+    assert not (tmp_path / "i").exists()
+    queries = tmp_path / "queries.txt"
+    queries.write_text("\n".join(f"a dog and {number} cats" for number in range(50)))
+    main([*words, "--queries", str(queries)])
+    out = capsys.readouterr().out
+    assert "faiss: Flat finds 100.0% of the 10 best pictures of a sentence and 100.0%" in out
+    assert len(found(capsys, str(tmp_path / "i"), "a red dog", "-k", "3")) == 3
+    (tmp_path / "years.csv").write_text("file_name,year\n1.jpg,2018\n")
+    main([*words[:-2], "--table", str(tmp_path / "years.csv")])  # keeps string and sentences
+    assert "faiss: Flat finds 100.0%" in capsys.readouterr().out
+    generation = json.loads((tmp_path / "i" / "manifest.json").read_text())["generation"]
+    assert json.loads((tmp_path / "i" / "faiss.json").read_text())["generation"] == generation == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -88,6 +117,10 @@ def test_shards(
         (["index", ".", "--model", "mine", "--shard", "2"], "shard is '2'; expected i/k"),
         (["search", "nothing", "a dog"], "index is 'nothing': neither an index nor a run"),
         (["index", ".", "--model", "mine", "--device", "gpu"], "device is 'gpu'; expected one"),
+        (
+            ["index", ".", "--merge", "[a]", "--output", "b", "--factory", "Flat"],
+            "merge is given with factory or queries; expected them in a later run",
+        ),
         (["search", "nothing"], "query is null; expected a sentence, or --image"),
     ],
 )
