@@ -32,8 +32,10 @@ PROTOCOLS["coco-1k"] = Protocol(folds=5, images=15, captions_per_image=5)
 data = ImageTextData(lambda split: ShapesDataset(split, length=15, regions=True), batch_size=5)
 loader = data.test_dataloader()
 matcher = DAIM(RegionProjection(437, 16, hidden_dim=16), BiGRU(64, 16, 16))
-image, text = torch.randn(4, 8), torch.randn(4, 8)
-image_ids = text_image_ids = text_ids = torch.arange(4)
+image, text = torch.randn(100, 8), torch.randn(100, 8)
+image_ids = text_image_ids = text_ids = torch.arange(100)
+images = texts = torch.randn(100, 8)
+model = torch.nn.Identity()
 """,
     "docs/report.md": """
 import itmkit
