@@ -28,8 +28,16 @@ NEEDED: dict[str, dict[str, Any]] = {
     "TVRN": ENCODERS,
 }
 # Abstract bases, of which the systems and losses above are made; and what only the data module
-# makes, which has checked.
-BASES = {"EvaluationImages", "HingeLoss", "Items", "Matcher", "ScoreLoss", "TrainingPairs"}
+# or a system makes, which has checked.
+BASES = {
+    "EvaluationImages",
+    "Explanation",
+    "HingeLoss",
+    "Items",
+    "Matcher",
+    "ScoreLoss",
+    "TrainingPairs",
+}
 
 
 def choices(annotation: Any) -> tuple[Any, ...]:

@@ -83,7 +83,7 @@ WRONG: list[tuple[Callable[[Image.Image], Any], str]] = [
     (lambda photo: floats(photo) * torch.nan, r"images\[1\] has values from nan"),
     (lambda photo: floats(photo)[:1], r"images\[1\] is .* of the shape \(1, 40, 50\); expected"),
     (lambda photo: torch.zeros(3, 4, 4, dtype=torch.uint8), r"images\[1\] is a torch.uint8 tensor"),
-    (lambda photo: None, r"images\[1\] is None; expected a path, a PIL image"),
+    (lambda photo: None, r"images\[1\] is None; expected a path, the bytes of a file, a PIL image"),
     (lambda photo: "no/such.jpg", "no/such.jpg is missing, or not a file"),
     (
         lambda photo: photo.convert("F"),
