@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from browsers import browser, contrast_faults, opened
 
 from itmkit.index import Calibration, Index, build_index
 from itmkit.report.page import Group, Shown, write_hits, write_page
@@ -50,3 +51,14 @@ def test_marks(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert 'class="right"' in page
     assert 'class="wrong"' in page
+
+
+def test_page_in_a_browser(index: Index, tmp_path: Path) -> None:
+    write_hits(tmp_path / "hits.html", index, index.search("red", k=3), "red")
+    with browser() as chromium:
+        for scheme, width in (("light", 1280), ("dark", 390)):
+            with opened(chromium, tmp_path / "hits.html", scheme=scheme, width=width) as tab:
+                pictures = tab.locator("img")
+                assert pictures.count() == 3
+                assert all(one.evaluate("one => one.naturalWidth") > 0 for one in pictures.all())
+                assert contrast_faults(tab) == []

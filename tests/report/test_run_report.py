@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from browsers import browser, contrast_faults, opened
 from tiny_runs import runs, write_config
 
 from itmkit.checks import InputError
@@ -15,6 +15,7 @@ from itmkit.cli import main
 from itmkit.metrics.functional import cross_modal_recall
 from itmkit.report.evaluated import EvaluatedRun, curves_of
 
+pytestmark = pytest.mark.extras
 pytest.importorskip("matplotlib", reason="needs itmkit[report]")
 
 
@@ -110,41 +111,21 @@ def test_hubs_wrong_pairs_and_ranks_of_a_known_table(trained: list[Path]) -> Non
 
 def test_page_in_a_browser(report_page: Path) -> None:
     """Opens from disk without a network or a fault; filters and sorts; contrast is enough."""
-    browsers = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs chromium")
-    faults: list[str] = []
-    with browsers.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with browser() as chromium:
         for scheme, width in (("light", 1280), ("dark", 390)):
-            context = browser.new_context(
-                color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True
-            )
-            tab = context.new_page()
-            tab.on("console", lambda message: faults.append(message.text))
-            tab.on("pageerror", lambda error: faults.append(str(error)))
-            tab.goto(report_page.as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") == width
-            rows = tab.locator(".query-row")
-            count = rows.count()
-            assert tab.locator("#count").text_content() == f"{count} of {count} queries"
-            tab.get_by_label("Direction").select_option("i2t")
-            shown = tab.locator(".query-row:visible")
-            assert 0 < shown.count() < count
-            tab.get_by_label("Order").select_option("rank")
-            ranks = [int(row.get_attribute("data-rank")) for row in shown.all()]
-            assert ranks == sorted(ranks)
-            tab.get_by_label("Words").fill("no such words")
-            assert shown.count() == 0
-            tab.get_by_role("button", name="Score", exact=True).press("Enter")
-            cells = tab.locator(".sortable tbody tr td:nth-child(3)").all_text_contents()
-            assert cells == sorted(cells, key=float)
-            try:
-                from axe_playwright_python.sync_playwright import Axe
-            except ImportError:
-                pass
-            else:
-                assert [one["id"] for one in Axe().run(tab).response["violations"]] == []
-        browser.close()
-    assert faults == []
+            with opened(chromium, report_page, scheme=scheme, width=width) as tab:
+                rows = tab.locator(".query-row")
+                count = rows.count()
+                assert tab.locator("#count").text_content() == f"{count} of {count} queries"
+                tab.get_by_label("Direction").select_option("i2t")
+                shown = tab.locator(".query-row:visible")
+                assert 0 < shown.count() < count
+                tab.get_by_label("Order").select_option("rank")
+                ranks = [int(row.get_attribute("data-rank")) for row in shown.all()]
+                assert ranks == sorted(ranks)
+                tab.get_by_label("Words").fill("no such words")
+                assert shown.count() == 0
+                tab.get_by_role("button", name="Score", exact=True).press("Enter")
+                cells = tab.locator(".sortable tbody tr td:nth-child(3)").all_text_contents()
+                assert cells == sorted(cells, key=float)
+                assert contrast_faults(tab) == []
