@@ -89,7 +89,7 @@ class BestItems:
     def negatives(self, k: int) -> BestItems:
         """The ``k`` best items of each query that do not match: its hardest negatives.
 
-        Of a query with fewer negatives among the items the rest are matches, told by ``matches``.
+        Where a query has fewer negatives among its items, matches follow them: see ``matches``.
         """
         order = self.matches.long().sort(dim=1, stable=True).indices[:, :k]
         return BestItems(

@@ -52,12 +52,6 @@ class ScoreTable:
         """Those of the matcher."""
         return self.model.modules()
 
-    def encode_image(self, images: Any) -> Encoding:
-        """Not needed: the gallery is encoded."""
-        raise NotImplementedError
-
-    encode_text = encode_image
-
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         """Scores of rows and columns of the table."""
         return self.scores[images.vector[:, 0]][:, texts.vector[:, 0]]

@@ -4,7 +4,7 @@ from itmkit.metrics import PROTOCOLS, BestItems, Protocol, QueryRanks, bootstrap
 from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.fit_second_stage import FittedStage, fit_second_stage
-from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.model import RetrievalModel, ScoringModel
 from itmkit.retrieval.rank import evaluate, rank_queries
 from itmkit.retrieval.report import (
     EvaluatedOn,
@@ -25,6 +25,7 @@ __all__ = [
     "Protocol",
     "QueryRanks",
     "RetrievalModel",
+    "ScoringModel",
     "best_captions",
     "best_images",
     "bootstrap_recall",

@@ -17,7 +17,7 @@ from itmkit.distributed import world_size
 from itmkit.modes import evaluation_mode
 from itmkit.retrieval.encoding import Encoding, check_encodings
 from itmkit.retrieval.gallery_file import load_gallery, save_gallery
-from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.model import RetrievalModel, ScoringModel
 
 if TYPE_CHECKING:
     from itmkit.data.batch import Batch, Images, Texts
@@ -155,7 +155,7 @@ def _joined(parts: list[Encoding]) -> Encoding:
 
 
 @contextmanager
-def evaluating(model: RetrievalModel) -> Iterator[None]:
+def evaluating(model: ScoringModel) -> Iterator[None]:
     """Put a model in evaluation mode without gradients, and every module back as it was.
 
     A module that was in evaluation mode inside a training model (a frozen teacher) stays so.

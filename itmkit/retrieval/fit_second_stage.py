@@ -11,7 +11,7 @@ from itmkit.checks import InputError, check_count
 from itmkit.metrics.query_ranks import QueryRanks, recall_from_ranks
 from itmkit.metrics.ranks import has_match
 from itmkit.retrieval.encode import Gallery
-from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.model import ScoringModel
 from itmkit.retrieval.rank import rank_both_stages
 from itmkit.retrieval.score import SecondStage, second_stage
 
@@ -35,7 +35,7 @@ class FittedStage(NamedTuple):
 
 
 def fit_second_stage(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     gallery: Gallery,
     *,
     top_k: int,

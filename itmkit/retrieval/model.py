@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from itmkit.data.batch import Images, Texts
 
 
-class RetrievalModel(Protocol):
-    """A module that encodes images and captions, scores them, and may re-rank the best pairs.
+class ScoringModel(Protocol):
+    """A module that scores encoded images and captions, and may re-rank the best pairs.
 
     ``rerank`` is called only with ``rerank_top_k > 0``.
     """
@@ -35,14 +35,18 @@ class RetrievalModel(Protocol):
     def modules(self) -> Iterator[nn.Module]:
         """Return the module and all modules in it."""
 
-    def encode_image(self, images: Images) -> Encoding:
-        """Encode ``n`` images, one row each."""
-
-    def encode_text(self, texts: Texts) -> Encoding:
-        """Encode ``m`` captions, one row each."""
-
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         """Score all pairs, ``(n, m)`` fp32."""
 
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         """Score the ``(p, 2)`` pairs (image row, text row), ``(p,)`` fp32."""
+
+
+class RetrievalModel(ScoringModel, Protocol):
+    """A :class:`ScoringModel` that encodes images and captions."""
+
+    def encode_image(self, images: Images) -> Encoding:
+        """Encode ``n`` images, one row each."""
+
+    def encode_text(self, texts: Texts) -> Encoding:
+        """Encode ``m`` captions, one row each."""

@@ -19,12 +19,12 @@ from itmkit.retrieval.blend import blend
 from itmkit.retrieval.candidates import Best, Candidates
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
-from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.model import ScoringModel
 from itmkit.retrieval.score import SecondStage, pair_scores, score_block, second_stage
 
 
 def evaluate(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     gallery: Gallery,
     *,
     protocol: Protocol | str | int | None = None,
@@ -59,7 +59,7 @@ def evaluate(
 
 
 def rank_queries(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     gallery: Gallery,
     *,
     protocol: Protocol | str | int | None = None,
@@ -136,7 +136,7 @@ def rank_queries(
 
 
 def _rank(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     gallery: Gallery,
     relevance: Tensor | None,
     stage: SecondStage,
@@ -237,7 +237,7 @@ def _best_items(found: Candidates, matches: Tensor, ids: Tensor, reranked: int) 
 
 
 def rank_both_stages(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     gallery: Gallery,
     relevance: Tensor | None,
     top_k: int,
@@ -306,7 +306,7 @@ def rank_both_stages(
 
 
 def _pair_scores(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     gallery: Gallery,
     candidates: tuple[Candidates, Candidates],
     matches: Tensor,

@@ -18,11 +18,11 @@ from itmkit.checks import (
 from itmkit.chunks import chunks
 from itmkit.retrieval.encode import evaluating
 from itmkit.retrieval.encoding import Encoding, check_encodings
-from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.model import ScoringModel
 
 
 def score_matrix(
-    matcher: RetrievalModel, images: Encoding, texts: Encoding, *, chunk_size: int = 256
+    matcher: ScoringModel, images: Encoding, texts: Encoding, *, chunk_size: int = 256
 ) -> Tensor:
     """Global scores of all images against all captions, computed block by block.
 
@@ -51,7 +51,7 @@ def score_matrix(
 
 
 def pair_scores(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     images: Encoding,
     texts: Encoding,
     pairs: Tensor,
@@ -103,7 +103,7 @@ def pair_scores(
     return scores
 
 
-def score_block(matcher: RetrievalModel, images: Encoding, texts: Encoding) -> Tensor:
+def score_block(matcher: ScoringModel, images: Encoding, texts: Encoding) -> Tensor:
     """Scores of a block of images and captions, of the right shape."""
     block = matcher.score(images, texts)
     if block.shape != (len(images), len(texts)):
@@ -125,7 +125,7 @@ class SecondStage(NamedTuple):
     """Whether pair scores are brought to the scale of the global ones: :func:`blend`."""
 
 
-def second_stage(matcher: RetrievalModel, top_k: int | None, weight: float | None) -> SecondStage:
+def second_stage(matcher: ScoringModel, top_k: int | None, weight: float | None) -> SecondStage:
     """The second stage of a model, with other numbers if given; without a weight, none.
 
     Pair scores are standardised where the model has a true ``rerank_standardised``.

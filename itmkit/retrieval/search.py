@@ -15,14 +15,14 @@ from itmkit.retrieval.blend import blend
 from itmkit.retrieval.candidates import Best, FirstTied, tied_in_order
 from itmkit.retrieval.encode import evaluating
 from itmkit.retrieval.encoding import Encoding, check_encodings
-from itmkit.retrieval.model import RetrievalModel
+from itmkit.retrieval.model import ScoringModel
 from itmkit.retrieval.score import pair_scores, score_block, second_stage
 
 _SPARE = 32  # candidates beyond those wanted, so that ties seldom need a second look
 
 
 def best_captions(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     images: Encoding,
     texts: Encoding,
     k: int,
@@ -57,7 +57,7 @@ def best_captions(
 
 
 def best_images(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     texts: Encoding,
     images: Encoding,
     k: int,
@@ -88,7 +88,7 @@ def best_images(
 
 
 def _search(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     queries: Encoding,
     items: Encoding,
     k: int,
@@ -139,7 +139,7 @@ def _search(
 
 
 def _blocks(
-    matcher: RetrievalModel,
+    matcher: ScoringModel,
     queries: Encoding,
     items: Encoding,
     start: int,

@@ -249,7 +249,7 @@ class _Evaluation(Protocol):
 
 @dataclass
 class _ScoreEvaluation:
-    """By a function, which gets all at once unless it is told otherwise."""
+    """By a function, which gets the whole gallery in one call unless an argument splits it."""
 
     score: Score
 

@@ -17,7 +17,7 @@ from itmkit.vectors import l2_normalize
 
 
 class CrossAttentionFusion(nn.Module):
-    r"""Words that know their caption ask the image, and are compared with what they are told.
+    r"""Words of a caption query the image, and what they read is compared with what they expect.
 
     The text vector and the words of a caption attend to each other in ``num_layers`` pre-norm
     transformer layers. Each of them then attends once, with H heads, to the image vector and the
