@@ -10,7 +10,8 @@ from torch import Tensor
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.nn import CrossAttentionSimilarity, ExternalSpatialAttention, FusionEncoder
-from itmkit.nn.attention.cross_attention import cross_attention_scores, cross_attention_shares
+from itmkit.nn.attention.cross_attention import cross_attention_scores
+from itmkit.nn.attention.cross_attention_shares import cross_attention_shares
 from itmkit.nn.pooling.external_attention import pooled_shares
 from itmkit.retrieval import Gallery, encode, evaluating
 from itmkit.systems import DAIM, Matcher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from itmkit.checks import InputError, check_choice, check_count, check_positive
-from itmkit.nn.attention.scan_attention import attention_weights
+from itmkit.nn.attention.cross_attention_shares import Direction, cross_attention_shares
 from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.layers.linear import linear
-from itmkit.precision import at_least_float32, warn_if_slow_on_cpu
+from itmkit.precision import warn_if_slow_on_cpu
 from itmkit.vectors import inverse_norm
 
-Direction = Literal["t2i", "i2t", "both"]
 _CACHED_ELEMENTS = 2**21  # a block of this size stays in the caches of a CPU
 _SAFE_SMOOTH = 20.0  # e^20 squared and summed is far from what float32 can hold
 
@@ -245,64 +244,6 @@ def _score_block(
     if direction != "t2i":
         scores.append(torch.cat(i2t).T * images.share.unsqueeze(1))
     return sum(scores[1:], scores[0]) / len(scores)
-
-
-def cross_attention_shares(
-    image: Tensor,
-    text: Tensor,
-    image_mask: Tensor | None = None,
-    text_mask: Tensor | None = None,
-    *,
-    direction: Direction = "t2i",
-    smooth: float = 9.0,
-) -> Tensor:
-    r"""Split :func:`cross_attention_scores` of pairs into a share for every word and region.
-
-    .. math::
-        s = \sum_{l, k} \frac{a_{lk}\; q_l \cdot v_k}{L\, |q_l|\, |c_l|}, \qquad
-        c_l = \sum_k a_{lk} v_k
-
-    Args:
-        image: ``(B, N, D)`` regions.
-        text: ``(B, L, D)`` words; caption b goes with image b.
-        image_mask: ``(B, N)`` bool, True on real regions, or None.
-        text_mask: ``(B, L)`` bool, or None.
-        direction: as in :func:`cross_attention_scores`.
-        smooth: as in :func:`cross_attention_scores`.
-
-    Returns:
-        ``(B, L, N)``, at least fp32, which add up to the score of a pair; zero on padding.
-
-    Raises:
-        InputError: as :func:`cross_attention_scores`.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> image, text = torch.randn(1, 5, 8), torch.randn(1, 4, 8)
-        >>> shares = cross_attention_shares(image, text)
-        >>> shares.sum().allclose(cross_attention_scores(image, text))
-        True
-    """
-    _check_options(direction, smooth, 1)
-    check_tokens("image", image, text.shape[-1], image_mask, "image_mask")
-    check_tokens("text", text, text.shape[-1], text_mask, "text_mask")
-    regions = at_least_float32(fill_padding(image, image_mask))
-    words = at_least_float32(fill_padding(text, text_mask))
-
-    def found(queries: Tensor, own: Tensor | None, context: Tensor, other: Tensor | None) -> Tensor:
-        dots = queries @ context.mT
-        weights = attention_weights(dots, own, other, smooth=smooth)
-        norms = queries.square().sum(-1), (weights @ context).square().sum(-1)
-        scale = inverse_norm(norms[0]) * inverse_norm(norms[1])
-        counts = torch.full_like(scale[:, 0], queries.shape[1])
-        return weights * dots * (scale * _share(own, counts)[:, None]).unsqueeze(2)
-
-    parts = []
-    if direction != "i2t":
-        parts.append(found(words, text_mask, regions, image_mask))
-    if direction != "t2i":
-        parts.append(found(regions, image_mask, words, text_mask).mT)
-    return sum(parts[1:], parts[0]) / len(parts)
 
 
 def _find_regions(dots: Tensor, images: _Images, smooth: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_count, check_dropout, check_positive
 from itmkit.nn.functional import fill_padding, xavier_linear
-from itmkit.nn.fusion.sides import check_sides, pair_rows
+from itmkit.nn.fusion.sides import Side, check_sides, pair_rows
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -107,7 +107,7 @@ class CrossAttentionFusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         images = image_vector, image_tokens, image_mask
         texts = text_vector, text_tokens, text_mask
-        read, expected, weights = self._words(*images, *texts, pairs=pairs)
+        read, expected, weights = self._words(images, texts, pairs)
         image_out, text_out = (
             rearrange((side * weights[:, None, :, None]).sum(2), "p h d -> p (h d)")
             for side in (read, expected)
@@ -128,14 +128,14 @@ class CrossAttentionFusion(nn.Module):
         """Logits ``(P,)``, at least fp32; arguments as those of forward."""
         images = image_vector, image_tokens, image_mask
         texts = text_vector, text_tokens, text_mask
-        read, expected, weights = self._words(*images, *texts, pairs=pairs)
+        read, expected, weights = self._words(images, texts, pairs)
         with autocast_off(read):
             cosines = (at_least_float32(read) * at_least_float32(expected)).sum(-1).mT
         judged = self.out(F.gelu(self.hidden(cosines))).squeeze(-1)
         words = self.log_scale.exp() * cosines.mean(-1) + judged
         return at_least_float32((words * weights).sum(-1))
 
-    def _words(
+    def attention(
         self,
         image_vector: Tensor,
         image_tokens: Tensor,
@@ -143,33 +143,35 @@ class CrossAttentionFusion(nn.Module):
         text_vector: Tensor,
         text_tokens: Tensor,
         text_mask: Tensor | None,
-        *,
-        pairs: Tensor | None,
+    ) -> Tensor:
+        """How much words look at image tokens; arguments as those of forward.
+
+        Returns:
+            ``(P, L, N)``, the mean over heads, fp32; zero on padding. The rest of a word's
+            attention, up to one, is on the image vector.
+        """
+        images = image_vector, image_tokens, image_mask
+        texts = text_vector, text_tokens, text_mask
+        check_sides(self.dim, images, texts, None)
+        (key, _), image_real = self._keys(images)
+        (query, _), _ = self._queries(texts)
+        logits = at_least_float32(query @ key.mT) / math.sqrt(query.shape[-1])
+        if image_real is not None:
+            logits = logits.masked_fill(~image_real[:, None, None, :], -torch.inf)
+        weights = logits.softmax(-1).mean(1)[:, 1:, 1:]
+        return weights if text_mask is None else weights * text_mask.unsqueeze(-1)
+
+    def _words(
+        self, images: Side, texts: Side, pairs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the words of every pair read and expect ``(P, H, 1 + L, D / H)``, as unit vectors.
 
         And how much each word counts ``(P, 1 + L)``.
         """
-        images = image_vector, image_tokens, image_mask
-        texts = text_vector, text_tokens, text_mask
-        check_sides(self.dim, *images, *texts, pairs=pairs)
+        check_sides(self.dim, images, texts, pairs)
         image_rows, text_rows = pair_rows(pairs)
-        image, image_real = _side(*images, self.norm_image, self.type_embedding[:2])
-        x, real = _side(*texts, self.norm_text, self.type_embedding[2:])
-        x = self.dropout(x)
-        for layer in self.layers:
-            x = layer(x, real)
-        x = self.norm(x)
-        key, value = (
-            _heads(part, self.num_heads)
-            for part in self.key_value(self.dropout(image)).chunk(2, dim=-1)
-        )
-        query, expected = (
-            _heads(linear(x), self.num_heads) for linear in (self.query, self.expected)
-        )
-        weights = self.word_weight(x).squeeze(-1)
-        if real is not None:
-            weights = weights.masked_fill(~real, -torch.inf)
+        (query, expected), weights = self._queries(texts)
+        (key, value), image_real = self._keys(images)
         read = F.scaled_dot_product_attention(
             query[text_rows],
             key[image_rows],
@@ -177,6 +179,26 @@ class CrossAttentionFusion(nn.Module):
             attn_mask=None if image_real is None else image_real[image_rows][:, None, None, :],
         )
         return l2_normalize(read), l2_normalize(expected)[text_rows], weights.softmax(1)[text_rows]
+
+    def _keys(self, images: Side) -> tuple[list[Tensor], Tensor | None]:
+        """Keys and values of every image, and which of them are real."""
+        image, real = _side(*images, self.norm_image, self.type_embedding[:2])
+        parts = self.key_value(self.dropout(image)).chunk(2, dim=-1)
+        return [_heads(part, self.num_heads) for part in parts], real
+
+    def _queries(self, texts: Side) -> tuple[list[Tensor], Tensor]:
+        """What the words of every caption ask and expect, and the logits of their weights."""
+        x, real = _side(*texts, self.norm_text, self.type_embedding[2:])
+        x = self.dropout(x)
+        for layer in self.layers:
+            x = layer(x, real)
+        x = self.norm(x)
+        weights = self.word_weight(x).squeeze(-1)
+        if real is not None:
+            weights = weights.masked_fill(~real, -torch.inf)
+        return [
+            _heads(linear(x), self.num_heads) for linear in (self.query, self.expected)
+        ], weights
 
 
 def _side(

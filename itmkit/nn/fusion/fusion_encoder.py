@@ -93,7 +93,7 @@ class FusionEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         images = image_vector, image_tokens, image_mask
         texts = text_vector, text_tokens, text_mask
-        check_sides(self.dim, *images, *texts, pairs=pairs)
+        check_sides(self.dim, images, texts, pairs)
         image_rows, text_rows = pair_rows(pairs)
         image_vector, image_tokens, image_mask = _rows(image_rows, *images)
         text_vector, text_tokens, text_mask = _rows(text_rows, *texts)

@@ -8,23 +8,18 @@ from torch import Tensor
 from itmkit.checks import InputError, check_shape, type_of
 from itmkit.nn.functional import check_tokens
 
+#: one side of the pairs: vectors ``(B, D)``, tokens ``(B, N, D)``, mask ``(B, N)`` or None
+Side = tuple[Tensor, Tensor, Tensor | None]
 
-def check_sides(
-    dim: int,
-    image_vector: Tensor,
-    image_tokens: Tensor,
-    image_mask: Tensor | None,
-    text_vector: Tensor,
-    text_tokens: Tensor,
-    text_mask: Tensor | None,
-    *,
-    pairs: Tensor | None,
-) -> None:
+
+def check_sides(dim: int, images: Side, texts: Side, pairs: Tensor | None) -> None:
     """Raise unless these are images and captions of width ``dim``, and rows of them.
 
     Raises:
         InputError: with the name and the shape of what does not fit.
     """
+    image_vector, image_tokens, image_mask = images
+    text_vector, text_tokens, text_mask = texts
     check_tokens("image_tokens", image_tokens, dim, image_mask, "image_mask")
     check_tokens("text_tokens", text_tokens, dim, text_mask, "text_mask")
     check_shape((image_tokens.shape[0], dim), image_vector=image_vector)

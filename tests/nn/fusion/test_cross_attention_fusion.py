@@ -87,6 +87,28 @@ def test_both_sides_and_all_tokens_are_read() -> None:
         assert (module.pair_score(*inputs)[1] - before[1]).abs() > 1e-4
 
 
+@torch.no_grad()
+def test_attention_is_that_of_a_loop() -> None:
+    module = fusion(num_layers=0).eval()
+    image_vector, image_tokens, image_mask, _, text_tokens, text_mask = pairs()
+    assert image_mask is not None
+    assert text_mask is not None
+    kinds = module.type_embedding
+    expected = torch.zeros(3, text_tokens.shape[1], image_tokens.shape[1])
+    for p in range(3):
+        image = [module.norm_image(image_vector[p]) + kinds[0]]
+        image += [module.norm_image(x) + kinds[1] for x in image_tokens[p][image_mask[p]]]
+        keys = torch.stack([module.key_value(x).chunk(2)[0] for x in image])
+        for w in text_mask[p].nonzero()[:, 0]:
+            query = module.query(module.norm(module.norm_text(text_tokens[p, w]) + kinds[3]))
+            looks = [
+                (keys[:, head] @ query[head] / 4**0.5).softmax(0)[1:]
+                for head in (slice(0, 4), slice(4, 8))
+            ]
+            expected[p, w, image_mask[p]] = torch.stack(looks).mean(0)
+    torch.testing.assert_close(module.attention(*pairs()), expected)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     module = fusion()
     module.pair_score(*pairs()).sum().backward()
