@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +17,10 @@ from benchmarks.baselines_ranks import argsort_ranks, ranks_by_definition, resam
 from benchmarks.machine import copy_rate, gemm_rate
 from benchmarks.memory import peak_megabytes
 from benchmarks.timing import Comparison, interleave
+from itmkit.evaluation import write_queries
 from itmkit.metrics import QueryRanks, bootstrap_recall
 from itmkit.metrics.functional import cross_modal_recall, recall_from_ranks
-from itmkit.retrieval import Encoding, Gallery, evaluate, score_matrix
+from itmkit.retrieval import Encoding, Gallery, evaluate, rank_queries, score_matrix
 from itmkit.systems import cosine_scores
 
 IMAGES, CAPTIONS, DIM, CHUNK = 5_000, 25_000, 1024, 512
@@ -46,6 +48,7 @@ def comparisons() -> Iterator[Comparison]:
     yield streaming()
     yield memory()
     yield intervals()
+    yield from queries()
 
 
 def ranks() -> Comparison:
@@ -162,6 +165,49 @@ def intervals() -> Comparison:
     )
 
 
+def queries() -> Iterator[Comparison]:
+    """The file of all queries, beyond their ranks."""
+    gallery = _gallery()
+
+    def ranked(keep: int) -> list[QueryRanks]:
+        return rank_queries(MATCHER, gallery, chunk_size=CHUNK, keep=keep)
+
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = interleave(
+            {
+                "ours": lambda: _write_queries(folder, ranked(10)),
+                "theirs": lambda: ranked(0),
+            },
+            repeats=3,
+        )
+    yield Comparison(
+        name="ranks.queries",
+        work=f"`rank_queries(keep=10)` and `write_queries`, {SIZE}: ranks, 10 best items and 10 "
+        "hardest negatives of every query, with names and captions",
+        against="`rank_queries` alone",
+        ours=seconds["ours"],
+        theirs=seconds["theirs"],
+        better="overhead",
+        note="The file may take 10 s more than the ranks.",
+    )
+    yield Comparison(
+        name="ranks.queries_memory",
+        work=f"growth of the peak memory for the same, {SIZE}",
+        against="`evaluate`",
+        ours=[_growth("queries")],
+        theirs=[_growth("evaluate")],
+        better="overhead",
+        unit="MB",
+        note="At most 1 GB is wanted.",
+    )
+
+
+def _write_queries(folder: str, folds: list[QueryRanks]) -> None:
+    names = [f"COCO_val2014_{row:012d}.jpg" for row in range(IMAGES)]
+    captions = [f"a caption of about the usual length, number {row}" for row in range(CAPTIONS)]
+    write_queries(f"{folder}/queries.parquet", folds, names, captions)
+
+
 def _ids() -> tuple[Tensor, Tensor]:
     ids = torch.arange(IMAGES)
     return ids, ids.repeat_interleave(CAPTIONS // IMAGES)
@@ -198,6 +244,9 @@ def _print_growth(way: str) -> None:
     before = peak_megabytes()
     if way == "evaluate":
         evaluate(MATCHER, gallery, chunk_size=CHUNK)
+    elif way == "queries":
+        with tempfile.TemporaryDirectory() as folder:
+            _write_queries(folder, rank_queries(MATCHER, gallery, chunk_size=CHUNK, keep=10))
     else:
         scores = score_matrix(MATCHER, images, texts, chunk_size=CHUNK)
         cross_modal_recall(scores, gallery.image_ids, gallery.text_image_ids)

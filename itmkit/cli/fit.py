@@ -11,6 +11,11 @@ from itmkit.cli.help import requested_help
 
 
 def _run(command: str, words: Sequence[str]) -> None:
+    if command == "test" and any(word.partition("=")[0] == "--ensemble" for word in words):
+        from itmkit.cli.ensemble import run_ensemble
+
+        run_ensemble(words)
+        return
     check_words(words)
     if text := requested_help(command, words, COMMANDS[command][0]):
         print(text)

@@ -14,7 +14,7 @@ import yaml
 from itmkit.checks import InputError, check_count
 from itmkit.chunks import chunks
 from itmkit.configs.flat import flat_options
-from itmkit.evaluation.query_file import FILE_NAME, QueryFile, read_queries
+from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME, QueryFile, read_queries
 from itmkit.files import read_text, user_path
 from itmkit.metrics import QueryRanks
 from itmkit.metrics.bootstrap import paired_bootstrap
@@ -279,9 +279,11 @@ def _is_of(queries: Path, run: Path) -> bool:
 
 def _options_of(queries: Path) -> dict[str, Any]:
     """The options that an evaluation was run with; none where they are not beside it."""
-    path = queries.with_name("config.yaml")
-    content = yaml.safe_load(read_text(path)) if path.is_file() else None
-    return flat_options(content) if isinstance(content, Mapping) else {}
+    for name in ("config.yaml", ENSEMBLE_FILE):
+        if (path := queries.with_name(name)).is_file():
+            content = yaml.safe_load(read_text(path))
+            return flat_options(content) if isinstance(content, Mapping) else {}
+    return {}
 
 
 def _check_same_queries(first: QueryFile, other: QueryFile) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE_NAME = "queries.parquet"
+ENSEMBLE_FILE = "ensemble.yaml"  # beside it, where it is of several runs
 DIRECTIONS = ("i2t", "t2i")
 
 _KEY = b"itmkit"

@@ -3,6 +3,7 @@
 from itmkit.metrics import PROTOCOLS, BestItems, Protocol, QueryRanks, bootstrap_recall
 from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
+from itmkit.retrieval.ensemble import Ensemble
 from itmkit.retrieval.fit_second_stage import FittedStage, fit_second_stage
 from itmkit.retrieval.model import RetrievalModel, ScoringModel
 from itmkit.retrieval.rank import evaluate, rank_queries
@@ -19,6 +20,7 @@ __all__ = [
     "PROTOCOLS",
     "BestItems",
     "Encoding",
+    "Ensemble",
     "EvaluatedOn",
     "FittedStage",
     "Gallery",

@@ -47,14 +47,16 @@ class EvaluatedOn:
     protocol: str | None = None
     intervals: Mapping[str, tuple[float, float]] | None = None
 
+    @property
+    def gallery(self) -> str:
+        """The split and what was searched in it."""
+        protocol = f", protocol {self.protocol}" if self.protocol else ""
+        return f"{self.split}{protocol}: {self.images} images × {self.captions} captions"
+
     def __str__(self) -> str:
         weights = f"{self.checkpoint} at" if self.checkpoint else "no checkpoint,"
         part = f"; only {self.batches[0]} of {self.batches[1]} batches" if self.batches else ""
-        protocol = f", protocol {self.protocol}" if self.protocol else ""
-        return (
-            f"{self.split}{protocol}: {self.images} images × {self.captions} captions, "
-            f"{weights} step {self.step}{part}"
-        )
+        return f"{self.gallery}, {weights} step {self.step}{part}"
 
 
 _COLUMNS = (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("medr", "medR"))

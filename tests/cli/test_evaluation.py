@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_cli import refused, run
+from tiny_cli import refused, run, table_rows
 
-from itmkit.evaluation import read_queries
+from itmkit.cli import main
+from itmkit.evaluation import compare_runs, read_queries
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 
@@ -64,3 +65,39 @@ def test_ranks_of_queries_are_written_unless_told_otherwise() -> None:
         "i2t.qrels", "i2t.run", "t2i.qrels", "t2i.run",
     ]  # fmt: skip
     assert not (run("test", "--keep=0") / "queries.parquet").exists()
+
+
+def test_ensemble_of_two_systems(capsys: pytest.CaptureFixture[str]) -> None:
+    first = run("fit", "--name=a", "--model.rate=0.5", "--trainer.max_epochs=4")
+    run("fit", "--name=b", "--model=tiny_matcher.OtherMatcher", "--seed_everything=5")
+    alone = run("test", "--name=a", f"--ckpt_path={first}")
+    capsys.readouterr()
+    main(["test", "--ensemble", "a", "runs/b/latest", "--name=both", "--trec=true"])
+    (folder,) = Path("runs/both").iterdir()
+    told = capsys.readouterr().out
+    assert table_rows(told)[-1] == "ensemble"
+    assert len(table_rows(told)) == 3
+    assert "test: 4 images × 4 captions\n" in told
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["about"]["test"]["intervals"].keys() >= {"rsum"}
+    recall = read_queries(folder).folds[0].recall()
+    assert recall["rsum"] == pytest.approx(metrics["test/rsum"], abs=1e-4)
+    assert (folder / "trec/t2i.run").is_file()
+    found = compare_runs([alone, folder])
+    assert found.recalls[1]["rsum"] == pytest.approx(metrics["test/rsum"], abs=1e-4)
+    assert [Path(one).parent.name for one in found.options["ensemble"][1]] == ["a", "b"]
+
+
+def test_an_ensemble_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--name=a", "--trainer.max_epochs=1")
+    run("fit", "--name=b", "--trainer.max_epochs=1", "--data.dataset.prefixes={test: b}")
+    for words, message in [
+        (["a"], "ensemble has 1 runs; expected two or more"),
+        (["a", "nothing"], "run is 'nothing': neither the folder of a run nor the NAME"),
+        (["a", "a", "--protocol=3"], "folds is 3; expected a divisor of the 4 images"),
+        (["a", "b"], "other captions in its test split than"),
+    ]:
+        with pytest.raises(SystemExit):
+            main(["test", "--ensemble", *words])
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "b"]

@@ -1,0 +1,123 @@
+"""Recall of several runs together, as ``itmkit test --ensemble`` measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from itmkit.checks import InputError, check_count
+from itmkit.data import ImageTextData
+from itmkit.evaluation import write_queries, write_trec
+from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME
+from itmkit.files import write_text
+from itmkit.metrics import Protocol, bootstrap_recall
+from itmkit.metrics.protocol import find_protocol, protocol_name
+from itmkit.metrics.query_ranks import recall_of_folds
+from itmkit.retrieval import (
+    EvaluatedOn,
+    encode,
+    evaluation_rows,
+    rank_queries,
+    recall_table,
+    write_metrics,
+)
+from itmkit.retrieval.ensemble import Ensemble
+from itmkit.systems import Matcher, load_run
+from itmkit.training.run_folder import check_name, claim, discarded_on_error
+
+
+def evaluate_ensemble(
+    runs: Sequence[str | Path],
+    *,
+    folder: str | Path = "runs",
+    name: str = "ensemble",
+    protocol: Protocol | str | int | None = None,
+    keep: int = 10,
+    trec: bool = False,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Measure runs, of one system or several, by the mean of their standardised scores.
+
+    Each run reads its own data; the images and captions have to be the same. Prints a table with
+    each run alone and all together, and writes what ``itmkit test`` writes.
+
+    Args:
+        runs: folders of two or more runs.
+        folder: of all runs.
+        name: of the folder inside it that gets the folder of this evaluation.
+        protocol: see :func:`itmkit.retrieval.rank_queries`.
+        keep: best items and hardest negatives of each query in ``queries.parquet``; 0: no file.
+        trec: whether the folder ``trec`` gets runs and relevance judgements too.
+        device: where the models go.
+
+    Returns:
+        The folder of this evaluation.
+
+    Raises:
+        InputError: fewer than two runs, test splits that differ, or one that does not fit the
+            protocol.
+    """
+    if len(runs) < 2:
+        raise InputError(f"ensemble has {len(runs)} runs; expected two or more")
+    check_count(0, keep=keep)
+    check_name(name)
+    if trec and not keep:
+        raise InputError("keep is 0 with trec; expected how many items a query has")
+    loaded = [load_run(run) for run in runs]
+    split = _same_split(runs, [data for _, data in loaded])
+    find_protocol(protocol).split(torch.arange(len(split)), split.caption_images)
+    loaders = [data.test_dataloader() for _, data in loaded]
+    models: list[Matcher] = [model.to(device) for model, _ in loaded]
+    galleries = [encode(one, loader) for one, loader in zip(models, loaders, strict=True)]
+    ensemble = Ensemble(models, galleries)
+    source = getattr(loaders[0].dataset, "relevance", None)
+    gallery = ensemble.gallery
+    relevance = source and source(gallery.image_ids, gallery.text_ids)
+    options: dict[str, Any] = {"protocol": protocol, "relevance": relevance}
+    rows = {}
+    for run, model, own in zip(runs, models, ensemble.galleries, strict=True):
+        rows[str(run)] = recall_of_folds(rank_queries(model, own, **options))
+    folds = rank_queries(ensemble, gallery, keep=keep, **options)
+    recall = recall_of_folds(folds)
+    about = EvaluatedOn(
+        "test",
+        len(gallery.images),
+        len(gallery.texts),
+        " + ".join(map(str, runs)),
+        0,
+        protocol=protocol_name(protocol),
+        intervals=bootstrap_recall(folds),
+    )
+    target = claim(Path(folder), name, suffix="-test")
+    with discarded_on_error(target, Path(folder)):
+        configured = {"ensemble": [str(run) for run in runs], "protocol": protocol_name(protocol)}
+        write_text(target / ENSEMBLE_FILE, yaml.safe_dump(configured, sort_keys=False))
+        write_metrics(target / "metrics.json", recall, "test", about)
+        if keep:
+            names = (split.names, split.captions)
+            write_queries(target / FILE_NAME, folds, *names, keep=keep, about=asdict(about))
+        if trec:
+            write_trec(target / "trec", folds)
+    single = {run: {k: v for k, v in one.items() if "/" not in k} for run, one in rows.items()}
+    table = recall_table(single | evaluation_rows("ensemble", recall, about))
+    print(f"\n{about.gallery}\n\n{table}\n\nrun folder: {target}")
+    return target
+
+
+def _same_split(runs: Sequence[str | Path], data: Sequence[ImageTextData]) -> Any:
+    """The test split, which has to be the same in all runs."""
+    splits = [one.split(one.test_split) for one in data]
+    first = splits[0]
+    for run, other in zip(runs, splits, strict=True):
+        for what in ("names", "captions"):
+            if getattr(first, what) != getattr(other, what):
+                raise InputError(
+                    f"{run} has other {what} in its test split than {runs[0]}; expected the same "
+                    "images and captions, in the same order"
+                )
+    return first
