@@ -14,7 +14,7 @@ from itmkit.checks import InputError, check_count
 from itmkit.data import ImageTextData
 from itmkit.evaluation import write_queries, write_trec
 from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME
-from itmkit.files import write_text
+from itmkit.files import path_inside, write_text
 from itmkit.metrics import Protocol, bootstrap_recall
 from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import recall_of_folds
@@ -79,28 +79,29 @@ def evaluate_ensemble(
     gallery = ensemble.gallery
     relevance = source and source(gallery.image_ids, gallery.text_ids)
     options: dict[str, Any] = {"protocol": protocol, "relevance": relevance}
+    names = [path_inside(Path.cwd(), run).as_posix() for run in runs]
     rows = {}
-    for run, model, own in zip(runs, models, ensemble.galleries, strict=True):
-        rows[str(run)] = recall_of_folds(rank_queries(model, own, **options))
+    for name_of_run, model, own in zip(names, models, ensemble.galleries, strict=True):
+        rows[name_of_run] = recall_of_folds(rank_queries(model, own, **options))
     folds = rank_queries(ensemble, gallery, keep=keep, **options)
     recall = recall_of_folds(folds)
     about = EvaluatedOn(
         "test",
         len(gallery.images),
         len(gallery.texts),
-        " + ".join(map(str, runs)),
+        " + ".join(names),
         0,
         protocol=protocol_name(protocol),
         intervals=bootstrap_recall(folds),
     )
     target = claim(Path(folder), name, suffix="-test")
     with discarded_on_error(target, Path(folder)):
-        configured = {"ensemble": [str(run) for run in runs], "protocol": protocol_name(protocol)}
+        configured = {"ensemble": names, "protocol": protocol_name(protocol)}
         write_text(target / ENSEMBLE_FILE, yaml.safe_dump(configured, sort_keys=False))
         write_metrics(target / "metrics.json", recall, "test", about)
         if keep:
-            names = (split.names, split.captions)
-            write_queries(target / FILE_NAME, folds, *names, keep=keep, about=asdict(about))
+            texts = (split.names, split.captions)
+            write_queries(target / FILE_NAME, folds, *texts, keep=keep, about=asdict(about))
         if trec:
             write_trec(target / "trec", folds)
     single = {run: {k: v for k, v in one.items() if "/" not in k} for run, one in rows.items()}

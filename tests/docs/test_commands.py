@@ -42,7 +42,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         command, *options = words
         if command in ("configs", "doctor"):
             return main(words)
-        if command not in TRAINER_COMMANDS:
+        if command not in TRAINER_COMMANDS or "--ensemble" in options:
             with pytest.raises(Parsed):
                 main(words)
             return None
