@@ -14,7 +14,7 @@ from itmkit.checks import InputError, check_count
 from itmkit.data import ImageTextData
 from itmkit.evaluation import write_queries, write_trec
 from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME
-from itmkit.files import path_inside, write_text
+from itmkit.files import path_inside, user_path, write_text
 from itmkit.metrics import Protocol, bootstrap_recall
 from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import recall_of_folds
@@ -79,7 +79,7 @@ def evaluate_ensemble(
     gallery = ensemble.gallery
     relevance = source and source(gallery.image_ids, gallery.text_ids)
     options: dict[str, Any] = {"protocol": protocol, "relevance": relevance}
-    names = [path_inside(Path.cwd(), run).as_posix() for run in runs]
+    names = [path_inside(Path.cwd(), user_path(run).absolute()).as_posix() for run in runs]
     rows = {}
     for name_of_run, model, own in zip(names, models, ensemble.galleries, strict=True):
         rows[name_of_run] = recall_of_folds(rank_queries(model, own, **options))
