@@ -49,6 +49,7 @@ class RowCrossEntropyLoss(ScoreLoss):
         InputError: for a number out of its range; in use, a wrong shape or dtype.
 
     Example:
+        >>> import torch
         >>> is_true = torch.tensor([[True, False, False, False]])
         >>> RowCrossEntropyLoss()(torch.zeros(1, 4), is_true)  # log 4
         tensor(1.3863)
