@@ -31,6 +31,7 @@ from itmkit.retrieval import (
     rank_queries,
     score_matrix,
 )
+from itmkit.retrieval.score import second_stage
 from itmkit.systems import Matcher, load_run
 from itmkit.systems.explanation import Explanation
 
@@ -45,7 +46,9 @@ class ScoreTable:
 
     def __init__(self, model: Matcher, gallery: Gallery, scores: Tensor) -> None:
         self.model, self.gallery, self.scores = model, gallery, scores
-        self.rerank_top_k, self.rerank_weight = model.rerank_top_k, model.rerank_weight
+        self.rerank_top_k, self.rerank_weight, self.rerank_standardised = second_stage(
+            model, None, None
+        )
         self.device = torch.device("cpu")
 
     def modules(self) -> Iterator[nn.Module]:
