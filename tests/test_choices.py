@@ -76,7 +76,7 @@ def found() -> Iterator[Any]:
                         yield pytest.param(one, parameter.name, id=f"{name}-{parameter.name}")
 
 
-@pytest.mark.parametrize(("one", "name"), found())
+@pytest.mark.parametrize(("one", "name"), list(found()))
 def test_wrong_choice(one: Any, name: str) -> None:
     with pytest.raises(InputError, match=f"^{name} is 'wrong'; expected one of "):
         one(**NEEDED.get(one.__name__, {}) | {name: "wrong"})

@@ -55,8 +55,8 @@ class Curves(TensorBoardLogger):
         ...     curves.log_hyperparams({"lr": 0.1})
         ...     curves.log_metrics({"val/loss": 0.5}, step=3)
         ...     curves.finalize("success")
-        ...     print(*os.listdir(folder))
-        events.out.tfevents...
+        ...     print(*sorted(os.listdir(folder)))
+        events.out.tfevents... hparams.yaml
     """
 
     def __init__(self, folder: str | Path, beside: str = "val/rsum") -> None:
