@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import itmkit
-from itmkit.checks import InputError
+from itmkit.checks import InputError, type_of
 from itmkit.data.batch import Images, Texts
 from itmkit.extras import require_extra
 from itmkit.files import user_path, write_text
@@ -54,23 +56,32 @@ def export_onnx(
         The certificate, as it is in ``certificate.json``.
 
     Raises:
-        InputError: a package that is missing or too old, a folder that holds files, examples that
-            are too few, or files that do not compute the same.
+        InputError: a package that is missing or too old, a model that is no matcher in fp32 on the
+            CPU, a folder that holds files, examples that are too few or no pairs, or files that do
+            not compute the same.
     """
     # older versions of onnxscript export a GRU wrongly
     require_extra("export", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7.2")
+    _check_model(model)
     target = user_path(folder)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise InputError(f"folder is '{target}', which holds files; expected a new folder")
     batches = list(examples)
-    if not batches or len(batches[0][0]) < 3 or len(batches[0][1]) < 4:
-        raise InputError("examples has too few; expected 3 images and 4 captions in its first")
+    for one in batches:
+        if not isinstance(one, tuple) or list(map(type, one)) != [Images, Texts]:
+            raise InputError(f"examples has {type_of(one)}; expected pairs (Images, Texts)")
+    images, texts = map(len, batches[0]) if batches else (0, 0)
+    if images < 3 or texts < 4:
+        raise InputError(
+            f"examples has {images} images and {texts} captions in its first batch; expected 3 and "
+            "4 at least"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.part")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        with evaluating(model):
+        with evaluating(model), torch.autocast("cpu", enabled=False), _quiet_optimizer():
             certificate = _Export(model, work).run(batches)
         write_text(work / CERTIFICATE, json.dumps(certificate, indent=2))
         if target.exists():
@@ -79,6 +90,29 @@ def export_onnx(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return certificate
+
+
+def _check_model(model: Matcher) -> None:
+    if not isinstance(model, Matcher):
+        raise InputError(f"model is {type_of(model)}; expected a Matcher")
+    for name, tensor in model.state_dict().items():
+        if tensor.device.type != "cpu" or tensor.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"model has {name} in {tensor.dtype} on {tensor.device}; expected a model in "
+                "float32 on the CPU, such as model.float().cpu()"
+            )
+
+
+@contextmanager
+def _quiet_optimizer() -> Iterator[None]:
+    """Without the lines on what the optimizer of the ONNX files skips."""
+    logger = logging.getLogger("onnxscript")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Part(nn.Module):

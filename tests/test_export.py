@@ -10,6 +10,8 @@ import torch
 from systems import SYSTEMS, make_batch
 
 from itmkit.checks import InputError
+from itmkit.cli import main
+from itmkit.data.batch import Texts
 from itmkit.export import check_best, export_onnx
 
 pytestmark = [
@@ -49,3 +51,44 @@ def test_other_best_are_found_and_ties_are_not() -> None:
     check_best(tied, right, "image")
     with pytest.raises(InputError, match="other best"):
         check_best(right.flip(1), right, "image")
+
+
+def test_model_and_examples_of_another_kind_are_refused(tmp_path: Path) -> None:
+    case = SYSTEMS["dual_encoder"]
+    batch = make_batch(case, length=8)
+    model, pair = case.make(), (batch.images, batch.texts)
+    few = (batch.images, Texts(batch.texts.ids[:2], batch.texts.mask[:2]))
+    count = len(batch.images)
+    for given, examples, message in (
+        (torch.nn.Linear(1, 1), [pair], "model is a Linear; expected a Matcher"),
+        (case.make().half(), [pair], "in torch.float16 on cpu; expected a model in float32"),
+        (model, [pair, batch], "examples has a Batch; expected pairs"),
+        (model, [pair[::-1]], "examples has a tuple of Texts; expected pairs"),
+        (model, [], "examples has 0 images and 0 captions in its first batch"),
+        (model, [few], f"examples has {count} images and 2 captions in its first batch"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_onnx(given, examples, tmp_path / "new/onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_autocast_around_an_export_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        _export("dual_encoder", tmp_path / "onnx")
+    assert (tmp_path / "onnx/certificate.json").is_file()
+    assert "Skipping" not in caplog.text
+
+
+def test_command_refuses_what_it_cannot_use(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words, message in (
+        (["run", "--batches=-1"], "batches is -1; expected 1 or more"),
+        (["run", "--batches=0"], "batches is 0; expected 1 or more"),
+        (["no/such"], "run is 'no/such': neither the folder of a run"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["export", *words])
+        assert message in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Literal
 
 from jsonargparse import auto_cli
 
-from itmkit.checks import InputError
+from itmkit.checks import check_count
 from itmkit.cli.parser import OneLineParser
 
 
@@ -29,17 +29,14 @@ def export_run(
     from itertools import islice
 
     from itmkit.export import CERTIFICATE, export_onnx
-    from itmkit.retriever.names import RUNS
+    from itmkit.files import user_path
+    from itmkit.retriever.names import find_run
     from itmkit.systems import load_run
 
-    folder = Path(run)
-    if not (folder / "config.yaml").is_file():
-        found = [one / "latest" for one in (folder, RUNS / run) if (one / "latest").exists()]
-        if not found:
-            raise InputError(f"run is {run!r}; expected the folder or the name of a run")
-        folder = found[0]
+    check_count(batches=batches)
+    folder = find_run(run)
+    target = folder / "onnx" if output is None else user_path(output)
     model, data = load_run(folder)
-    target = output or folder / "onnx"
     loader = islice(iter(data.val_dataloader()), batches)
     certificate = export_onnx(model, [(batch.images, batch.texts) for batch in loader], target)
     largest, gallery = certificate["largest_difference"], certificate["gallery"]
