@@ -136,7 +136,8 @@ def _draw_one(
         axis.set_box_aspect(pictures[0].shape[0] / pictures[0].shape[1])
         if word is not None:
             total = sum(float(values.sum()) for values, _ in maps[text])
-            axis.set_title(f"{text}  {total:+.3f}" if shares else text, fontsize=8)
+            title = f"{text}  {total:+.3f}" if shares else text
+            axis.set_title(title, fontsize=8, parse_math=False)
             own = layers[text].strongest if text == "all words" else scale
             _overlay(axis, layers[text], own or 1.0, shares=shares)
     for axis in axes.flat:

@@ -116,3 +116,14 @@ def test_projection_of_stored_regions_has_no_grid() -> None:
 
     (own,) = token_maps([torch.zeros(2, 4)], RegionProjection(3, 8))
     assert own.grid is None
+
+
+def test_a_word_with_dollars_is_no_formula() -> None:
+    from matplotlib.figure import Figure
+
+    explanation = Explanation("shares", "score", [TokenMap(torch.ones(1, 4), (2, 2))], 4.0)
+    words = caption_words([r"$\foo$"], [0])
+    picture = np.zeros((8, 8, 3), np.uint8)
+    figure, axes = draw_explanations([explanation], picture, words, figure=Figure())
+    figure.canvas.draw()
+    assert r"$\foo$  +4.000" in titles(axes)
