@@ -235,9 +235,13 @@ def curves_of(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
             step = line.get("step")
             for name, value in line.items():
                 if step and value and name not in ("step", "epoch") and isinstance(value, str):
+                    try:
+                        point = int(float(step)), float(value)
+                    except ValueError:  # a line that was being written when the run was stopped
+                        continue
                     steps, values = curves.setdefault(name, ([], []))
-                    steps.append(int(float(step)))
-                    values.append(float(value))
+                    steps.append(point[0])
+                    values.append(point[1])
     return curves
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import itmkit
 from itmkit.checks import InputError
 from itmkit.extras import require_extra
-from itmkit.files import write_text
+from itmkit.files import user_path, write_text
 from itmkit.index import Calibration
 from itmkit.report import charts
 from itmkit.report.evaluated import EvaluatedRun, Split, curves_of, flat_config
@@ -64,12 +64,15 @@ def write_report(
             different captions.
     """
     require_extra("report", "matplotlib>=3.9")
+    target = run / "report.html" if path is None else user_path(path)
+    if target.is_dir():
+        raise InputError(f"output is '{target}', a folder; expected the path of a file")
+    target.parent.mkdir(parents=True, exist_ok=True)  # an error before the run is evaluated
     own = EvaluatedRun.of(run, split, protocol=protocol, device=device)
     second = None
     if other is not None:
         second = EvaluatedRun.of(other, split, protocol=protocol, device=device)
         _check_same(own, second)
-    target = run / "report.html" if path is None else path
     write_text(target, render("report.html.jinja", **_content(own, second)))
     return target
 
@@ -110,7 +113,8 @@ def _content(own: EvaluatedRun, second: EvaluatedRun | None) -> dict[str, Any]:
     pictures = _Pictures(own)
     gallery = own.table.gallery
     environment = own.folder / "environment.yaml"
-    facts = yaml.safe_load(environment.read_text("utf-8")) if environment.is_file() else {}
+    facts = yaml.safe_load(environment.read_text("utf-8")) if environment.is_file() else None
+    facts = facts or {}
     config = (own.folder / "config.yaml").read_text(encoding="utf-8")
     cut = f"; the first of {own.whole:,}" if len(gallery.images) < own.whole else ""
     maps = _maps(own, pictures)  # first: they have to fit into the budget

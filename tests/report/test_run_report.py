@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,35 @@ def test_curves(trained: list[Path]) -> None:
     steps, values = curves["train/margin"]
     assert len(steps) == len(values) > 1
     assert curves_of(trained[0] / "nowhere") == {}
+
+
+def test_files_of_a_stopped_run(trained: list[Path], tmp_path: Path) -> None:
+    """A line of metrics.csv that was cut, and an empty environment.yaml, do not matter."""
+    from itmkit.report.run_report import write_report
+
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    (run / "metrics.csv").write_text("epoch,step,train/loss\n0,1,0.5\n0,2,1.2e-")
+    (run / "environment.yaml").write_text("")
+    assert curves_of(run) == {"train/loss": ([1], [0.5])}
+    assert "Recall" in write_report(run, tmp_path / "new/page.html").read_text()
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_the_run_is_evaluated(
+    trained: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(EvaluatedRun, "of", None)
+    (tmp_path / "file").touch()
+    for output, message in (
+        (tmp_path, f"output is '{tmp_path}', a folder; expected the path of a file"),
+        (tmp_path / "file/page.html", "File exists"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["report", str(trained[0]), f"--output={output}", "--device=cpu"])
+        assert message in capsys.readouterr().err
 
 
 def test_second_run_on_other_scenes_is_refused(trained: list[Path], tmp_path: Path) -> None:
