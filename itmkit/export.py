@@ -70,7 +70,7 @@ def export_onnx(
     for one in batches:
         if not isinstance(one, tuple) or list(map(type, one)) != [Images, Texts]:
             raise InputError(f"examples has {type_of(one)}; expected pairs (Images, Texts)")
-    images, texts = map(len, batches[0]) if batches else (0, 0)
+    images, texts = (len(batches[0][0]), len(batches[0][1])) if batches else (0, 0)
     if images < 3 or texts < 4:
         raise InputError(
             f"examples has {images} images and {texts} captions in its first batch; expected 3 and "
