@@ -104,9 +104,17 @@ class BatchEncoder:
         Returns:
             The same rows: ``vector`` is a list of ``D`` fp32; of a picture that cannot be read it
             is null, and ``error`` says why. ``fingerprint`` is the model's.
+
+        Raises:
+            InputError: if there is no column ``path``, or one of those that are added is there.
         """
         import pyarrow as pa
 
+        if "path" not in batch.column_names:
+            raise InputError(f"batch has the columns {batch.column_names}; expected 'path'")
+        for name in ("vector", "error", "fingerprint"):
+            if name in batch.column_names:
+                raise InputError(f"batch has a column {name!r}, which is added; expected none")
         pixels, errors = [], []
         for name in batch["path"].to_pylist():
             found = self._pixels(name)
@@ -121,10 +129,11 @@ class BatchEncoder:
         column = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors.reshape(-1)), self.width, mask=pa.array(~readable)
         )
+        fingerprints = [self.retriever.fingerprint] * len(errors)
         return (
             batch.append_column("vector", column)
             .append_column("error", pa.array(errors, pa.string()))
-            .append_column("fingerprint", pa.array([self.retriever.fingerprint] * len(errors)))
+            .append_column("fingerprint", pa.array(fingerprints, pa.string()))
         )
 
     @cached_property
@@ -153,8 +162,10 @@ class BatchEncoder:
     def _pictures(self) -> fs.SubTreeFileSystem:
         return open_pictures(self.root)
 
-    def _pixels(self, name: str) -> torch.Tensor | str:
+    def _pixels(self, name: str | None) -> torch.Tensor | str:
         """Of one picture, or why there are none."""
+        if not isinstance(name, str):
+            return f"path is {name!r}; expected a string"
         try:
             with self._pictures.open_input_file(name) as file:
                 content = file.read()

@@ -51,6 +51,25 @@ def test_batch_without_a_readable_picture(photos: Path, pixel_run: Path, tmp_pat
     assert "a.jpg is not a readable image" in found["error"][0].as_py()
 
 
+def test_empty_batches_and_missing_paths_have_the_same_columns(
+    photos: Path, pixel_run: Path
+) -> None:
+    encoder = BatchEncoder(pixel_run, photos / "images", device="cpu")
+    some = encoder(pa.table({"path": ["0.jpg", None]}))
+    assert some["error"].to_pylist() == [None, "path is None; expected a string"]
+    assert some["vector"].null_count == 1
+    empty = encoder(pa.table({"path": pa.array([], pa.string())}))
+    assert empty.schema.equals(some.schema)
+
+
+def test_columns_that_do_not_fit_are_refused(photos: Path, pixel_run: Path) -> None:
+    encoder = BatchEncoder(pixel_run, photos / "images", device="cpu")
+    with pytest.raises(InputError, match=r"batch has the columns \['file'\]; expected 'path'"):
+        encoder(pa.table({"file": ["0.jpg"]}))
+    with pytest.raises(InputError, match="batch has a column 'error', which is added"):
+        encoder(pa.table({"path": ["0.jpg"], "error": [None]}))
+
+
 def test_model_without_vectors_is_refused(
     photos: Path, pixel_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
