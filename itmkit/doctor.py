@@ -110,23 +110,36 @@ def _values(
         place = above if name == "init_args" else (*above, str(name))
         if isinstance(value, Mapping):
             yield from _values(value, place)
+        elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            for number, one in enumerate(value):  # such as callbacks
+                yield from _values(one, (*above, f"{name}[{number}]"))
         else:
             yield ".".join(place), value, node
 
 
 def _of_hub(name: str) -> str:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if user_path(name).is_dir():
+    if name and user_path(name).is_dir():
         return "local folder"
-    cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return "neither a folder nor a name that the hub can have"
     return "in the cache" if cached else "not on this machine; would be downloaded from the hub"
 
 
 def _of_timm(name: str) -> str:
     import timm
 
-    known = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    source, _, rest = name.rpartition(":")
+    if source == "hf-hub":
+        return _of_hub(rest)
+    try:
+        known = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    except RuntimeError as error:  # weights of the model that timm does not know
+        return str(error)
     if known is None:
         return "no model that timm knows"
     return _of_hub(known.hf_hub_id) if known.hf_hub_id else "would be downloaded by timm"

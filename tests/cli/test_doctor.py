@@ -69,6 +69,27 @@ def test_a_local_folder_is_not_downloaded(tmp_path: Path) -> None:
     assert "would be downloaded from the hub" in dict(doctor.needs(config))[place]
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "state"),
+    [
+        ("name_or_path", "a/b/c", "neither a folder nor a name that the hub can have"),
+        ("name_or_path", "", "neither a folder nor a name that the hub can have"),
+        ("model_name", "resnet50.nope", "Invalid pretrained tag (nope) for resnet50."),
+        ("model_name", "no_such", "no model that timm knows"),
+        ("model_name", "hf-hub:no/such", "not on this machine; would be downloaded from the hub"),
+    ],
+)
+def test_impossible_names_are_reported(argument: str, value: str, state: str) -> None:
+    part = {argument: value, "pretrained": True}
+    assert dict(doctor.needs({"model": part})) == {f"model.{argument}": f"{value}: {state}"}
+
+
+def test_files_of_the_members_of_a_list() -> None:
+    callback = {"class_path": "Some", "init_args": {"checkpoint": "no/such"}}
+    found = dict(doctor.needs({"trainer": {"callbacks": [callback, callback]}}))
+    assert found == {f"trainer.callbacks[{i}].checkpoint": "no/such: missing" for i in (0, 1)}
+
+
 def test_error_of_a_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["doctor", "--confg", "mate/shapes"])
