@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from systems import SYSTEMS, make_batch
+from systems import SYSTEMS, dataset_of, make_batch
 
 from itmkit.checks import InputError
 from itmkit.cli import main
+from itmkit.data import ImageTextData
 from itmkit.data.batch import Texts
 from itmkit.export import check_best, export_onnx
 
@@ -92,3 +93,15 @@ def test_command_refuses_what_it_cannot_use(
         with pytest.raises(SystemExit):
             main(["export", *words])
         assert message in capsys.readouterr().err
+
+
+def test_run_without_a_validation_split_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    dataset = dataset_of(SYSTEMS["dual_encoder"], 2)
+    data = ImageTextData(dataset, train_split="val", val_split=None)
+    monkeypatch.setattr("itmkit.systems.load_run", lambda run: (None, data))
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path)])
+    assert "which has no validation split" in capsys.readouterr().err

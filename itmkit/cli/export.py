@@ -8,7 +8,7 @@ from typing import Literal
 
 from jsonargparse import auto_cli
 
-from itmkit.checks import check_count
+from itmkit.checks import InputError, check_count
 from itmkit.cli.parser import OneLineParser
 
 
@@ -37,6 +37,8 @@ def export_run(
     folder = find_run(run)
     target = folder / "onnx" if output is None else user_path(output)
     model, data = load_run(folder)
+    if data.val_split is None:
+        raise InputError(f"run is {run!r}, which has no validation split; expected one with it")
     loader = islice(iter(data.val_dataloader()), batches)
     certificate = export_onnx(model, [(batch.images, batch.texts) for batch in loader], target)
     largest, gallery = certificate["largest_difference"], certificate["gallery"]
