@@ -19,7 +19,8 @@ def kept_captions(dataset: ImageTextDataset, exclude: str | Path | None) -> Tens
         dataset: the training split.
         exclude: a table (CSV, TSV, JSONL or Parquet) with the column ``image``, the name of an
             image as the dataset has it, and where it likes ``caption``, one of its captions word
-            for word. A row without a caption excludes the image with all of them. None: nothing.
+            for word. A row without a caption excludes the image with all of them. No rows, or
+            None: nothing.
 
     Returns:
         ``(k,)`` int64, in order.
@@ -30,7 +31,7 @@ def kept_captions(dataset: ImageTextDataset, exclude: str | Path | None) -> Tens
     """
     if exclude is None:
         return torch.arange(len(dataset.captions))
-    table = read_table(exclude)
+    table = read_table(exclude, allow_empty=True)
     images = table.columns[table.needed("", None, ["image"])]
     column = table.find("", None, ["caption"])
     captions = [None] * len(images) if column is None else table.columns[column]

@@ -90,7 +90,9 @@ class Table:
         return f". Is the delimiter {found[0]!r}?" if found else ""
 
 
-def read_table(path: str | Path, *, delimiter: str | None = None) -> Table:
+def read_table(
+    path: str | Path, *, delimiter: str | None = None, allow_empty: bool = False
+) -> Table:
     r"""Read a table.
 
     Args:
@@ -98,6 +100,7 @@ def read_table(path: str | Path, *, delimiter: str | None = None) -> Table:
             columns, and a cell that holds the delimiter stands in quotes; a ``.txt`` file is CSV.
             JSONL has an object a line.
         delimiter: between the cells of a row; None: a tab in ``.tsv`` and a comma in other files.
+        allow_empty: whether a table may have the names of its columns and no rows.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -115,7 +118,7 @@ def read_table(path: str | Path, *, delimiter: str | None = None) -> Table:
         table = _read_jsonl(path)
     else:
         table = _read_csv(path, delimiter or ("\t" if ending == ".tsv" else ","))
-    if not table.lines:
+    if not table.lines and not (allow_empty and table.columns):
         raise InputError(f"{path} has no rows; expected one or more below the names of the columns")
     return table
 

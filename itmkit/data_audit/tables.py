@@ -11,9 +11,11 @@ from itmkit.files import write_text
 
 
 def write_table(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write CSV in UTF-8 with the names of the columns, all of it or nothing."""
+    r"""Write CSV in UTF-8 with the names of the columns, all of it or nothing.
+
+    Strings are quoted: Python 3.11 would leave one with a lone ``\r`` without quotes.
+    """
     text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(names)
-    table.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerow(names)
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC).writerows(rows)
     write_text(path, text.getvalue())

@@ -15,7 +15,9 @@ from torch import Tensor
 from itmkit.cli import main
 from itmkit.data import ImageTextData, ShapesDataset, Vocabulary, WordTokenizer
 from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.table import read_table
 from itmkit.data_audit import audit_data, caption_statistics, duplicate_images, rank_mismatches
+from itmkit.data_audit.tables import write_table
 from itmkit.systems import Matcher
 
 COLOURS = torch.eye(3)
@@ -143,6 +145,15 @@ def test_command(
     assert "train: 12 images" in printed
     assert "images in two splits: 0 equal" in printed
     assert (tmp_path / "found/exclude.csv").read_text() == "image,caption\n"
+    data = ImageTextData(partial(ShapesDataset, length=12), exclude="found/exclude.csv")
+    assert len(data.training_captions) == 60
+
+
+def test_any_caption_is_written_so_that_it_is_read_again(tmp_path: Path) -> None:
+    captions = ["two\rlines", "two\nlines", ' a "dog", ', "=1", "plain"]
+    path = tmp_path / "list.csv"
+    write_table(path, ("image", "caption"), [("a, b.jpg", caption) for caption in captions])
+    assert read_table(path).columns == {"image": ["a, b.jpg"] * 5, "caption": captions}
 
 
 @pytest.mark.parametrize(
