@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_LEAST_SPREAD = 1e-5  # of scores around 1: below, scores differ by rounding alone
+LEAST_SPREAD = 1e-5  # of scores around 1: below, scores differ by rounding alone
 
 
 def blend(first: Tensor, second: Tensor, weight: float, *, standardised: bool) -> Tensor:
@@ -33,8 +33,8 @@ def blend(first: Tensor, second: Tensor, weight: float, *, standardised: bool) -
     if standardised and first.shape[1]:
         spread = first.std(1, correction=0, keepdim=True)
         center, own = second.mean(1, keepdim=True), second.std(1, correction=0, keepdim=True)
-        differs = own > _LEAST_SPREAD * center.abs().clamp(min=1)
-        scale = spread.where(spread > _LEAST_SPREAD, 1) / own.where(differs, 1)
+        differs = own > LEAST_SPREAD * center.abs().clamp(min=1)
+        scale = spread.where(spread > LEAST_SPREAD, 1) / own.where(differs, 1)
         moved = (second - center) * scale.where(differs, 0)
         second = first.mean(1, keepdim=True) + moved
     return (1 - weight) * first + weight * second

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
+from itmkit.retrieval.blend import LEAST_SPREAD
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.model import RetrievalModel
@@ -28,8 +29,8 @@ class _Scale(NamedTuple):
     @classmethod
     def of(cls, scores: Tensor) -> _Scale:
         values = scores.double()
-        std = float(values.std(correction=0))
-        return cls(float(values.mean()), std if std > 0 else 1.0)
+        mean, std = float(values.mean()), float(values.std(correction=0))
+        return cls(mean, std if std > LEAST_SPREAD * max(abs(mean), 1) else 1.0)
 
     def standardise(self, scores: Tensor) -> Tensor:
         return (scores.float() - self.mean) / self.std

@@ -75,8 +75,11 @@ def test_error() -> None:
         Ensemble([one, other], [own, own]).encode_text(None)
 
 
-def test_scores_that_are_all_the_same_say_nothing() -> None:
+@pytest.mark.parametrize("noise", [0, 1e-7])
+def test_scores_that_are_all_the_same_say_nothing(noise: float) -> None:
+    """Also where they differ by rounding."""
     one, other = tables(2)
-    other.scores = torch.full((N, M), 3.0)
+    g = torch.Generator().manual_seed(1)
+    other.scores = 3.0 * (1 + noise * torch.randn(N, M, generator=g))
     ensemble = Ensemble([one, other], [gallery(OWNERS, N)] * 2)
     assert evaluate(ensemble, ensemble.gallery) == evaluate(one, gallery(OWNERS, N))
