@@ -25,6 +25,7 @@ ENSEMBLE_FILE = "ensemble.yaml"  # beside it, where it is of several runs
 DIRECTIONS = ("i2t", "t2i")
 
 _KEY = b"itmkit"
+_COLUMNS = ["fold", "direction", "rank", "id", "image_id", "image", "caption"]
 
 
 def write_queries(
@@ -182,7 +183,9 @@ def read_queries(path: str | Path) -> QueryFile:
     try:
         table = pq.read_table(file)
         about = json.loads(table.schema.metadata[_KEY])
-        table.select(["fold", "direction", "rank", "id", "image_id"])
+        table.select(_COLUMNS)
+        if not isinstance(about, dict) or not len(table):
+            raise ValueError("it has no rows, or does not say what was evaluated")
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not hold the ranks of queries: {error}") from error
     return QueryFile(file, table, about)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from score_table import Table, gallery, naive_order
@@ -78,6 +79,17 @@ def test_error(tmp_path: Path) -> None:
     (tmp_path / "queries.parquet").write_text("no")
     with pytest.raises(InputError, match="does not hold the ranks of queries"):
         read_queries(tmp_path)
+    _, folds = ranked()
+    write_queries(tmp_path / "whole.parquet", folds, NAMES, CAPTIONS)
+    whole = pq.read_table(tmp_path / "whole.parquet")
+    for table in (
+        whole.drop_columns(["caption"]),
+        whole.slice(0, 0),
+        whole.replace_schema_metadata({b"itmkit": b"[]"}),
+    ):
+        pq.write_table(table, tmp_path / "queries.parquet")
+        with pytest.raises(InputError, match="does not hold the ranks of queries"):
+            read_queries(tmp_path)
     ranks = QueryRanks(torch.zeros(1).long(), torch.zeros(1).long())
     for call in (
         lambda: write_queries(tmp_path / "new", [ranks], ["a"], ["A"]),
