@@ -47,6 +47,8 @@ def audit_data(words: Sequence[str]) -> None:
         return
     if not own["--data"]:
         raise InputError("--data is empty; expected the name of a configuration, or a file")
+    if not own.get("--output", "audit"):
+        raise InputError("--output is empty; expected a folder")
     wanted = own.get("--mismatches", "true")
     if wanted not in ("true", "false"):
         raise InputError(f"--mismatches is {wanted!r}; expected true or false")

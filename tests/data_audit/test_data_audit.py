@@ -162,6 +162,7 @@ def test_any_caption_is_written_so_that_it_is_read_again(tmp_path: Path) -> None
         ("--data no/such", "'no/such'"),
         ("--data mate/shapes --mismatches maybe", "expected true or false"),
         ("--data mate/shapes --threshold x", "expected a cosine"),
+        ("--data mate/shapes --mismatches false --output", "--output is empty; expected a folder"),
         ("--data mate/shapes --dat.seed 3", "unknown option"),
     ],
 )
