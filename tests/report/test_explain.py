@@ -127,3 +127,28 @@ def test_a_word_with_dollars_is_no_formula() -> None:
     figure, axes = draw_explanations([explanation], picture, words, figure=Figure())
     figure.canvas.draw()
     assert r"$\foo$  +4.000" in titles(axes)
+
+
+def test_grid_is_used_where_it_fits_the_tokens_and_for_every_level() -> None:
+    from itmkit.systems.explanation import token_maps
+
+    encoder = torch.nn.Identity()
+    encoder.grid = (2, 3)  # type: ignore[assignment]
+    found = token_maps([torch.zeros(2, 6), torch.zeros(2, 5), torch.zeros(2, 6)], encoder)
+    assert [one.grid for one in found] == [(2, 3), None, (2, 3)]
+
+
+def test_word_of_two_tokens_has_the_sum_of_shares_and_the_mean_of_attention() -> None:
+    from itmkit.report.explain import _of_word
+
+    own = TokenMap(torch.tensor([[1.0, 0.0], [3.0, 2.0], [9.0, 9.0]]))
+    (word,) = caption_words(["dog"], [0, 0])
+    assert _of_word(own, word, shares=True).tolist() == [4.0, 2.0]
+    assert _of_word(own, word, shares=False).tolist() == [2.0, 1.0]
+
+
+def test_levels_count_alike_whatever_their_number_of_cells() -> None:
+    from itmkit.report.explain import _layers
+
+    levels = [(torch.full((4,), 1 / 4), (2, 2)), (torch.full((16,), 1 / 16), (4, 4))]
+    assert _layers(levels, None).strongest == pytest.approx(2.0)

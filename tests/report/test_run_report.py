@@ -139,6 +139,55 @@ def test_hubs_wrong_pairs_and_ranks_of_a_known_table(trained: list[Path]) -> Non
     assert first["score"] == 1.5
 
 
+def test_a_large_gallery_is_cut_to_its_first_images(
+    trained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("itmkit.report.evaluated.MOST_SCORES", 20 * 300)
+    own = EvaluatedRun.of(trained[0], "val")
+    assert own.whole == 60
+    assert own.table.scores.shape == (20, 100)
+    assert set(own.table.gallery.text_image_ids.tolist()) == set(range(20))
+
+
+def test_pictures_end_with_their_budget(
+    trained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from itmkit.report import run_report
+
+    own = EvaluatedRun.of(trained[0], "val")
+    first = run_report._Pictures(own)(0)
+    assert first is not None
+    monkeypatch.setattr(run_report, "BUDGET", len(first) + 1)
+    pictures = run_report._Pictures(own)
+    assert pictures(0) == first
+    assert pictures(0) is None
+
+
+def test_changes_between_two_runs(trained: list[Path]) -> None:
+    from itmkit.report import run_report
+
+    own, second = (EvaluatedRun.of(run, "val") for run in trained)
+    ranks, before = torch.tensor([0, 0, 3, 5, 0]), torch.tensor([4, 2, 0, 9, 0])
+    for run, captions in ((own, ranks), (second, before)):
+        run.query_ranks = (run.query_ranks[0], captions)
+    found = run_report._changes(own, second)
+    assert (found["won"], found["lost"]) == (2, 1)
+    assert [(one["ours"], one["theirs"]) for one in found["better"]] == [(1, 5), (6, 10), (1, 3)]
+    assert [(one["ours"], one["theirs"]) for one in found["worse"]] == [(4, 1)]
+    for row in run_report._recall_rows(own, second):
+        assert row["change"] == own.recall[row["key"]] - second.recall[row["key"]]
+
+
+def test_queries_have_their_ranks(trained: list[Path]) -> None:
+    from itmkit.report import run_report
+
+    own = EvaluatedRun.of(trained[0], "val")
+    found = run_report._queries(own, run_report._Pictures(own))
+    worst = [one["rank"] for one in found if one["side"] == "t2i" and one["kind"] == "worst"]
+    assert worst[0] == int(own.query_ranks[1].max()) + 1
+    assert {one["rank"] for one in found if one["kind"] == "best"} == {1}
+
+
 def test_page_in_a_browser(report_page: Path) -> None:
     """Opens from disk without a network or a fault; filters and sorts; contrast is enough."""
     with browser() as chromium:
