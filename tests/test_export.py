@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +38,12 @@ def test_the_files_compute_what_the_system_does(name: str, tmp_path: Path) -> No
     files = {path.name for path in (tmp_path / "onnx").iterdir()}
     assert {"image_encoder.onnx", "text_encoder.onnx", "score.onnx", "certificate.json"} <= files
     assert ("rerank.onnx" in files) == (name == "mate")
+    certificate = json.loads((tmp_path / "onnx/certificate.json").read_text())
+    found = [one["largest_difference"] for one in certificate["checks"]]
+    assert 0 < max(found) <= certificate["largest_difference"] <= certificate["tolerance"]
+    for file, facts in certificate["files"].items():
+        content = (tmp_path / "onnx" / file).read_bytes()
+        assert facts["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_nothing_is_left_where_they_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +113,11 @@ def test_run_without_a_validation_split_is_refused(
     with pytest.raises(SystemExit):
         main(["export", str(tmp_path)])
     assert "which has no validation split" in capsys.readouterr().err
+
+
+def test_folder_that_holds_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    for folder in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(InputError, match="which holds files; expected a new folder"):
+            _export("dual_encoder", folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

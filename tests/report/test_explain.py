@@ -80,6 +80,8 @@ def test_regions_have_boxes_and_grids_of_features_are_smooth() -> None:
         0.8,
         0.5,
     ]  # the strongest last
+    reds = [one.get_facecolor()[0] > 0.5 for one in rectangles]
+    assert reds == [True, False, True]  # orange where a region adds, blue where it takes
     assert len(panel.images) == 1
     _, axes = draw_explanations(found, picture, words, grid_boxes(2, 2), figure=Figure())
     assert len(axes[0, 2].images) == 2
@@ -152,3 +154,10 @@ def test_levels_count_alike_whatever_their_number_of_cells() -> None:
 
     levels = [(torch.full((4,), 1 / 4), (2, 2)), (torch.full((16,), 1 / 16), (4, 4))]
     assert _layers(levels, None).strongest == pytest.approx(2.0)
+
+
+def test_boxes_of_a_grid_have_its_rows_and_columns() -> None:
+    from itmkit.data.feature_file import grid_boxes
+    from itmkit.report.explain import _grid_of
+
+    assert _grid_of(grid_boxes(2, 3), 6) == (2, 3)
