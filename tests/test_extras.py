@@ -56,3 +56,8 @@ def test_error_of_a_missing_package_names_the_extra() -> None:
 def test_error_of_an_old_package_names_the_version() -> None:
     with pytest.raises(InputError, match=r"^numpy is [\d.]+; expected >=99: pip install 'itmkit"):
         require_extra("app", "numpy>=99")
+
+
+def test_a_version_before_a_release_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("itmkit.extras.version", lambda name: "2.0.dev1")
+    require_extra("lora", "peft>=1")

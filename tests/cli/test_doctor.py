@@ -95,3 +95,10 @@ def test_error_of_a_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str])
         main(["doctor", "--confg", "mate/shapes"])
     assert left.value.code == 2
     assert "unknown option '--confg'" in capsys.readouterr().err
+
+
+def test_slow_half_precision_is_advised_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("itmkit.precision.cpu_slowdown", lambda dtype: 9.0)
+    assert dict(doctor.devices())["cpu, bfloat16"].endswith(
+        "9.0 times as long as in float32: slow, keep float32"
+    )
