@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_intervals_hold_the_difference_and_shrink_where_runs_agree() -> None:
     for one in found.differences.values():
         assert one.low <= one.value <= one.high
     assert found.differences["rsum"].p < 0.001 < found.differences["rsum"].low
+    assert found.queries["t2i"].won > found.queries["t2i"].lost
     same = compare_ranks(first, first)
     assert set(same.differences.values()) == {(0.0, 0.0, 0.0, 1.0)}
     assert same.queries["t2i"] == (0, 0, 400)
@@ -100,7 +102,9 @@ def test_error() -> None:
 @pytest.mark.usefixtures("tiny_folder")
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     fitted = run("fit", "--name=a", "--model.rate=0.5")
-    tests = [run("test", "--name=a", f"--ckpt_path={fitted}", "--trainer.max_epochs=7")]
+    options = ["test", "--name=a", f"--ckpt_path={fitted}"]
+    run(*options, "--trainer.max_epochs=9")  # an older evaluation, which is not taken
+    tests = [run(*options, "--trainer.max_epochs=7")]
     tests.append(run("test", "--name=b", "--seed_everything=3"))
     capsys.readouterr()
     main(["compare", "a", str(tests[1]), "--samples=100"])
@@ -112,6 +116,9 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(difference) == pytest.approx(recalls[1] - recalls[0], abs=0.11)
     assert "  trainer.max_epochs: 7 | 2\n" in told
     assert "  seed_everything: 0 | 3\n" in told
+    changes = [row for row in table if row[1:2] == ["→"]]
+    ratios = [abs(math.log(int(row[2]) / int(row[0]))) for row in changes]
+    assert ratios == sorted(ratios, reverse=True)
     ranks = [read_queries(one).table["rank"].to_pylist() for one in tests]
     assert told.count(" → ") == sum(one != other for one, other in zip(*ranks, strict=True))
 
