@@ -41,6 +41,7 @@ from itmkit.index.encoder import QueryEncoder
 from itmkit.index.update import Update
 from itmkit.index.where import matching_rows
 from itmkit.retrieval import Encoding, best_images, evaluating
+from itmkit.retrieval.blend import Scale
 from itmkit.retrieval.score import score_block
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class Index:
         scores = self._image_scores(own, rows, count)[0]
         if query is not None:
             words = self._text_scores(self._encoded([query]), rows, count)[0]
-            scores = (_standardised(scores) + _standardised(words)) / 2
+            scores = (Scale.of(scores).standardise(scores) + Scale.of(words).standardise(words)) / 2
         values, found = self._best(scores, rows, k)
         return self._hits(values, found)
 
@@ -592,12 +593,6 @@ def best_places(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _standardised(scores: Tensor) -> Tensor:
-    if not len(scores):
-        return scores
-    return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-12)
 
 
 def _finite(scores: Tensor, start: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 LEAST_SPREAD = 1e-5  # of scores around 1: below, scores differ by rounding alone
@@ -38,3 +40,24 @@ def blend(first: Tensor, second: Tensor, weight: float, *, standardised: bool) -
         moved = (second - center) * scale.where(differs, 0)
         second = first.mean(1, keepdim=True) + moved
     return (1 - weight) * first + weight * second
+
+
+class Scale(NamedTuple):
+    """Mean and spread of scores, by which they are compared with those of something else."""
+
+    mean: float
+    std: float
+    """1 where the scores differ by rounding alone, so that they count nothing."""
+
+    @classmethod
+    def of(cls, scores: Tensor) -> Scale:
+        """The scale of some scores, of any shape."""
+        if not scores.numel():
+            return cls(0.0, 1.0)
+        values = scores.double()
+        mean, std = float(values.mean()), float(values.std(correction=0))
+        return cls(mean, std if std > LEAST_SPREAD * max(abs(mean), 1) else 1.0)
+
+    def standardise(self, scores: Tensor) -> Tensor:
+        """Scores in units of the spread, from the mean."""
+        return (scores.float() - self.mean) / self.std

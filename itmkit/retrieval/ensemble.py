@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.retrieval.blend import LEAST_SPREAD
+from itmkit.retrieval.blend import Scale
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.model import RetrievalModel
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
 
 _SAMPLE = (500, 2500)  # images and captions whose scores give mean and spread
 _CHUNK = 256
-
-
-class _Scale(NamedTuple):
-    mean: float
-    std: float
-
-    @classmethod
-    def of(cls, scores: Tensor) -> _Scale:
-        values = scores.double()
-        mean, std = float(values.mean()), float(values.std(correction=0))
-        return cls(mean, std if std > LEAST_SPREAD * max(abs(mean), 1) else 1.0)
-
-    def standardise(self, scores: Tensor) -> Tensor:
-        return (scores.float() - self.mean) / self.std
 
 
 class Ensemble:
@@ -140,23 +126,23 @@ class Ensemble:
         model, gallery = self.models[place], self.galleries[place]
         return pair_scores(model, gallery.images, gallery.texts, rows, chunk_size=_CHUNK)
 
-    def _scale(self, place: int) -> _Scale:
+    def _scale(self, place: int) -> Scale:
         """Mean and spread of the scores of a model."""
         model, gallery = self.models[place], self.galleries[place]
         parts = (
             part[_spaced(len(part), most)]
             for part, most in zip((gallery.images, gallery.texts), _SAMPLE, strict=True)
         )
-        return _Scale.of(score_matrix(model, *parts, chunk_size=_CHUNK))
+        return Scale.of(score_matrix(model, *parts, chunk_size=_CHUNK))
 
-    def _pair_scale(self, place: int) -> _Scale:
+    def _pair_scale(self, place: int) -> Scale:
         """Mean and spread of the second-stage scores of captions with their image and another."""
         ids, owners = self.gallery.image_ids, self.gallery.text_image_ids
         columns = _spaced(len(owners), _SAMPLE[0])
         own = torch.searchsorted(ids, owners[columns]).clamp(max=len(ids) - 1)
         rows = torch.stack([torch.cat([own, (own + 1) % len(ids)]), columns.repeat(2)], 1)
         with evaluating(self.models[place]):
-            return _Scale.of(self._pairs(place, rows))
+            return Scale.of(self._pairs(place, rows))
 
 
 def _spaced(count: int, most: int) -> Tensor:

@@ -152,6 +152,16 @@ def test_by_words_and_a_picture(index: Index, tmp_path: Path) -> None:
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(mean)[::-1], atol=1e-4)
 
 
+def test_words_that_differ_by_rounding_alone_count_nothing(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = save_picture(tmp_path / "query.jpg", "green", shade=99)
+    alone = [hit.path for hit in index.search(image=query, k=COUNT)]
+    noise = 0.5 + 1e-7 * torch.randn(1, COUNT, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(index, "_text_scores", lambda *_: noise)
+    assert [hit.path for hit in index.search("blue", image=query, k=COUNT)] == alone
+
+
 def test_second_stage(folder: Path) -> None:
     index = Index(folder, ColourEncoder(second_stage=True, rerank_top_k=6, rerank_weight=1.0))
     plain = index.search("red", k=6, top_k=0)
