@@ -17,6 +17,7 @@ from itmkit.chunks import chunks
 from itmkit.data.order import EpochOrder, mixed_seed
 from itmkit.data.rival_groups import Relevance, Rivals, rival_groups
 from itmkit.distributed import rank, world_size
+from itmkit.precision import autocast_off
 from itmkit.retrieval import Encoding, Gallery, encode, evaluating
 from itmkit.retrieval.model import RetrievalModel
 from itmkit.retrieval.score import score_block
@@ -59,7 +60,7 @@ class HardNegativeMiner(Callback):
     Raises:
         InputError: for a number out of its range; when a run starts, for data that is no
             :class:`~itmkit.data.ImageTextData`, has ``bucket_batches`` or ``exclude``, or another
-            ``batch_size``.
+            ``batch_size``, and for ``overfit_batches``.
 
     Example:
         >>> miner = HardNegativeMiner(4, start_epoch=3, hardening=400)
@@ -128,11 +129,16 @@ class HardNegativeMiner(Callback):
                 f"bucket_batches is {data.bucket_batches}; expected 0 for HardNegativeMiner, which "
                 "chooses the batches"
             )
-
         if data.exclude is not None:
             raise InputError(
                 f"exclude is {str(data.exclude)!r}; expected none for HardNegativeMiner, which "
                 "draws from all captions"
+            )
+        known: Any = trainer  # mypy does not know all of its attributes
+        if known.overfit_batches:
+            raise InputError(
+                f"trainer.overfit_batches is {known.overfit_batches}; expected 0 for "
+                "HardNegativeMiner, which draws from all captions in every epoch"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,7 +154,7 @@ class HardNegativeMiner(Callback):
         dataset = data.split(data.train_split)
         every = self.every_n_epochs
         if self._rivals is None or (every and epoch - self._mined_in >= every):
-            self._rivals = self._mined(trainer, pl_module, dataset.relevance)
+            self._rivals = self._mined(trainer, pl_module)
             self._mined_in = epoch
         groups = order.total_size // self.group_size
         of_batch = self.random_share(epoch, order.batches)
@@ -170,31 +176,40 @@ class HardNegativeMiner(Callback):
         seen = (epoch - self.start_epoch) * batches + torch.arange(batches)
         return (1 - seen / max(self.hardening, 1)).clamp(min=0) * bool(self.hardening)
 
-    def _mined(self, trainer: Trainer, model: Any, relevance: Relevance) -> Rivals:
+    def _mined(self, trainer: Trainer, model: Any) -> Rivals:
         data, precision = data_module_of(trainer), trainer.precision_plugin
         mixed = isinstance(precision, MixedPrecision)
         with precision.forward_context() if mixed else nullcontext():
             loader = data.evaluation_dataloader(data.train_split, share=(rank(), world_size()))
             parts = [_scored_fields(model, encode(model, [batch])) for batch in loader]
             gallery = Gallery.gathered(parts)
-            return mine(model, gallery, relevance, self.top_k)
+            dataset = data.split(data.train_split)
+            size = (len(dataset), len(dataset.captions))
+            return mine(model, gallery, dataset.relevance, self.top_k, size=size)
 
 
-def mine(model: RetrievalModel, gallery: Gallery, relevance: Relevance, top_k: int) -> Rivals:
+def mine(
+    model: RetrievalModel,
+    gallery: Gallery,
+    relevance: Relevance,
+    top_k: int,
+    *,
+    size: tuple[int, int],
+) -> Rivals:
     """The wrong captions of every image, and the wrong images of every caption, that score best.
 
     Args:
         model: that scores.
-        gallery: all images and captions of a split; their ids are the rows of the split.
+        gallery: the images and captions of a split; their ids are the rows of the split.
         relevance: which captions are true of which images, by these rows.
         top_k: how many.
+        size: numbers of images and of captions of the split.
 
     Returns:
         The rivals, by the rows of the split; images or captions that the gallery lacks have none.
     """
     image_ids, text_ids = gallery.image_ids, gallery.text_ids
-    n, m = int(image_ids.max()) + 1, int(text_ids.max()) + 1
-    captions = _empty(n, min(top_k, len(text_ids)))
+    captions = _empty(size[0], min(top_k, len(text_ids)))
     found = _empty(len(text_ids), min(top_k, len(image_ids)))  # of the captions of the gallery
     texts = gallery.texts.to(model.device)
     with evaluating(model):
@@ -203,10 +218,11 @@ def mine(model: RetrievalModel, gallery: Gallery, relevance: Relevance, top_k: i
             wrong = scores.masked_fill(true, -torch.inf).half().cpu()
             best = wrong.topk(captions[0].shape[1], dim=1)
             _put(captions, image_ids[part], best.values, text_ids[best.indices])
-            both = torch.cat([found[1], wrong.T], dim=1).topk(found[1].shape[1], dim=1)
+            with autocast_off(wrong):  # which does not know fp16 beside bf16
+                both = torch.cat([found[1], wrong.T], dim=1).topk(found[1].shape[1], dim=1)
             rows = torch.cat([found[0], image_ids[part].int().expand(len(text_ids), -1)], dim=1)
             found = rows.gather(1, both.indices), both.values
-    images = _empty(m, found[0].shape[1])
+    images = _empty(size[1], found[0].shape[1])
     _put(images, text_ids, found[1], found[0])
     return Rivals(*captions, *images)
 

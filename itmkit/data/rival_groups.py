@@ -119,13 +119,14 @@ def _drawn(
 
 
 def _captions_of(images: Tensor, caption_images: Tensor, generator: Generator) -> Tensor:
-    """A caption of each image, drawn; -1 for the image -1."""
+    """A caption of each image, drawn; -1 for the image -1, and where it has none."""
     order = caption_images.argsort(stable=True)
-    counts = caption_images.bincount()
+    counts = caption_images.bincount(minlength=int(images.max()) + 1)
     starts = counts.cumsum(0) - counts
     known = images.clamp(min=0)
+    has_some = (images >= 0) & (counts[known] > 0)
     which = (torch.rand(images.shape, generator=generator) * counts[known]).long()
-    return order[starts[known] + which].where(images >= 0, -1)
+    return order[(starts[known] + which).where(has_some, 0)].where(has_some, -1)
 
 
 def _true_of_others(members: Tensor, caption_images: Tensor, relevance: Relevance) -> Tensor:

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from itmkit.callbacks import HardNegativeMiner
 from itmkit.callbacks.hard_negative_miner import mine
 from itmkit.data import ImageTextData, ShapesDataset
+from itmkit.data.images import BadSampleError
 from itmkit.data.order import EpochOrder
+from itmkit.data.rival_groups import Rivals
 from itmkit.nn import BiGRU, CrossAttentionFusion, RegionProjection
 from itmkit.retrieval import encode
 from itmkit.systems import MATE
@@ -43,7 +45,7 @@ def test_mined_naive_reference() -> None:
     gallery = encode(mate, data.evaluation_dataloader("train"))
     scores = gallery.images.vector @ gallery.texts.vector.T
     true = dataset.relevance(torch.arange(8), torch.arange(40))
-    rivals = mine(mate, gallery, dataset.relevance, 3)
+    rivals = mine(mate, gallery, dataset.relevance, 3, size=(8, 40))
     for i in range(8):
         wrong = sorted((j for j in range(40) if not true[i, j]), key=lambda j: -scores[i, j])
         kept = rivals.captions[i].tolist()
@@ -158,9 +160,58 @@ def test_error_of_other_data(tmp_path: Path) -> None:
 def test_error_of_excluded_captions() -> None:
     data = make_data()
     data.exclude = "names.csv"
-    trainer: Any = SimpleNamespace(datamodule=data)
+    trainer: Any = SimpleNamespace(datamodule=data, overfit_batches=0)
     with pytest.raises(ValueError, match=r"exclude is 'names.csv'; expected none"):
         HardNegativeMiner(4).on_fit_start(trainer, make_mate())
+
+
+def test_error_of_overfit_batches(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, overfit_batches=1, callbacks=[HardNegativeMiner(4)])
+    with pytest.raises(ValueError, match=r"trainer.overfit_batches is 1; expected 0"):
+        trainer.fit(make_mate(), make_data())
+
+
+class LastIsBroken(ShapesDataset):
+    def image(self, row: int) -> torch.Tensor:
+        if row == len(self) - 1:
+            raise BadSampleError("the last one is not readable")
+        return super().image(row)
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_images_that_are_skipped_have_no_rivals(tmp_path: Path) -> None:
+    dataset = partial(LastIsBroken, length=8, image_size=32, regions=True)
+    options: dict[str, Any] = {"batch_size": 8, "eval_batch_size": 3, "caption_views": 2}
+    data = ImageTextData(dataset, distinct_captions=True, on_error="skip", **options)
+    miner = HardNegativeMiner(4, top_k=4)
+    trainer = quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0, callbacks=[miner])
+    trainer.fit(make_mate(), data)
+    rivals = miner.state_dict()["rivals"]
+    assert [len(rivals[side]) for side in ("captions", "images")] == [8, 40]
+    assert (rivals["captions"][7] == -1).all()
+    assert (rivals["images"][data.split("train").caption_images == 7] == -1).all()
+    assert (rivals["captions"][:7] >= 0).all()
+    assert not (rivals["images"] == 7).any()
+
+
+@pytest.mark.filterwarnings("ignore:.*bf16")
+def test_mixed_precision_mines_what_it_ranks_by(tmp_path: Path) -> None:
+    mate, miner = make_mate(), HardNegativeMiner(4, top_k=4)
+    trainer = quiet_trainer(
+        tmp_path, max_steps=1, limit_val_batches=0, precision="bf16-mixed", callbacks=[miner]
+    )
+    expected = mine_in_bf16(mate)
+    trainer.fit(mate, make_data())
+    rivals = miner.state_dict()["rivals"]
+    for name, value in vars(expected).items():
+        assert rivals[name].equal(value), name
+
+
+def mine_in_bf16(mate: MATE) -> Rivals:
+    data = make_data()
+    with torch.autocast("cpu", torch.bfloat16):
+        gallery = encode(mate, data.evaluation_dataloader("train"))
+    return mine(mate, gallery, data.split("train").relevance, 4, size=(8, 40))
 
 
 def test_error_of_an_argument() -> None:

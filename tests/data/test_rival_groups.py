@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from itmkit.data.rival_groups import Rivals, rival_groups
+from itmkit.data.rival_groups import Rivals, _captions_of, rival_groups
 
 OWN = torch.arange(12).repeat_interleave(2)  # twelve images with two captions each
 
@@ -63,3 +63,11 @@ def test_more_members_than_rivals_are_filled_at_random() -> None:
     groups = draw(size=8)
     assert groups.shape == (24, 8)
     assert ((groups >= 0) & (groups < 24)).all()
+
+
+def test_images_without_captions_are_no_rivals() -> None:
+    near = torch.tensor([[2, 12]])  # image 12 comes after the last one with a caption
+    found = _captions_of(near, torch.tensor([1, 1, 2]), Generator().manual_seed(0))
+    assert found.tolist() == [[2, -1]]
+    found = _captions_of(torch.zeros(1, 2).long(), torch.tensor([1, 1]), Generator())
+    assert found.tolist() == [[-1, -1]]
