@@ -58,6 +58,8 @@ class FreezeUntil(Callback):
         check_count(0, since=since)
         if until is not None:
             check_count(0, until=until)
+            if 0 < until <= since:
+                raise InputError(f"until is {until}; expected more than since={since}, or None")
         check_choice("unit", unit, TimeUnit)
         self.submodules = check_names(submodules)
         self.until = until

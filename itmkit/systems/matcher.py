@@ -234,6 +234,12 @@ class Matcher(LightningModule, ABC):
     # ------------------------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
+        wants = self.rerank_top_k and (self.rerank_weight or self.rerank_most)
+        if wants and not self.has_second_stage:
+            raise InputError(
+                f"rerank_top_k is {self.rerank_top_k} for a {type(self).__name__}, which has no "
+                "second stage; expected 0"
+            )
         for finder in (
             *callbacks_of(self.trainer, BatchSizeFinder),
             *callbacks_of(self.trainer, LearningRateFinder),
@@ -384,11 +390,13 @@ class Matcher(LightningModule, ABC):
                 ranks = self._fit_second_stage(gallery, relevance)
                 if self.protocol is None:
                     return [ranks]
+            learns = self.trainer.state.fn == "fit" and not self.second_stage_is_trained
             return rank_queries(
                 self,
                 gallery,
                 protocol=self.protocol,
                 relevance=relevance,
+                top_k=0 if learns else None,
                 keep=self.keep,
                 shared=True,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from lightning.pytorch import Callback
@@ -30,6 +31,9 @@ from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.explanation import Explanation, check_pair, token_maps
 from itmkit.systems.matcher import Matcher, cosine_scores
+
+#: callbacks of models, which may still be a Trainer's when it is used again
+_MADE: WeakSet[Callback] = WeakSet()
 
 
 class MATE(Matcher):
@@ -140,6 +144,14 @@ class MATE(Matcher):
         dim = common_width(image_encoder=image_encoder, text_encoder=text_encoder, fusion=fusion)
         if self.rerank_top_k and fusion is None:
             raise InputError(f"rerank_top_k is {self.rerank_top_k}, but there is no fusion encoder")
+        of_fusion = {
+            "matching_head": matching_head,
+            "fusion_loss": fusion_loss,
+            "fusion_pairs": fusion_pairs,
+        }
+        given = [name for name, value in of_fusion.items() if value is not None]
+        if fusion is None and given:
+            raise InputError(f"{given[0]} is given, but there is no fusion encoder")
         self.triplet = triplet or GroupTripletLoss(group_size=views)
         self.hect = hect or HECTLoss()
         self.distillation = distillation or MomentumDistillationLoss()
@@ -172,6 +184,8 @@ class MATE(Matcher):
         }
         check_count(0, queue_size=queue_size)
         check_non_negative(**{f"{name}_weight": weight for name, weight in self.weights.items()})
+        if not any(self.weights.values()):
+            raise InputError("the weights of all losses are 0; expected one above 0")
         if fusion_pairs is not None:
             check_count(fusion_pairs=fusion_pairs)
         if fusion_group is not None:
@@ -211,7 +225,26 @@ class MATE(Matcher):
             heads = [name for name in ("fusion", "matching_head") if getattr(self, name)]
             callbacks.append(FreezeUntil(heads, self.fusion_start, "step"))
             callbacks.append(FreezeUntil(branch, None, "step", since=self.fusion_start))
+        self._check_callbacks(callbacks)
+        _MADE.update(callbacks)
         return callbacks
+
+    def _check_callbacks(self, own: Sequence[Callback]) -> None:
+        """Raise where Lightning would drop the Trainer's, of the same class as one of the model's.
+
+        Raises:
+            InputError: with the class.
+        """
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # asked for without a Trainer
+            return
+        for kind in {type(callback) for callback in own}:
+            if any(given not in _MADE for given in callbacks_of(trainer, kind)):
+                raise InputError(
+                    f"trainer.callbacks has a {kind.__name__}, and MATE makes its own "
+                    "(momentum, distillation_weight, fusion_start); expected one of them"
+                )
 
     # ------------------------------------------------------------------------------- methods
 

@@ -82,10 +82,16 @@ class WarmupCosine(LRScheduler):
                     f"total_steps is {total_steps}; expected more than warmup_steps={warmup_steps}"
                 )
         check_share(final=final)
+        if not isinstance(restarts, Sequence) or isinstance(restarts, str):
+            raise InputError(f"restarts is {restarts!r}; expected a list of steps")
         for step in restarts:
             check_count(restarts=step)
         if list(restarts) != sorted(set(restarts)):
             raise InputError(f"restarts is {list(restarts)}; expected steps in ascending order")
+        if total_steps is not None and restarts and restarts[-1] >= total_steps:
+            raise InputError(
+                f"restarts is {list(restarts)}; expected steps below total_steps={total_steps}"
+            )
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
         self.final = final

@@ -128,6 +128,8 @@ def test_error_of_reranking_without_a_second_stage():
     tiny = TinyMatcher()
     tiny.rerank_top_k = 2
     with pytest.raises(ValueError, match="for a TinyMatcher, which has no second stage"):
+        run(None).fit(tiny, ImageTextData(TinyDataset, batch_size=2, vocabulary_min_count=1))
+    with pytest.raises(ValueError, match="for a TinyMatcher, which has no second stage"):
         run(None).validate(tiny, ImageTextData(TinyDataset, vocabulary_min_count=1), verbose=False)
 
 

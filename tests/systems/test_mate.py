@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch import Callback
 from quiet_trainer import quiet_trainer
 
+from itmkit.callbacks import FreezeUntil, MomentumTeacher
+from itmkit.checks import InputError
 from itmkit.data import ImageTextData, ShapesDataset
-from itmkit.losses import GroupTripletLoss
+from itmkit.losses import GroupTripletLoss, SigLIPLoss
 from itmkit.nn import BiGRU, CrossAttentionFusion, FusionEncoder, RegionProjection, TimmGrid
 from itmkit.retrieval import encode, evaluate, evaluating
 from itmkit.systems import MATE
@@ -226,6 +228,12 @@ def test_parameter_groups_follow_lr_factors():
         ({"fusion_pairs": 0}, "fusion_pairs is 0; expected 1 or more"),
         ({"fusion_group": 1}, "fusion_group is 1; expected 2 or more"),
         ({"fusion_start": 3, "fusion": None}, "fusion_start is 3, but there is no fusion loss"),
+        ({"fusion": None, "fusion_pairs": 4}, "fusion_pairs is given, but there is no fusion enc"),
+        ({"fusion": None, "fusion_loss": SigLIPLoss()}, "fusion_loss is given, but there is no"),
+        (
+            {"triplet_weight": 0, "hect_weight": 0, "distillation_weight": 0, "fusion_weight": 0},
+            "the weights of all losses are 0; expected one above 0",
+        ),
         ({"rerank_weight": None}, "rerank_weight is None, to be fitted, but rerank_top_k is 0"),
         ({"rerank_weight": 1.5}, r"rerank_weight is 1.5; expected a number in \[0, 1\]"),
     ],
@@ -233,6 +241,30 @@ def test_parameter_groups_follow_lr_factors():
 def test_error_of_an_argument(options, message):
     with pytest.raises(ValueError, match=message):
         make_mate(**options)
+
+
+@pytest.mark.parametrize("own", [FreezeUntil(["image_encoder"], 2), MomentumTeacher(0.9)])
+def test_error_of_a_callback_that_lightning_would_drop(tmp_path, own):
+    mate = make_mate(fusion_start=2)
+    with pytest.raises(InputError, match=f"trainer.callbacks has a {type(own).__name__}, and MATE"):
+        quiet_trainer(tmp_path, callbacks=[own], limit_val_batches=0).fit(mate, make_data())
+
+
+def test_a_trainer_is_used_again(tmp_path):
+    trainer = quiet_trainer(tmp_path, limit_val_batches=0)
+    trainer.fit(make_mate(fusion_start=2), make_data())
+    trainer.validate(make_mate(), make_data(), verbose=False)
+
+
+def test_untrained_second_stage_does_not_rank_while_training(tmp_path):
+    found = []
+    for rerank in (0, 8):
+        mate = make_mate(fusion_start=2, rerank_top_k=rerank, rerank_weight=1.0)
+        trainer = quiet_trainer(tmp_path, max_steps=1, val_check_interval=1)
+        trainer.fit(mate, make_data())
+        found.append({k: float(v) for k, v in trainer.callback_metrics.items() if "val" in k})
+    assert found[0] == found[1]
+    assert "val/rsum" in found[0]
 
 
 def test_error_of_a_misspelled_lr_factor():

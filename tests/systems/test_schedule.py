@@ -57,6 +57,19 @@ def test_error_of_restarts(restarts):
         WarmupCosine(optimizer(), 2, 12, restarts=restarts)
 
 
+@pytest.mark.parametrize(
+    ("restarts", "message"),
+    [
+        ([12], r"restarts is \[12\]; expected steps below total_steps=12"),
+        (3, "restarts is 3; expected a list of steps"),
+        (None, "restarts is None; expected a list of steps"),
+    ],
+)
+def test_error_of_restarts_that_come_too_late_or_are_no_list(restarts, message):
+    with pytest.raises(InputError, match=message):
+        WarmupCosine(optimizer(), 2, 12, restarts=restarts)
+
+
 class Rates(Callback):
     """Notes the rates of all groups, an item a step."""
 
