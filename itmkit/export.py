@@ -22,7 +22,7 @@ import itmkit
 from itmkit.checks import InputError, type_of
 from itmkit.data.batch import Images, Texts
 from itmkit.extras import require_extra
-from itmkit.files import user_path, write_text
+from itmkit.files import sole_writer, user_path, write_text
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encode import evaluating
 from itmkit.systems.matcher import Matcher
@@ -57,15 +57,12 @@ def export_onnx(
 
     Raises:
         InputError: a package that is missing or too old, a model that is no matcher in fp32 on the
-            CPU, a folder that holds files, examples that are too few or no pairs, or files that do
-            not compute the same.
+            CPU, a folder that holds files or is being written, examples that are too few or no
+            pairs, or files that do not compute the same.
     """
     # older versions of onnxscript export a GRU wrongly
     require_extra("export", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7.2")
     _check_model(model)
-    target = user_path(folder)
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise InputError(f"folder is '{target}', which holds files; expected a new folder")
     batches = list(examples)
     for one in batches:
         if not isinstance(one, tuple) or list(map(type, one)) != [Images, Texts]:
@@ -76,20 +73,30 @@ def export_onnx(
             f"examples has {images} images and {texts} captions in its first batch; expected 3 and "
             "4 at least"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
+    with _new_folder(user_path(folder)) as work:
         with evaluating(model), torch.autocast("cpu", enabled=False), _quiet_optimizer():
             certificate = _Export(model, work).run(batches)
         write_text(work / CERTIFICATE, json.dumps(certificate, indent=2))
-        if target.exists():
-            target.rmdir()
-        work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return certificate
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write to that takes its name at the end; after an error there is none."""
+    lock, work = (target.with_name(f".{target.name}.{end}") for end in ("lock", "part"))
+    with sole_writer(target, lock):
+        try:
+            if target.exists() and (target.is_file() or any(target.iterdir())):
+                raise InputError(f"folder is '{target}', which holds files; expected a new folder")
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            yield work
+            if target.exists():
+                target.rmdir()
+            work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def _check_model(model: Matcher) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -96,6 +96,55 @@ def read_json(path: str | Path) -> Any:
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as a user types it: ``~`` is the home folder, ``~name`` that of another user."""
     return Path(os.path.expanduser(path))
+
+
+@contextmanager
+def sole_writer(folder: Path, lock: Path) -> Iterator[None]:
+    """Hold a lock file, which the system releases when the process ends.
+
+    Args:
+        folder: that is written, for the error.
+        lock: the file; its folder is made.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise InputError(
+            f"{folder} is being written by another process; expected to be the only one"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def check_different(argument: str, given: Sequence[str | Path], files: Sequence[Path]) -> None:
+    """Refuse one file, or folder, that is given twice, under whatever names.
+
+    Args:
+        argument: name of the argument.
+        given: as the user wrote them.
+        files: what they stand for.
+
+    Raises:
+        InputError: with both names.
+    """
+    seen: dict[Path, str | Path] = {}
+    for name, file in zip(given, files, strict=True):
+        real = file.resolve()
+        if real in seen:
+            raise InputError(
+                f"{argument} has '{seen[real]}' and '{name}', which are both {file}; expected each "
+                "once"
+            )
+        seen[real] = name
 
 
 def check_folder(argument: str, folder: Path) -> None:

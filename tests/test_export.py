@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from systems import SYSTEMS, dataset_of, make_batch
 
 from itmkit.checks import InputError
@@ -113,6 +114,12 @@ def test_run_without_a_validation_split_is_refused(
     with pytest.raises(SystemExit):
         main(["export", str(tmp_path)])
     assert "which has no validation split" in capsys.readouterr().err
+
+
+def test_second_export_to_one_folder_is_refused(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".onnx.lock"), pytest.raises(InputError, match="by another process"):
+        _export("dual_encoder", tmp_path / "onnx")
+    assert [path.name for path in tmp_path.iterdir()] == [".onnx.lock"]
 
 
 def test_folder_that_holds_files_is_refused(tmp_path: Path) -> None:

@@ -23,14 +23,17 @@ def run_ensemble(words: Sequence[str]) -> None:
     add("--trec", type=bool, default=False, help="Whether to write files for ir-measures.")
     add("--device", type=str | None, help="Where null, a GPU if there is one.")
     options = parser.parse_args(list(words))
+    from itmkit.files import check_different
     from itmkit.metrics.protocol import find_protocol
     from itmkit.modes import usable_device
     from itmkit.retriever.names import find_run
     from itmkit.training.ensemble import evaluate_ensemble
 
     find_protocol(options.protocol)
+    runs = [find_run(run) for run in options.ensemble]
+    check_different("ensemble", options.ensemble, runs)
     evaluate_ensemble(
-        [find_run(run) for run in options.ensemble],
+        runs,
         name=options.name,
         protocol=options.protocol,
         keep=options.keep,

@@ -100,6 +100,27 @@ def clean_sentence(text: str) -> str:
     return _LONE_SURROGATE.sub("\ufffd", " ".join(text.split()))
 
 
+def fits_a_line(name: str) -> bool:
+    r"""Whether a name has no control characters and is UTF-8.
+
+    Example:
+        >>> fits_a_line("été.jpg"), fits_a_line("two\nlines.jpg"), fits_a_line("\udcff.jpg")
+        (True, False, False)
+    """
+    return not _NOT_OF_A_LINE.search(name)
+
+
+def leads_out(name: str) -> bool:
+    r"""Whether a relative path may leave its folder, on any system.
+
+    Example:
+        >>> leads_out("../a.jpg"), leads_out("/a.jpg"), leads_out("C:a.jpg"), leads_out("b/a.jpg")
+        (True, True, True, False)
+    """
+    paths = PurePosixPath(name), PureWindowsPath(name)
+    return any(path.anchor or ".." in path.parts for path in paths)
+
+
 def check_name(name: str, source: Path | str) -> None:
     """Refuse a name that leads out of its folder, or that a line of text cannot hold.
 
@@ -110,9 +131,7 @@ def check_name(name: str, source: Path | str) -> None:
     Raises:
         InputError: if it is refused.
     """
-    paths = PurePosixPath(name), PureWindowsPath(name)
-    leads_out = any(path.anchor or ".." in path.parts for path in paths)
-    if leads_out or name in ("", ".") or _NOT_OF_A_LINE.search(name):
+    if leads_out(name) or name in ("", ".") or not fits_a_line(name):
         raise InputError(f"{source} names {name!r}; expected a file inside the image folder")
 
 

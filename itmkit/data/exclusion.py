@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.data.dataset import ImageTextDataset
-from itmkit.data.table import read_table
+from itmkit.data.table import Table, read_table
+
+
+def excluded_rows(exclude: str | Path) -> list[tuple[str, str]]:
+    """The rows of a list: an image, and a caption of it; ``""`` for all captions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no such table.
+    """
+    _, images, captions = _read(exclude)
+    return [(str(image), caption or "") for image, caption in zip(images, captions, strict=True)]
+
+
+def _read(exclude: str | Path) -> tuple[Table, list[Any], list[Any]]:
+    """The table, its images, and their captions."""
+    table = read_table(exclude, allow_empty=True)
+    images = table.columns[table.needed("", None, ["image"])]
+    column = table.find("", None, ["caption"])
+    return table, images, [None] * len(images) if column is None else table.columns[column]
 
 
 def kept_captions(dataset: ImageTextDataset, exclude: str | Path | None) -> Tensor:
@@ -31,10 +51,7 @@ def kept_captions(dataset: ImageTextDataset, exclude: str | Path | None) -> Tens
     """
     if exclude is None:
         return torch.arange(len(dataset.captions))
-    table = read_table(exclude, allow_empty=True)
-    images = table.columns[table.needed("", None, ["image"])]
-    column = table.find("", None, ["caption"])
-    captions = [None] * len(images) if column is None else table.columns[column]
+    table, images, captions = _read(exclude)
     rows = {name: row for row, name in enumerate(dataset.names)}
     kept = torch.ones(len(dataset.captions), dtype=torch.bool)
     for place, (image, caption) in enumerate(zip(images, captions, strict=True)):

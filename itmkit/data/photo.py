@@ -115,13 +115,26 @@ def upright_rgb(photo: Image.Image) -> Image.Image:
 
 
 def photo_names(folder: Path, follow_links: bool) -> list[str]:
+    """As :func:`find_photo_names`, of which a line of text can hold each.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        InputError: if it has no photo, or one with another name.
+    """
+    names = find_photo_names(folder, follow_links)
+    for name in names:
+        check_name(name, folder)
+    return names
+
+
+def find_photo_names(folder: Path, follow_links: bool) -> list[str]:
     """The photos in a folder and the folders inside it, by the endings of their names, sorted.
 
     Hidden files and folders are left out.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        InputError: if it has no photo, or one with a name that a line of text cannot hold.
+        InputError: if it has no photo.
     """
     check_folder("images", folder)
     names = []
@@ -139,8 +152,6 @@ def photo_names(folder: Path, follow_links: bool) -> list[str]:
         ]
     if not names:
         raise InputError(f"images={str(folder)!r} has no photo; expected {' '.join(SUFFIXES)}")
-    for name in names:
-        check_name(name, folder)
     return sorted(names)
 
 

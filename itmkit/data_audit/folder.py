@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from itmkit.data import ImageTextData
+from itmkit.data.exclusion import excluded_rows
 from itmkit.data_audit.captions import caption_statistics
 from itmkit.data_audit.duplicates import Duplicate, duplicate_images
 from itmkit.data_audit.mismatch import Fit, Suspect, rank_mismatches
@@ -30,7 +31,8 @@ def audit_data(
     Writes ``duplicates.csv`` (:func:`duplicate_images`), ``mismatches.csv``
     (:func:`rank_mismatches`, all captions, worst first) and ``exclude.csv`` for
     ``ImageTextData(exclude=…)``: training images that another split has too, and captions that
-    are more likely of another image than of their own.
+    are more likely of another image than of their own. Rows of the list that ``data`` excludes
+    already come first in it, so that it takes that one's place.
 
     Args:
         data: the dataset.
@@ -60,14 +62,16 @@ def audit_data(
     report(f"images in two splits: {exact:,} equal, {len(pairs) - exact:,} nearly{first}")
     write_table(folder / "duplicates.csv", Duplicate._fields, pairs)
     shared = sorted({pair.image for pair in pairs if pair.split == data.train_split})
-    excluded = [(name, "") for name in shared]
+    before = [] if data.exclude is None else excluded_rows(data.exclude)
+    found = [(name, "") for name in shared]
     if fit is not None:
         report(f"mismatches: {cost}")
-        found = rank_mismatches(fit, data, folder, seed=seed)
-        excluded += _write_mismatches(folder, data, found, report)
+        suspects = rank_mismatches(fit, data, folder, seed=seed)
+        found += _write_mismatches(folder, data, suspects, report)
     path = folder / "exclude.csv"
-    write_table(path, ("image", "caption"), excluded)
-    report(f"{len(shared):,} images and {len(excluded) - len(shared):,} captions: {path}")
+    write_table(path, ("image", "caption"), dict.fromkeys([*before, *found]))
+    carried = f", and the {len(before):,} rows of {data.exclude}" if before else ""
+    report(f"{len(shared):,} images and {len(found) - len(shared):,} captions{carried}: {path}")
     return path
 
 

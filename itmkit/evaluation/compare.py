@@ -15,7 +15,7 @@ from itmkit.checks import InputError, check_count
 from itmkit.chunks import chunks
 from itmkit.configs.flat import flat_options
 from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME, QueryFile, read_queries
-from itmkit.files import read_text, user_path
+from itmkit.files import check_different, read_text, user_path
 from itmkit.metrics import QueryRanks
 from itmkit.metrics.bootstrap import paired_bootstrap
 from itmkit.metrics.query_ranks import LEVELS, recall_of_folds
@@ -226,12 +226,14 @@ def compare_runs(
 
     Raises:
         FileNotFoundError: a run that was not evaluated.
-        InputError: fewer than two runs, or evaluations of other queries or protocols.
+        InputError: fewer than two runs, one twice, or evaluations of other queries or protocols.
     """
     check_count(0, queries=queries)
     if len(runs) < 2:
         raise InputError(f"runs has {len(runs)}; expected two or more")
-    files = [read_queries(find_queries(run)) for run in runs]
+    paths = [find_queries(run) for run in runs]
+    check_different("runs", runs, paths)
+    files = [read_queries(path) for path in paths]
     first = files[0]
     for file in files[1:]:
         _check_same_queries(first, file)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError, check_choice, check_count
-from itmkit.data.photo import check_inside, photo_names
+from itmkit.data.captions import fits_a_line
+from itmkit.data.photo import check_inside, find_photo_names
 from itmkit.files import read_json, user_path, write_text
 from itmkit.index import store
 from itmkit.index.columns import check_columns, own_columns
@@ -81,7 +83,10 @@ def build_index(
     part, parts = shard
     if not 1 <= part <= parts:
         raise InputError(f"shard is {part}/{parts}; expected i/k with i from 1 to k")
-    found = photo_names(root, follow_links)
+    every = find_photo_names(root, follow_links)
+    found = [name for name in every if fits_a_line(name)]
+    if not found or not fits_a_line(str(root.resolve())):
+        raise InputError(f"{root!a} has no photo whose path is one line of UTF-8; rename it")
     if parts > len(found):
         raise InputError(
             f"shard is {part}/{parts}, and {root} has {len(found)} pictures; expected at most "
@@ -97,6 +102,8 @@ def build_index(
     try:
         with store.writing(folder):
             work = _Work(encoder, root, folder, names, dtype)
+            if part == 1:
+                work.skip_names(name for name in every if not fits_a_line(name))
             reading = {"batch_size": batch_size, "num_workers": num_workers}
             work.encode(chunk_size, progress, max_pixels=max_pixels, **reading)
             return work.commit(columns, shard)
@@ -172,6 +179,14 @@ class _Work:
                 except OSError as error:
                     self._skip(name, f"{path}: {error.strerror}")
         return hashes
+
+    def skip_names(self, names: Iterable[str]) -> None:
+        """Note pictures whose names an index cannot hold."""
+        for name, state in file_states(self.root, names).items():
+            told = os.fsencode(name).decode("utf-8", "backslashreplace")
+            told = "".join(one if fits_a_line(one) else repr(one)[1:-1] for one in told)
+            reason = f"{self.root / told} has a path that is not one line of UTF-8; rename it"
+            self.skipped.append(Skipped(told, reason, *state))
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped.append(Skipped(name, reason, *self.states[name]))

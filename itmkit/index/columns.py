@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
 #: columns of every index; those of the user stand beside them
 OWN_COLUMNS = ("path", "size", "mtime", "hash")
+
+# as people write numbers: Python also reads "1_000", "nan" and "inf"
+_WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
+_DECIMAL = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 
 
 def check_columns(names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> None:
@@ -77,7 +83,8 @@ def picture_columns(table: str | Path) -> dict[str, dict[str, Any]]:
     """The columns of a table, each from the picture of a row to its value.
 
     Where a picture has several rows, the first one counts. Cells of a CSV file become numbers where
-    all of a column are.
+    all of a column are written as such: ``12``, ``-0.5``, ``1e3``; not ``1_000``, ``nan``, ``inf``
+    or whole numbers of more than 64 bits.
 
     Args:
         table: CSV, TSV, JSONL or Parquet, with the pictures in the column ``file_name``,
@@ -105,11 +112,11 @@ def _numbers(values: list[Any]) -> list[Any]:
     if not all(value is None or isinstance(value, str) for value in values):
         return values
     given = [value for value in values if value]
-    for kind in (int, float):
-        try:
-            found = [kind(value) for value in given]
-        except ValueError:
-            continue
-        numbers = iter(found)
-        return [next(numbers) if value else None for value in values]
-    return [value or None for value in values]
+    numbers: list[Any] = given
+    if all(_WHOLE.fullmatch(value) for value in given):
+        if all(abs(int(value)) < 2**63 for value in given):
+            numbers = [int(value) for value in given]
+    elif all(_DECIMAL.fullmatch(value) and isfinite(float(value)) for value in given):
+        numbers = [float(value) for value in given]
+    filled = iter(numbers)
+    return [next(filled) if value else None for value in values]

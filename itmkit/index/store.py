@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from itmkit.checks import InputError
-from itmkit.files import atomic_write, read_json, write_text
+from itmkit.files import atomic_write, read_json, sole_writer, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -225,13 +225,11 @@ def _may_be_ours(name: str) -> bool:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the lock of an index, which the system releases when the process ends.
+    """Hold the lock of an index.
 
     Raises:
         InputError: if another process holds it, or the folder is a file or holds other files.
     """
-    from filelock import FileLock, Timeout
-
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output is '{folder}', a file; expected a folder")
     known = exists(folder) or (folder / "partial" / "identity.json").is_file()
@@ -242,15 +240,5 @@ def writing(folder: Path) -> Iterator[None]:
                 f"output is '{folder}', which holds other files, such as {others[0]!r}; expected "
                 "an index or a new folder"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"{folder} is being written by another process; expected to be the only one"
-        ) from None
-    try:
+    with sole_writer(folder, folder / ".lock"):
         yield
-    finally:
-        lock.release()

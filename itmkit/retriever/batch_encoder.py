@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from itmkit.checks import InputError
+from itmkit.data.captions import leads_out
 from itmkit.data.images import BadSampleError
 from itmkit.data.photo import SUFFIXES
 from itmkit.data.pictures import picture_pixels
@@ -45,22 +47,29 @@ def open_pictures(root: str | Path) -> fs.SubTreeFileSystem:
 def picture_names(pictures: fs.FileSystem) -> list[str]:
     """The pictures of a file system, by the endings of their names, sorted; no hidden ones.
 
+    Names that are not UTF-8 are left out, with a warning.
+
     Raises:
         InputError: if there is none.
     """
     from pyarrow import fs
 
     found = pictures.get_file_info(fs.FileSelector("", recursive=True))
-    names = sorted(
-        one.path
-        for one in found
-        if one.type != fs.FileType.Directory
-        and PurePosixPath(one.path).suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in PurePosixPath(one.path).parts)
-    )
+    names, unnamed = [], 0
+    for one in found:
+        try:
+            path = PurePosixPath(one.path)
+        except UnicodeDecodeError:
+            unnamed += 1
+            continue
+        hidden = any(part.startswith(".") for part in path.parts)
+        if one.type != fs.FileType.Directory and path.suffix.lower() in SUFFIXES and not hidden:
+            names.append(one.path)
+    if unnamed:
+        warnings.warn(f"{unnamed} names that are not UTF-8 are left out", stacklevel=2)
     if not names:
         raise InputError(f"the folder has no picture; expected {' '.join(SUFFIXES)}")
-    return names
+    return sorted(names)
 
 
 class BatchEncoder:
@@ -166,6 +175,8 @@ class BatchEncoder:
         """Of one picture, or why there are none."""
         if not isinstance(name, str):
             return f"path is {name!r}; expected a string"
+        if leads_out(name):
+            return f"path is {name!r}; expected one inside {self.root}"
         try:
             with self._pictures.open_input_file(name) as file:
                 content = file.read()

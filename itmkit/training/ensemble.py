@@ -14,7 +14,7 @@ from itmkit.checks import InputError, check_count
 from itmkit.data import ImageTextData
 from itmkit.evaluation import write_queries, write_trec
 from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME
-from itmkit.files import path_inside, user_path, write_text
+from itmkit.files import check_different, path_inside, user_path, write_text
 from itmkit.metrics import Protocol, bootstrap_recall
 from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import recall_of_folds
@@ -59,11 +59,12 @@ def evaluate_ensemble(
         The folder of this evaluation.
 
     Raises:
-        InputError: fewer than two runs, test splits that differ, or one that does not fit the
-            protocol.
+        InputError: fewer than two runs, one twice, test splits that differ, or one that does not
+            fit the protocol.
     """
     if len(runs) < 2:
         raise InputError(f"ensemble has {len(runs)} runs; expected two or more")
+    check_different("ensemble", runs, [user_path(run) for run in runs])
     check_count(0, keep=keep)
     check_name(name)
     if trec and not keep:

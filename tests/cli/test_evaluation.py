@@ -91,13 +91,15 @@ def test_ensemble_of_two_systems(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_ensemble_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", "--name=a", "--trainer.max_epochs=1")
     run("fit", "--name=b", "--trainer.max_epochs=1", "--data.dataset.prefixes={test: b}")
+    run("fit", "--name=c", "--trainer.max_epochs=1")
     for words, message in [
         (["a"], "ensemble has 1 runs; expected two or more"),
         (["a", "nothing"], "run is 'nothing': neither the folder of a run nor the NAME"),
-        (["a", "a", "--protocol=3"], "folds is 3; expected a divisor of the 4 images"),
+        (["a", "runs/a"], "ensemble has 'a' and 'runs/a', which are both "),
+        (["a", "c", "--protocol=3"], "folds is 3; expected a divisor of the 4 images"),
         (["a", "b"], "other captions in its test split than"),
     ]:
         with pytest.raises(SystemExit):
             main(["test", "--ensemble", *words])
         assert message in capsys.readouterr().err
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "b", "c"]

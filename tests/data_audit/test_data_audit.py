@@ -119,6 +119,14 @@ def test_images_in_two_splits(tmp_path: Path) -> None:
     path = audit_data(data, tmp_path, report=lambda line: None)
     kept = ImageTextData(Shared, exclude=path).training_captions
     assert set(range(150)) - set(kept.tolist()) == {*range(35, 40), *range(45, 50)}
+    old = tmp_path / "old.csv"
+    caption = data.split("train").captions[0]
+    write_table(old, ("image", "caption"), [("train-0", caption), ("train-7", "")])
+    said: list[str] = []
+    audit_data(ImageTextData(Shared, exclude=old), tmp_path, report=said.append)
+    rows = zip(*read_table(path).columns.values(), strict=True)
+    assert list(rows) == [("train-0", caption), ("train-7", ""), ("train-9", "")]
+    assert said[-1].startswith(f"2 images and 0 captions, and the 2 rows of {old}: ")
 
 
 def test_statistics_of_captions() -> None:

@@ -141,6 +141,14 @@ def test_other_queries_are_refused(
     assert f"itmkit: error: {message}" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("tiny_folder")
+def test_one_evaluation_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("test", "--name=a")
+    with pytest.raises(SystemExit):
+        main(["compare", str(folder), f"{folder}/queries.parquet"])
+    assert f"runs has '{folder}' and '{folder}/queries.parquet', which" in capsys.readouterr().err
+
+
 def test_a_run_that_was_not_tested(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"without queries.parquet; expected one that was"):
         compare_runs([tmp_path, tmp_path])

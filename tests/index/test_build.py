@@ -491,6 +491,51 @@ class TestErrors:
             build_index(Broken(), photos, tmp_path / "index", progress=False)
 
 
+def test_names_that_an_index_cannot_hold_are_skipped(photos: Path, tmp_path: Path) -> None:
+    folder = os.fsencode(photos)
+    for name in (b"caf\xe9.jpg", b"two\nlines.jpg", b"a\\b.jpg", b"C:d.jpg"):
+        shutil.copy(photos / "0-red.jpg", os.fsdecode(folder + b"/" + name))
+    (photos / os.fsdecode(b"\xff")).mkdir()
+    save_picture(photos / os.fsdecode(b"\xff") / "a.jpg")
+    for _ in range(2):
+        update = build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        assert update.count == 7
+        assert [one.path for one in update.skipped] == [
+            r"\xff/a.jpg",
+            r"caf\xe9.jpg",
+            r"two\nlines.jpg",
+        ]
+        assert "has a path that is not one line of UTF-8; rename it" in str(update)
+    shards = [tmp_path / "1", tmp_path / "2"]
+    for part, shard in enumerate(shards, 1):
+        build_index(ColourEncoder(), photos, shard, shard=(part, 2), progress=False)
+    assert merge_indexes(shards, tmp_path / "all").skipped == update.skipped
+    assert store.read(tmp_path / "index").manifest["generation"] == 1
+    (photos / "odd").mkdir()
+    shutil.copy(photos / "0-red.jpg", photos / "odd" / "two\nlines.jpg")
+    for root in (photos / os.fsdecode(b"\xff"), photos / "odd"):
+        with pytest.raises(InputError, match="no photo whose path is one line of UTF-8"):
+            build_index(ColourEncoder(), root, tmp_path / "i", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["2018", "", "-3"], [2018, None, -3]),
+        (["0.5", "1", ".5e1"], [0.5, 1.0, 5.0]),
+        (["1_000", "2", "3"], ["1_000", "2", "3"]),
+        (["nan", "inf", "1.5"], ["nan", "inf", "1.5"]),
+        (["٣", "1", "2"], ["٣", "1", "2"]),
+        (["1e400", "1", "2"], ["1e400", "1", "2"]),
+        (["12345678901234567890", "1", ""], ["12345678901234567890", "1", None]),
+    ],
+)
+def test_numbers_of_a_table(tmp_path: Path, cells: list[str], expected: list[object]) -> None:
+    table = tmp_path / "captions.csv"
+    table.write_text("image,x\n" + "".join(f"{row}.jpg,{cell}\n" for row, cell in enumerate(cells)))
+    assert list(picture_columns(table)["x"].values()) == expected
+
+
 def test_columns_of_a_table(photos: Path, tmp_path: Path) -> None:
     table = tmp_path / "captions.csv"
     table.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -62,6 +63,15 @@ def test_empty_batches_and_missing_paths_have_the_same_columns(
     assert empty.schema.equals(some.schema)
 
 
+def test_paths_stay_inside_the_folder(photos: Path, pixel_run: Path) -> None:
+    encoder = BatchEncoder(pixel_run, photos / "images", device="cpu")
+    found = encoder(pa.table({"path": ["../images/0.jpg", "/0.jpg", "0.jpg"]}))
+    told = [
+        f"path is {p!r}; expected one inside {photos}/images" for p in ("../images/0.jpg", "/0.jpg")
+    ]
+    assert found["error"].to_pylist() == [*told, None]
+
+
 def test_columns_that_do_not_fit_are_refused(photos: Path, pixel_run: Path) -> None:
     encoder = BatchEncoder(pixel_run, photos / "images", device="cpu")
     with pytest.raises(InputError, match=r"batch has the columns \['file'\]; expected 'path'"):
@@ -85,6 +95,9 @@ def test_names_of_pictures(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     assert picture_names(open_pictures(tmp_path)) == ["a/c.PNG", "b.jpg"]
     assert picture_names(open_pictures(f"file://{tmp_path}")) == ["a/c.PNG", "b.jpg"]
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 names that are not UTF-8 are left out"):
+        assert picture_names(open_pictures(tmp_path)) == ["a/c.PNG", "b.jpg"]
     with pytest.raises(FileNotFoundError, match="root"):
         open_pictures(tmp_path / "none")
     (tmp_path / "empty").mkdir()
