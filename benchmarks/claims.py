@@ -129,6 +129,23 @@ ROWS = (
     _mate("group size", "mate, 4 views", True, views=4),
     _daim("levels", "daim, 2 levels", True, image_encoder__out_indices=[2, 3]),
     _daim("levels", "daim, 3 levels", True, image_encoder__out_indices=[1, 2, 3]),
+    Row(
+        "relations",
+        "tvrn, overlapping things",
+        "tvrn/shapes",
+        {"data.dataset.overlapping": True},
+        one_seed=True,
+        cost=2,
+    ),
+    Row(
+        "relations",
+        "tvrn, overlapping things, no relations",
+        "tvrn/shapes",
+        {"data.dataset.overlapping": True, "data.relation_threshold": 1.0},  # to itself alone
+        "tvrn, overlapping things",
+        one_seed=True,
+        cost=2,
+    ),
     _tvrn("reasoning", "tvrn, SAF", True, reasoning="saf"),
     Row(
         "reasoning",

@@ -29,12 +29,17 @@ SIZES = ("small", "large")
 GRID = 3  # a scene is laid out on GRID x GRID cells
 MAX_THINGS = 4
 RADIUS = (0.1, 0.15)  # of a small and of a large thing, relative to the picture
+OVERLAPPING_RADIUS = (0.11, 0.17)
+OVERLAPPING_PITCH = 0.145  # of the cells, so that neighbours overlap; else 1 / GRID
 JITTER = 0.015  # how far a thing strays from the middle of its cell; never into another column
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene; shape, colour and size index SHAPES, COLOUR_NAMES and SIZES."""
+    """One thing of a scene; shape, colour and size index SHAPES, COLOUR_NAMES and SIZES.
+
+    The cells of an overlapping one are closer together.
+    """
 
     shape: int
     colour: int
@@ -42,12 +47,20 @@ class Thing:
     column: int
     row: int
     shift: tuple[float, float] = (0.0, 0.0)
+    overlapping: bool = False
 
     @property
     def box(self) -> tuple[float, float, float, float]:
         """Corners x1, y1, x2, y2 relative to the picture."""
-        x, y = (self.column + 0.5) / GRID + self.shift[0], (self.row + 0.5) / GRID + self.shift[1]
-        r = RADIUS[self.size]
+        if self.overlapping:
+            middle = (GRID - 1) / 2
+            x = 0.5 + (self.column - middle) * OVERLAPPING_PITCH + self.shift[0]
+            y = 0.5 + (self.row - middle) * OVERLAPPING_PITCH + self.shift[1]
+            r = OVERLAPPING_RADIUS[self.size]
+        else:
+            x = (self.column + 0.5) / GRID + self.shift[0]
+            y = (self.row + 0.5) / GRID + self.shift[1]
+            r = RADIUS[self.size]
         return x - r, y - r, x + r, y + r
 
 
@@ -106,6 +119,15 @@ def shift_things(scene: Scene, rng: np.random.Generator) -> Scene:
     """The same scene with every thing moved a little inside its cell."""
     shifts = rng.uniform(-JITTER, JITTER, (len(scene), 2)).tolist()
     return tuple(replace(t, shift=(x, y)) for t, (x, y) in zip(scene, shifts, strict=True))
+
+
+def overlap_things(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same scene with its cells closer together, somewhere in the picture."""
+    room = 0.5 - (GRID - 1) / 2 * OVERLAPPING_PITCH - max(OVERLAPPING_RADIUS) - JITTER
+    x, y = rng.uniform(-room, room, 2).tolist()
+    return tuple(
+        replace(t, shift=(t.shift[0] + x, t.shift[1] + y), overlapping=True) for t in scene
+    )
 
 
 def swap_colours(scene: Scene, a: int, b: int) -> Scene:
@@ -234,9 +256,13 @@ def relevance(scenes: Sequence[Scene], captions: Sequence[Sentence]) -> NDArray[
 
 
 def paint(scene: Scene, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The scene as a ``(size, size, 3)`` picture, smooth-edged, on textured ground."""
+    """The scene as a ``(size, size, 3)`` picture, smooth-edged, on textured ground.
+
+    Of things that overlap, the one whose cell is nearer to the middle is in front: so something is
+    seen of each.
+    """
     picture = _ground(size, rng)
-    for thing in scene:
+    for thing in sorted(scene, key=_nearness):
         x1, y1, x2, y2 = (v * size for v in thing.box)
         left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
         right, bottom = min(int(x2) + 2, size), min(int(y2) + 2, size)
@@ -248,6 +274,13 @@ def paint(scene: Scene, size: int, rng: np.random.Generator) -> NDArray[np.uint8
         window = picture[top:bottom, left:right]
         window += cover * (paint_ - window)
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def _nearness(thing: Thing) -> int:
+    """Of a thing that may overlap with others, how near it is to the middle of the layout."""
+    middle = GRID // 2
+    away = abs(thing.column - middle) + abs(thing.row - middle)
+    return -away if thing.overlapping else 0
 
 
 def _ground(size: int, rng: np.random.Generator) -> NDArray[np.float64]:

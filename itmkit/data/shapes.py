@@ -110,6 +110,9 @@ class ShapesDataset(CaptionedImages):
         image_size: side of the picture in pixels.
         regions: serve every thing as a region (its crop of 12 × 12 pixels and its box, 437
             numbers, with the box beside them) instead of the picture.
+        overlapping: draw the things closer together, so that the boxes of neighbours overlap (most
+            by an IoU of 0.2 or more) and things hide part of each other. The sentences are the
+            same.
 
     Raises:
         InputError: unknown split, or a length or image size that is not positive.
@@ -132,6 +135,7 @@ class ShapesDataset(CaptionedImages):
         seed: int = 0,
         image_size: int = 64,
         regions: bool = False,
+        overlapping: bool = False,
     ) -> None:
         check_choice("split", split, _SHARES)
         if isinstance(length, Mapping):
@@ -140,6 +144,7 @@ class ShapesDataset(CaptionedImages):
         check_count(length=length)
         check_count(16, image_size=image_size)
         self.seed, self.image_size, self.regions = seed, image_size, regions
+        self.overlapping = overlapping
         self.split = split
         self.scenes = [scene for f in range(-(-length // SIBLINGS)) for scene in self._family(f)][
             :length
@@ -177,7 +182,10 @@ class ShapesDataset(CaptionedImages):
                 break
         a, b = rng.permutation(len(scene))[:2].tolist()
         swap = scenes.swap_places if index % 2 else scenes.swap_colours
-        return [scenes.shift_things(member, rng) for member in (scene, swap(scene, a, b))]
+        members = [scenes.shift_things(member, rng) for member in (scene, swap(scene, a, b))]
+        if not self.overlapping:
+            return members
+        return [scenes.overlap_things(member, rng) for member in members]
 
     def pixels(self, row: int) -> np.ndarray:
         """The picture of a scene: ``(image_size, image_size, 3)`` uint8."""

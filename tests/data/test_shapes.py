@@ -1,9 +1,12 @@
 """The built-in dataset."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from itmkit.data import Regions, ShapesDataset, scenes
+from itmkit.data import Regions, ShapesDataset, box_relations, scenes
 
 
 def test_smoke_pixels():
@@ -126,3 +129,30 @@ def test_length_by_split():
     assert len(ShapesDataset("train", length=lengths)) == 8
     assert len(ShapesDataset("val", length=lengths)) == 4
     assert len(ShapesDataset("test", length=lengths)) == 1000
+
+
+def test_overlapping_things_are_related_and_seen():
+    plain, close = (
+        ShapesDataset("val", length=40, overlapping=overlapping) for overlapping in (False, True)
+    )
+    assert close.captions == plain.captions
+    neighbours, related = 0, 0
+    for row, scene in enumerate(close.scenes):
+        boxes = torch.tensor([thing.box for thing in scene])
+        assert boxes.min() >= 0
+        assert boxes.max() <= 1
+        places = torch.tensor([(thing.column, thing.row) for thing in scene])
+        near = (places[:, None] - places).abs().sum(-1) == 1
+        neighbours += int(near.sum())
+        related += int((box_relations(boxes, 0.2).bool() & near).sum())
+        assert (box_relations(boxes, None)[near] > 0.05).all()
+        apart = torch.tensor([thing.box for thing in plain.scenes[row]])
+        assert box_relations(apart, None).equal(torch.eye(len(scene)))
+        for k, thing in enumerate(scene):  # in another colour, the picture is another
+            recoloured = replace(thing, colour=(thing.colour + 1) % len(scenes.COLOUR_NAMES))
+            other = (*scene[:k], recoloured, *scene[k + 1 :])
+            pictures = (
+                scenes.paint(s, 64, np.random.default_rng(0)).astype(int) for s in (scene, other)
+            )
+            assert (abs(next(pictures) - next(pictures)).sum(-1) > 60).sum() > 30
+    assert related > 0.6 * neighbours > 0
