@@ -7,6 +7,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import torch
+
+from itmkit.index import Calibration
 
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"
 SCRIPT = runpy.run_path(str(FOLDER / "draw.py"))
@@ -37,3 +40,21 @@ def test_error_of_words_outside_of_the_sheet():
     figure = SCRIPT["Figure"]("a figure", 600, 100)
     with pytest.raises(ValueError, match="'far right' leaves the sheet"):
         figure.words(590, 50, "far right")
+
+
+@pytest.mark.extras
+def test_reliability_counts_hits_with_and_without_right_images(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs itmkit[report]")
+    script = runpy.run_path(str(FOLDER / "reliability.py"))
+    calibration = Calibration((1.0, 0.0, 0.0, 0.0), 12, 0.5, 0.5, 0.5)  # the sigmoid of the score
+    scores = torch.arange(24.0).view(2, 12) - 12
+    right = torch.zeros(2, 12, dtype=torch.bool)
+    right[:, -1] = True  # the best of each
+    probabilities, truth = script["judged"](calibration, scores, right)
+    torch.testing.assert_close(probabilities[0], scores[0].flip(0)[:10].sigmoid())
+    torch.testing.assert_close(probabilities[2], scores[0].flip(0)[1:11].sigmoid())
+    assert truth.nonzero().tolist() == [[0, 0], [1, 0]]
+    bins = script["tenths"](torch.tensor([0.11, 0.19, 0.95, 1.0]), torch.tensor([1, 0, 1, 1]) > 0)
+    assert [(share, count) for _, share, _, count in bins] == [(0.5, 2), (1.0, 2)]
+    script["draw"]({"best hit of a query": bins}, tmp_path / "curve.svg")
+    assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
