@@ -34,6 +34,7 @@ def write_queries(
     names: Sequence[str],
     captions: Sequence[str],
     *,
+    caption_images: Tensor | None = None,
     keep: int = 10,
     about: Mapping[str, Any] | None = None,
 ) -> None:
@@ -51,6 +52,8 @@ def write_queries(
         folds: as :func:`itmkit.retrieval.rank_queries` gives them with ``keep``.
         names: file name of each image, by its id.
         captions: sentence of each caption, by its id.
+        caption_images: the image of each caption; None: the captions of the folds, all of which
+            are queries, know theirs.
         keep: at most so many best items and so many negatives of each query.
         about: what was evaluated; plain data, kept in the metadata of the file.
 
@@ -72,6 +75,8 @@ def write_queries(
         assert fold.image_ids is not None
         assert fold.text_image_ids is not None
         owners = np.zeros(len(captions), np.int64)
+        if caption_images is not None:
+            owners[:] = caption_images.cpu().numpy()
         owners[fold.text_ids.cpu().numpy()] = fold.text_image_ids.cpu().numpy()
         sides = {
             "i2t": (fold.image_ids, fold.i2t, fold.i2t_match, fold.i2t_best),

@@ -13,7 +13,8 @@ from itmkit.metrics import QueryRanks
 def write_trec(folder: str | Path, folds: Sequence[QueryRanks], *, tag: str = "itmkit") -> None:
     """Write ``i2t.run``, ``i2t.qrels``, ``t2i.run`` and ``t2i.qrels``.
 
-    Images are called ``i7`` and captions ``t7``, by their ids. The score is that of the model;
+    Images are called ``i7`` and captions ``t7``, by their ids. Grades are rounded to whole numbers
+    from 1, as TREC has them. The score is that of the model;
     after a second stage, whose scores cannot be compared with the others, it counts down to 1.
     Programs of TREC put tied items in the reverse order of their names; itmkit counts ties against
     the query, so its recall is lower where items are tied.
@@ -40,9 +41,15 @@ def write_trec(folder: str | Path, folds: Sequence[QueryRanks], *, tag: str = "i
             raise InputError("folds has no best items; expected those of rank_queries(keep=…)")
         assert fold.image_ids is not None
         assert fold.text_ids is not None
-        for image, text in fold.pairs.tolist():
-            qrels["i2t"].append(f"i{image} 0 t{text} 1\n")
-            qrels["t2i"].append(f"t{text} 0 i{image} 1\n")
+        grades = [1] * len(fold.pairs)
+        if fold.grades is not None:
+            grades = fold.grades.round().clamp(min=1).int().tolist()
+        queries = set(fold.image_ids.tolist()), set(fold.text_ids.tolist())
+        for (image, text), grade in zip(fold.pairs.tolist(), grades, strict=True):
+            if image in queries[0]:
+                qrels["i2t"].append(f"i{image} 0 t{text} {grade}\n")
+            if text in queries[1]:
+                qrels["t2i"].append(f"t{text} 0 i{image} {grade}\n")
         sides = {
             "i2t": ("i", "t", fold.image_ids, fold.i2t_best),
             "t2i": ("t", "i", fold.text_ids, fold.t2i_best),

@@ -2,6 +2,8 @@
 
 from itmkit.metrics.bootstrap import bootstrap_recall
 from itmkit.metrics.functional import cross_modal_recall, five_fold_recall
+from itmkit.metrics.judgements import Judgements
+from itmkit.metrics.list_metrics import ListMetrics
 from itmkit.metrics.protocol import PROTOCOLS, Protocol
 from itmkit.metrics.query_ranks import BestItems, QueryRanks
 from itmkit.metrics.recall import CrossModalRecall
@@ -10,6 +12,8 @@ __all__ = [
     "PROTOCOLS",
     "BestItems",
     "CrossModalRecall",
+    "Judgements",
+    "ListMetrics",
     "Protocol",
     "QueryRanks",
     "bootstrap_recall",

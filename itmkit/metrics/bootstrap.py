@@ -83,7 +83,7 @@ def paired_bootstrap(
 
 
 def _means(folds: Sequence[QueryRanks], samples: int, generator: torch.Generator) -> Tensor:
-    """The values of each resample, ``(samples, 11)``, the means over the folds."""
+    """The values of each resample, ``(samples, values)``, the means over the folds."""
     return torch.stack([_resampled(fold, samples, generator) for fold in folds]).mean(0)
 
 
@@ -97,7 +97,7 @@ def _bounds(
 
 
 def _resampled(ranks: QueryRanks, samples: int, generator: torch.Generator) -> Tensor:
-    """The values of each resample, ``(samples, 11)`` fp64, in the order of their keys."""
+    """The values of each resample, ``(samples, values)`` fp64, in the order of their keys."""
     orders = [side.sort() for side in (ranks.i2t.cpu(), ranks.t2i.cpu())]
     drawn: list[Tensor] = []  # of each side, what is drawn for each query, the best ranked first
     if ranks.image_ids is not None and ranks.text_image_ids is not None:
@@ -114,8 +114,21 @@ def _resampled(ranks: QueryRanks, samples: int, generator: torch.Generator) -> T
             weights = [_draw(size, len(one.values), generator) for one in orders]
         sides = [_values(one.values, w) for one, w in zip(orders, weights, strict=True)]
         rsum = torch.cat([side[:, : len(LEVELS)] for side in sides], 1).sum(1, keepdim=True)
-        found.append(torch.cat([*sides, rsum], 1))
+        found.append(torch.cat([*sides, rsum, *_list_means(ranks, orders, weights)], 1))
     return torch.cat(found)
+
+
+def _list_means(
+    ranks: QueryRanks, orders: Sequence[tuple[Tensor, Tensor]], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """Means of the list metrics of each resample, ``(samples, 1)`` each."""
+    found = []
+    for side, (_, order), drawn in zip(("i2t", "t2i"), orders, weights, strict=True):
+        for name, values in ranks.list_values().items():
+            if name.startswith(side):
+                total = drawn.sum(1, dtype=torch.float64)
+                found.append((100 * (drawn.double() @ values.cpu()[order]) / total)[:, None])
+    return found
 
 
 def _draw(samples: int, count: int, generator: torch.Generator) -> Tensor:

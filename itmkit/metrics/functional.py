@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_bool, check_finite, check_floating, integer_vector
+from itmkit.checks import (
+    InputError,
+    check_bool,
+    check_finite,
+    check_floating,
+    check_shape,
+    integer_vector,
+)
+from itmkit.metrics.judgements import checked_grades, find_matches
+from itmkit.metrics.list_metrics import (
+    ListMetrics,
+    items_ahead,
+    metrics_of_lists,
+    order_of_ties,
+    wanted_items,
+)
 from itmkit.metrics.protocol import Protocol
 from itmkit.metrics.query_ranks import mean_recall, query_ranks, recall_from_ranks
-from itmkit.metrics.ranks import Ranks, has_match, matching_pairs, ranks_by_tile, warn_of_ties
+from itmkit.metrics.ranks import Ranks, has_match, ranks_by_tile, warn_of_ties
 
-__all__ = ["cross_modal_recall", "five_fold_recall", "recall_from_ranks", "retrieval_ranks"]
+__all__ = [
+    "cross_modal_recall",
+    "five_fold_recall",
+    "list_metrics",
+    "recall_from_ranks",
+    "retrieval_ranks",
+]
 
 _TILE_ELEMENTS = 1 << 20
 
@@ -81,7 +103,8 @@ def cross_modal_recall(
         scores: ``(n, m)`` floating point, images × captions, higher is a better match.
         image_ids: ``(n,)`` integers, one per image; a tensor, a list or an array.
         text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
-        relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
+        relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids; or grades,
+            of which all above 0 match.
 
     Returns:
         The dictionary of :func:`recall_from_ranks`.
@@ -102,8 +125,9 @@ def cross_modal_recall(
     n, m = scores.shape
     image_ids = integer_vector("image_ids", image_ids, n)
     text_image_ids = integer_vector("text_image_ids", text_image_ids, m)
-    pairs = relevant_pairs(image_ids, text_image_ids, relevance, (n, m))
-    return query_ranks(*_matrix_ranks(scores, pairs), pairs, image_ids, text_image_ids).recall()
+    matches = find_matches(image_ids, text_image_ids, relevance)
+    ranks = _matrix_ranks(scores, matches.pairs)
+    return query_ranks(*ranks, matches, image_ids, text_image_ids).recall()
 
 
 def five_fold_recall(
@@ -137,7 +161,7 @@ def five_fold_recall(
     n, m = scores.shape
     image_ids = integer_vector("image_ids", image_ids, n)
     owners = integer_vector("text_image_ids", text_image_ids, m, image_ids.device)
-    relevant_pairs(image_ids, owners, None, (n, m))
+    find_matches(image_ids, owners)
     return mean_recall(
         [
             cross_modal_recall(
@@ -150,38 +174,57 @@ def five_fold_recall(
     )
 
 
-def relevant_pairs(
-    image_ids: Tensor, text_image_ids: Tensor, relevance: Tensor | None, shape: tuple[int, int]
-) -> Tensor:
-    """All pairs of an image row and a caption row that match.
+def list_metrics(scores: Tensor, relevance: Tensor, *, dim: int = 1) -> ListMetrics:
+    """nDCG@10, R-Precision and mAP@R of every query that has a match.
 
     Args:
-        image_ids: ``(n,)`` integers.
-        text_image_ids: ``(m,)`` integers, the id of the image each caption belongs to.
-        relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
-        shape: ``(n, m)``.
+        scores: ``(n, m)`` floating point, higher is a better match.
+        relevance: ``(n, m)`` bool, or grades of 0 or more; 0 where a pair does not match.
+        dim: the dimension that is searched. 1: rows are the queries; 0: columns are.
 
     Returns:
-        ``(p, 2)`` int64.
+        See :class:`itmkit.metrics.ListMetrics`; queries without a match are left out.
 
     Raises:
-        InputError: a relevance of the wrong shape or dtype, no captions, or a caption without a
-            match.
+        InputError: a wrong shape, type or ``dim``, a score or grade that is not finite, a negative
+            grade, or no query with a match.
+
+    Example:
+        >>> import torch
+        >>> found = list_metrics(torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[3.0, 0.0, 5.0]]))
+        >>> found.r_precision.tolist(), found.map_at_r.tolist()
+        ([0.5], [0.5])
+        >>> found.ndcg10.round(decimals=3).tolist()
+        [0.798]
     """
-    if relevance is None:
-        pairs = matching_pairs(image_ids, text_image_ids)
-    else:
-        check_bool(shape, relevance=relevance)
-        pairs = relevance.nonzero()
-    if shape[1] == 0:
-        raise InputError("there are no captions; expected at least one")
-    matched = has_match(pairs[:, 1], shape[1])
-    if not matched.all():
-        row = int(matched.long().argmin())
-        raise InputError(
-            f"caption {row} (image id {int(text_image_ids[row])}) has no match in scores"
-        )
-    return pairs
+    if dim not in (0, 1):
+        raise InputError(f"dim is {dim!r}; expected 0 or 1")
+    _check_scores(scores)
+    check_shape(tuple(scores.shape), relevance=relevance)
+    if relevance.dtype == torch.bool:
+        relevance = relevance.byte()
+    grades = checked_grades("relevance", relevance)
+    if dim == 0:
+        scores, grades = scores.T, grades.T
+    matched = (grades > 0).any(1)
+    scores, grades = scores[matched.to(scores.device)].detach(), grades[matched]
+    pairs = grades.nonzero()
+    if len(pairs) == 0:
+        raise InputError("relevance has no match; expected one or more")
+    check_finite(scores, lambda *place: f"scores{list(place)} of the queries with a match")
+    m = scores.shape[1]
+    kept = min(m, wanted_items(int(pairs[:, 0].bincount().max())))
+    best, items = scores.topk(min(m, kept + 1), dim=1)
+    left_out = best[:, kept] if m > kept else best.new_full((len(best),), -torch.inf)
+    own = grades.to(items.device).gather(1, items[:, :kept])
+    best = best[:, :kept]
+    order = order_of_ties(best, own)
+    return metrics_of_lists(
+        own.gather(1, order),
+        items_ahead(best, own, left_out).gather(1, order),
+        pairs[:, 0].to(items.device),
+        grades[pairs[:, 0], pairs[:, 1]].to(items.device),
+    )
 
 
 def _matrix_ranks(scores: Tensor, pairs: Tensor) -> tuple[Ranks, Ranks]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from itmkit.checks import InputError, check_shape, integer_vector
-from itmkit.metrics.ranks import Ranks, has_match, warn_of_ties
+from itmkit.metrics.judgements import Matches
+from itmkit.metrics.list_metrics import ListMetrics
+from itmkit.metrics.ranks import Ranks, warn_of_ties
 
 LEVELS = (1, 5, 10)  # the K of recall at K
 
@@ -112,7 +114,7 @@ class QueryRanks:
 
     Args:
         i2t: ``(q,)`` int64, of the images that have a match; the others are not queries.
-        t2i: ``(m,)`` int64, of the captions.
+        t2i: ``(m,)`` int64, of the captions that are queries: all, unless judgements say otherwise.
         image_ids: ``(q,)`` int64, the id of each image of ``i2t``; None where unknown.
         text_image_ids: ``(m,)`` int64, the id of the image that each caption belongs to; None
             where unknown.
@@ -122,6 +124,9 @@ class QueryRanks:
         i2t_best: the best captions of each image, where they were kept.
         t2i_best: the best images of each caption.
         pairs: ``(p, 2)`` int64, id of an image and of a caption that match, where items were kept.
+        grades: ``(p,)`` how well these match, where there are grades.
+        i2t_lists: quality of the whole list of each image, where it was computed.
+        t2i_lists: the same of each caption.
 
     Raises:
         InputError: ranks that are empty, negative or not one-dimensional, ids that do not fit
@@ -143,6 +148,9 @@ class QueryRanks:
     i2t_best: BestItems | None = None
     t2i_best: BestItems | None = None
     pairs: Tensor | None = None
+    grades: Tensor | None = None
+    i2t_lists: ListMetrics | None = None
+    t2i_lists: ListMetrics | None = None
 
     def __post_init__(self) -> None:
         for name, ids_name in (("i2t", "image_ids"), ("t2i", "text_image_ids")):
@@ -155,34 +163,48 @@ class QueryRanks:
             raise InputError("image_ids or text_image_ids is None; expected both or none")
 
     def recall(self) -> dict[str, float]:
-        """The dictionary of :func:`recall_from_ranks`."""
-        return recall_from_ranks(self.i2t, self.t2i)
+        """The dictionary of :func:`recall_from_ranks`, and the means of the list metrics.
+
+        Where these were computed: ``i2t_ndcg10``, ``i2t_rprecision``, ``i2t_map_at_r`` and the same
+        for ``t2i``, in per cent; see :class:`itmkit.metrics.ListMetrics`.
+        """
+        means = {name: 100 * values.mean().item() for name, values in self.list_values().items()}
+        return recall_from_ranks(self.i2t, self.t2i) | means
+
+    def list_values(self) -> dict[str, Tensor]:
+        """The list metrics of every query in [0, 1], by names such as ``i2t_ndcg10``."""
+        sides = {"i2t": self.i2t_lists, "t2i": self.t2i_lists}
+        return {
+            f"{side}_{name}": values
+            for side, lists in sides.items()
+            if lists is not None
+            for name, values in lists.items().items()
+        }
 
 
 def query_ranks(
-    i2t: Ranks, t2i: Ranks, pairs: Tensor, image_ids: Tensor, text_image_ids: Tensor
+    i2t: Ranks, t2i: Ranks, matches: Matches, image_ids: Tensor, text_image_ids: Tensor
 ) -> QueryRanks:
-    """The ranks of the images that have a match, and of all captions.
+    """The ranks of the images and of the captions that are queries.
 
     Args:
         i2t: of all images.
-        t2i: of the captions.
-        pairs: ``(p, 2)`` int64, an image row and a caption row that match.
+        t2i: of all captions.
+        matches: what matches, and what is a query.
         image_ids: ``(n,)`` integers.
         text_image_ids: ``(m,)`` integers, the id of the image that each caption belongs to.
 
     Warns:
         UserWarning: if ties within the tolerance decide more than 1 % of the ranks.
     """
-    queries = has_match(pairs[:, 0], len(i2t.ranks)).to(i2t.ranks.device)
-    i2t = i2t[queries]
+    images, captions = (part.to(i2t.ranks.device) for part in (matches.images, matches.captions))
+    i2t, t2i = i2t[images], t2i[captions]
     warn_of_ties(i2t, t2i)
-    own = image_ids.to(queries.device)[queries]
     return QueryRanks(
         i2t.ranks,
         t2i.ranks,
-        own,
-        text_image_ids.to(queries.device),
+        image_ids.to(images.device)[images],
+        text_image_ids.to(images.device)[captions],
         i2t_match=i2t.best,
         t2i_match=t2i.best,
     )

@@ -60,6 +60,24 @@ def tied_from(best: Tensor) -> Tensor:
     return best - _TOLERANCE * torch.finfo(best.dtype).eps * best.abs().clamp(min=1)
 
 
+def tie_groups(scores: Tensor) -> Tensor:
+    """For each of sorted scores the one that it is tied with: the best that is left.
+
+    Args:
+        scores: ``(q, k)``, the largest of each row first.
+
+    Example:
+        >>> tie_groups(torch.tensor([[2, 1 + 1e-6, 1]])).tolist()
+        [[2.0, 1.000000953674..., 1.000000953674...]]
+    """
+    best = scores.clone()
+    near = scores[:, 1:] >= tied_from(scores[:, :-1])
+    for place in near.any(0).nonzero()[:, 0].tolist():
+        tied = scores[:, place + 1] >= tied_from(best[:, place])
+        best[:, place + 1] = best[:, place].where(tied, scores[:, place + 1])
+    return best
+
+
 ScoreTiles = Callable[[slice, Sequence[slice]], Iterable[Tensor]]
 """Computes the scores of some columns with one part of the rows after the other."""
 

@@ -12,6 +12,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.plot import plot_single_or_multi_val
 
 from itmkit.checks import InputError, check_finite, check_floating, integer_vector
+from itmkit.metrics.judgements import Matches
 from itmkit.metrics.query_ranks import query_ranks
 from itmkit.metrics.ranks import matching_pairs, near_diagonal, ranks_by_tile
 from itmkit.vectors import l2_normalize
@@ -165,10 +166,12 @@ class CrossModalRecall(Metric):
             captions = _unit(text[columns[part]])
             return ((image[rows] @ captions.T).float() for rows in parts)
 
-        ranks = ranks_by_tile(cosines, (len(image), len(columns)), pairs, (_TILE, _TILE))
+        shape = (len(image), len(columns))
+        ranks = ranks_by_tile(cosines, shape, pairs, (_TILE, _TILE))
+        found = query_ranks(*ranks, Matches.of(pairs, shape), image_ids, owners)
         return {
             key: torch.tensor(value, dtype=torch.float32, device=self.device)
-            for key, value in query_ranks(*ranks, pairs, image_ids, owners).recall().items()
+            for key, value in found.recall().items()
         }
 
     def sync(self, *args: Any, **kwargs: Any) -> None:

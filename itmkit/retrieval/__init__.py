@@ -1,6 +1,13 @@
 """What a matcher is for: encode, score, rank, report."""
 
-from itmkit.metrics import PROTOCOLS, BestItems, Protocol, QueryRanks, bootstrap_recall
+from itmkit.metrics import (
+    PROTOCOLS,
+    BestItems,
+    Judgements,
+    Protocol,
+    QueryRanks,
+    bootstrap_recall,
+)
 from itmkit.retrieval.encode import Gallery, encode, evaluating
 from itmkit.retrieval.encoding import Encoding
 from itmkit.retrieval.ensemble import Ensemble
@@ -24,6 +31,7 @@ __all__ = [
     "EvaluatedOn",
     "FittedStage",
     "Gallery",
+    "Judgements",
     "Protocol",
     "QueryRanks",
     "RetrievalModel",

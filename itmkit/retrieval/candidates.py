@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itmkit.distributed import gather
-from itmkit.metrics.ranks import tied_from
+from itmkit.metrics.ranks import tie_groups
 
 _LAST = 0x7FFFFFFF  # the largest int32
 _NO_KEY = torch.iinfo(torch.int64).min  # below the key of any finite score
@@ -164,11 +164,7 @@ def tied_in_order(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]
         >>> tied_in_order(scores, torch.tensor([[9, 8, 7]]))[1].tolist()
         [[9, 7, 8]]
     """
-    best = scores.clone()
-    near = scores[:, 1:] >= tied_from(scores[:, :-1])
-    for place in near.any(0).nonzero()[:, 0].tolist():
-        tied = scores[:, place + 1] >= tied_from(best[:, place])
-        best[:, place + 1] = best[:, place].where(tied, scores[:, place + 1])
+    best = tie_groups(scores)
     group = torch.zeros_like(rows)
     group[:, 1:] = (best[:, 1:] != best[:, :-1]).cumsum(1)
     order = (group * (_LAST + 1) + rows).argsort(1)

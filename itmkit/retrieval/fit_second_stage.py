@@ -9,7 +9,6 @@ from torch import Tensor
 
 from itmkit.checks import InputError, check_count
 from itmkit.metrics.query_ranks import QueryRanks, recall_from_ranks
-from itmkit.metrics.ranks import has_match
 from itmkit.retrieval.encode import Gallery
 from itmkit.retrieval.model import ScoringModel
 from itmkit.retrieval.rank import rank_both_stages
@@ -67,17 +66,17 @@ def fit_second_stage(
     """
     check_count(top_k=top_k)
     ranked = rank_both_stages(matcher, gallery, relevance, top_k, chunk_size, shared=shared)
-    queries = has_match(ranked.matches[:, 0], len(gallery.images)).cpu()
-    ids = gallery.image_ids[queries]
+    queries, captions = ranked.matches.images.cpu(), ranked.matches.captions.cpu()
+    ids, owners = gallery.image_ids[queries], gallery.text_image_ids[captions]
     if len(ids) < 2:
         raise InputError(f"gallery has {len(ids)} images with captions; expected at least 2")
     every_other = ids.sort().values[::2]
-    halves = torch.isin(ids, every_other), torch.isin(gallery.text_image_ids, every_other)
+    halves = torch.isin(ids, every_other), torch.isin(owners, every_other)
 
     def recall(stage: SecondStage, *, fitted: bool) -> dict[str, float]:
         i2t, t2i = (ranks.ranks.cpu() for ranks in ranked.ranks(stage))
-        images, captions = (half == fitted for half in halves)
-        return recall_from_ranks(i2t[queries][images], t2i[captions])
+        own = [half == fitted for half in halves]
+        return recall_from_ranks(i2t[queries][own[0]], t2i[captions][own[1]])
 
     none = second_stage(matcher, 0, 0.0)
     best, best_rsum = none, recall(none, fitted=True)["rsum"]

@@ -11,10 +11,17 @@ from torch import Tensor
 
 from itmkit.checks import InputError, check_count, check_finite, type_of
 from itmkit.distributed import gather, rank, world_size
-from itmkit.metrics.functional import relevant_pairs
+from itmkit.metrics.judgements import Judgements, Matches, find_matches
+from itmkit.metrics.list_metrics import (
+    ListMetrics,
+    items_ahead,
+    metrics_of_lists,
+    order_of_ties,
+    wanted_items,
+)
 from itmkit.metrics.protocol import Protocol, find_protocol
 from itmkit.metrics.query_ranks import BestItems, QueryRanks, query_ranks, recall_of_folds
-from itmkit.metrics.ranks import Ranks, has_match, near_diagonal, ranks_by_tile, tied_from
+from itmkit.metrics.ranks import Ranks, near_diagonal, ranks_by_tile, tied_from
 from itmkit.retrieval.blend import blend
 from itmkit.retrieval.candidates import Best, Candidates
 from itmkit.retrieval.encode import Gallery, evaluating
@@ -28,10 +35,11 @@ def evaluate(
     gallery: Gallery,
     *,
     protocol: Protocol | str | int | None = None,
-    relevance: Tensor | None = None,
+    relevance: Tensor | Judgements | None = None,
     top_k: int | None = None,
     weight: float | None = None,
     chunk_size: int = 256,
+    lists: bool | None = None,
     shared: bool = False,
 ) -> dict[str, float]:
     """Recall of a matcher on a gallery, with its second stage if it has one.
@@ -53,6 +61,7 @@ def evaluate(
             top_k=top_k,
             weight=weight,
             chunk_size=chunk_size,
+            lists=lists,
             shared=shared,
         )
     )
@@ -63,11 +72,12 @@ def rank_queries(
     gallery: Gallery,
     *,
     protocol: Protocol | str | int | None = None,
-    relevance: Tensor | None = None,
+    relevance: Tensor | Judgements | None = None,
     top_k: int | None = None,
     weight: float | None = None,
     chunk_size: int = 256,
     keep: int = 0,
+    lists: bool | None = None,
     shared: bool = False,
 ) -> list[QueryRanks]:
     """Ranks of the best match of every image and of every caption, fold by fold.
@@ -91,12 +101,15 @@ def rank_queries(
         gallery: encoded images and captions; for folds, the images in the order of the split.
         protocol: which of them are searched together: a name of
             :data:`itmkit.metrics.PROTOCOLS`, or a number of folds; None for all.
-        relevance: ``(n, m)`` bool that says which pairs match, in place of equal ids.
+        relevance: which pairs match, in place of equal ids: ``(n, m)`` bool; ``(n, m)`` grades, of
+            which all above 0 match; or :class:`itmkit.metrics.Judgements`.
         top_k: candidates per query, 0 for global scores only; default ``matcher.rerank_top_k``.
         weight: share of the pair score, in [0, 1]; default ``matcher.rerank_weight``.
         chunk_size: at most this many images, captions or pairs per call of the matcher.
         keep: how many of the best items of each query, and of its hardest negatives, are kept;
             the ranks then hold them, see :class:`itmkit.metrics.BestItems`.
+        lists: whether nDCG@10, R-Precision and mAP@R are computed too, see
+            :class:`itmkit.metrics.ListMetrics`; None: where there are grades or judgements.
         shared: the processes share the work; all make the same call and get the same ranks.
 
     Returns:
@@ -119,37 +132,20 @@ def rank_queries(
     check_count(chunk_size=chunk_size)
     check_count(0, keep=keep)
     parts = find_protocol(protocol).split(gallery.image_ids, gallery.text_image_ids)
-    if len(parts) == 1:
-        return [_rank(matcher, gallery, relevance, stage, chunk_size, keep, shared=shared)]
-    return [
-        _rank(
-            matcher,
-            gallery.part(images, captions),
-            None if relevance is None else relevance[images][:, captions],
-            stage,
-            chunk_size,
-            keep,
-            shared=shared,
+    if lists is None:
+        binary = isinstance(relevance, Tensor) and relevance.dtype == torch.bool
+        lists = relevance is not None and not binary
+    found = []
+    for images, captions in parts:
+        own, part = relevance, gallery
+        if len(parts) > 1:
+            part = gallery.part(images, captions)
+            own = relevance[images][:, captions] if isinstance(relevance, Tensor) else relevance
+        ranked = rank_both_stages(
+            matcher, part, own, stage.top_k, chunk_size, keep=keep, lists=lists, shared=shared
         )
-        for images, captions in parts
-    ]
-
-
-def _rank(
-    matcher: ScoringModel,
-    gallery: Gallery,
-    relevance: Tensor | None,
-    stage: SecondStage,
-    chunk_size: int,
-    keep: int,
-    *,
-    shared: bool,
-) -> QueryRanks:
-    """The ranks of one gallery; see :func:`rank_queries`."""
-    ranked = rank_both_stages(
-        matcher, gallery, relevance, stage.top_k, chunk_size, keep=keep, shared=shared
-    )
-    return ranked.query_ranks(stage)
+        found.append(ranked.query_ranks(stage))
+    return found
 
 
 class Reranked(NamedTuple):
@@ -183,14 +179,18 @@ class RankedGallery(NamedTuple):
     """Both directions of a gallery, for any number of candidates and weight of the second stage."""
 
     gallery: Gallery
-    matches: Tensor
-    """``(p, 2)`` int64, the image row and the caption row of what matches."""
+    matches: Matches
+    """What matches, by rows, and what is a query."""
     i2t: Reranked | Ranks
     """Of images; ranks alone without candidates."""
     t2i: Reranked | Ranks
     """Of captions."""
     kept: tuple[Candidates, Candidates] | None = None
     """The best captions of images and the best images of captions by their global scores."""
+    keep: bool = False
+    """Whether the ranks hold them."""
+    lists: bool = False
+    """Whether they hold the list metrics."""
 
     def ranks(self, stage: SecondStage) -> tuple[Ranks, Ranks]:
         """The ranks of all images, and of all captions."""
@@ -201,24 +201,79 @@ class RankedGallery(NamedTuple):
         )
 
     def query_ranks(self, stage: SecondStage) -> QueryRanks:
-        """The ranks of all queries, with their best items where these were kept."""
-        own, matches = self.gallery, self.matches.cpu()
+        """The ranks of all queries, with their best items and list metrics where wanted."""
+        own, matches = self.gallery, self.matches.to(torch.device("cpu"))
         ranks = query_ranks(*self.ranks(stage), self.matches, own.image_ids, own.text_image_ids)
+        texts = own.text_ids.cpu()
+        ranks = replace(ranks, text_ids=texts[matches.captions])
         if self.kept is None:
             return ranks
-        images, texts = own.image_ids.cpu(), own.text_ids.cpu()
-        captions, photos = (
-            kept.reordered(side.blended(stage)) if isinstance(side, Reranked) else kept
-            for kept, side in zip(self.kept, (self.i2t, self.t2i), strict=True)
+        sides = zip(
+            self.kept,
+            (self.i2t, self.t2i),
+            (matches.pairs, matches.pairs.flip(1)),
+            (own.text_ids.cpu(), own.image_ids.cpu()),
+            (matches.images, matches.captions),
+            strict=True,
         )
-        of_images = _best_items(captions, matches, texts, stage.top_k)
-        return replace(
-            ranks,
-            text_ids=texts,
-            i2t_best=of_images.of(has_match(matches[:, 0], len(images))),
-            t2i_best=_best_items(photos, matches.flip(1), images, stage.top_k),
-            pairs=torch.stack([images[matches[:, 0]], texts[matches[:, 1]]], 1),
-        )
+        best, lists = [], []
+        for kept, side, pairs, ids, queries in sides:
+            if self.lists:
+                lists.append(_list_metrics(kept, side, pairs, matches.grades, stage).of(queries))
+            if self.keep:
+                found = kept
+                if isinstance(side, Reranked):
+                    found = kept.reordered(side.blended(stage))
+                best.append(_best_items(found, pairs, ids, stage.top_k).of(queries))
+        if lists:
+            ranks = replace(ranks, i2t_lists=lists[0], t2i_lists=lists[1])
+        if best:
+            rows, columns = matches.pairs.unbind(1)
+            pairs = torch.stack([own.image_ids.cpu()[rows], texts[columns]], 1)
+            ranks = replace(
+                ranks, i2t_best=best[0], t2i_best=best[1], pairs=pairs, grades=matches.grades
+            )
+        return ranks
+
+
+def _list_metrics(
+    kept: Candidates,
+    side: Reranked | Ranks,
+    pairs: Tensor,
+    grades: Tensor | None,
+    stage: SecondStage,
+) -> ListMetrics:
+    """List metrics of all queries of one direction, on the CPU.
+
+    Args:
+        kept: their best items by global scores.
+        side: their ranks.
+        pairs: ``(p, 2)`` int64, the rows of a query and of an item that match.
+        grades: ``(p,)`` how well.
+        stage: what puts the first ones in order.
+    """
+    grades = torch.ones(len(pairs), dtype=torch.float64) if grades is None else grades
+    rows, scores, left_out = (part.cpu() for part in (kept.rows, kept.scores, kept.left_out))
+    count = int(max(rows.max(), pairs[:, 1].max())) + 1
+    keys = torch.arange(len(rows))[:, None] * count + rows  # a whole number for each pair
+    known, order = (pairs[:, 0] * count + pairs[:, 1]).sort()
+    place = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
+    own = grades[order][place].where(known[place] == keys, 0.0)
+    ahead, place = items_ahead(scores, own, left_out), order_of_ties(scores, own).argsort(dim=1)
+    if stage.top_k and isinstance(side, Reranked):
+        candidates = side.candidates.first(stage.top_k)
+        blended, order = side.blended(stage).cpu().sort(dim=1, descending=True, stable=True)
+        k = blended.shape[1]
+        head = own.gather(1, order)
+        first = items_ahead(blended, head, torch.full_like(left_out, -torch.inf))
+        ties = order.gather(1, order_of_ties(blended, head))
+        # As in _reranked: what is a candidate by chance alone keeps its place.
+        secure = (tied_from(candidates.scores) > candidates.left_out[:, None]).cpu()
+        ahead[:, :k] = ahead[:, :k].scatter(1, order, first).where(secure, ahead[:, :k])
+        place[:, :k] = ties.argsort(dim=1).where(secure, k + place[:, :k])
+        place[:, k:] += k
+    order = place.argsort(dim=1)
+    return metrics_of_lists(own.gather(1, order), ahead.gather(1, order), pairs[:, 0], grades)
 
 
 def _best_items(found: Candidates, matches: Tensor, ids: Tensor, reranked: int) -> BestItems:
@@ -239,11 +294,12 @@ def _best_items(found: Candidates, matches: Tensor, ids: Tensor, reranked: int) 
 def rank_both_stages(
     matcher: ScoringModel,
     gallery: Gallery,
-    relevance: Tensor | None,
+    relevance: Tensor | Judgements | None,
     top_k: int,
     chunk_size: int,
     *,
     keep: int = 0,
+    lists: bool = False,
     shared: bool,
 ) -> RankedGallery:
     """Global ranks of a gallery, and both scores of the ``top_k`` best candidates of each query.
@@ -253,11 +309,12 @@ def rank_both_stages(
     images, texts = gallery.images, gallery.texts
     n, m = len(images), len(texts)
     shared = shared and -(-n // chunk_size) * -(-m // chunk_size) >= world_size()  # blocks
-    matches = relevant_pairs(gallery.image_ids, gallery.text_image_ids, relevance, (n, m))
-    matches = matches.to(images.device)
-    most = max(int(side.bincount().max()) for side in matches.unbind(1))  # matches of one query
-    wanted = max(top_k, keep + most) if keep else top_k
-    order, ordered_matches = near_diagonal(matches, m)
+    matches = find_matches(
+        gallery.image_ids, gallery.text_image_ids, relevance, text_ids=gallery.text_ids
+    ).to(images.device)
+    most = max(int(side.bincount().max()) for side in matches.pairs.unbind(1))  # of one query
+    wanted = max(top_k, keep + most if keep else 0, wanted_items(most) if lists else 0)
+    order, ordered_matches = near_diagonal(matches.pairs, m)
     in_order = bool((order[1:] > order[:-1]).all())  # then blocks are views, not copies
     for_images = Best(n, m, wanted, matcher.device)
     for_texts = Best(m, n, wanted, matcher.device)
@@ -289,19 +346,18 @@ def rank_both_stages(
         for_images.share()
         for_texts.share()
     found = for_images.found(images.device), for_texts.found(images.device)
-    kept = found if keep else None
+    ranked = RankedGallery(
+        gallery, matches, i2t, t2i, found if keep or lists else None, bool(keep), lists
+    )
     if not top_k:
-        return RankedGallery(gallery, matches, i2t, t2i, kept)
+        return ranked
     captions, photos = found[0].first(top_k), found[1].first(top_k)
     second, match = _pair_scores(
-        matcher, gallery, (captions, photos), matches, chunk_size, shared=shared
+        matcher, gallery, (captions, photos), matches.pairs, chunk_size, shared=shared
     )
-    return RankedGallery(
-        gallery,
-        matches,
-        Reranked(i2t, captions, second[0], match[0]),
-        Reranked(t2i, photos, second[1], match[1]),
-        kept,
+    return ranked._replace(
+        i2t=Reranked(i2t, captions, second[0], match[0]),
+        t2i=Reranked(t2i, photos, second[1], match[1]),
     )
 
 

@@ -101,14 +101,23 @@ def test_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.extras
-@pytest.mark.parametrize(("top_k", "folds"), [(0, 1), (3, 1), (0, 2)])
-def test_ir_measures_agrees_where_nothing_ties(tmp_path: Path, top_k: int, folds: int) -> None:
+@pytest.mark.parametrize(
+    ("top_k", "folds", "graded"), [(0, 1, False), (3, 1, False), (0, 2, True), (3, 1, True)]
+)
+def test_ir_measures_agrees_where_nothing_ties(
+    tmp_path: Path, top_k: int, folds: int, graded: bool
+) -> None:
     measures = pytest.importorskip("ir_measures")
     owners = torch.arange(N).repeat_interleave(2)
     g = torch.Generator().manual_seed(5)
     scores, pairs = (torch.randperm(16 * N, generator=g).view(N, 16).float() for _ in range(2))
     table = Table(scores, pairs / 1024, top_k=top_k, weight=0.5)
-    found = rank_queries(table, gallery(owners, N), protocol=folds, keep=10)
+    relevance = torch.arange(N)[:, None] == owners
+    if graded:
+        more = torch.randint(1, 4, (N, 16), generator=g)
+        relevance = more * (relevance | (torch.rand(N, 16, generator=g) < 0.2))
+    options = {"protocol": folds, "relevance": relevance, "lists": True}
+    found = rank_queries(table, gallery(owners, N), keep=16, **options)
     write_trec(tmp_path, found)
     recall = recall_of_folds(found)
     for side in ("i2t", "t2i"):
@@ -118,3 +127,7 @@ def test_ir_measures_agrees_where_nothing_ties(tmp_path: Path, top_k: int, folds
         values = measures.calc_aggregate(success, qrels, run)
         for k, measure in zip((1, 5, 10), success, strict=True):
             assert 100 * values[measure] == pytest.approx(recall[f"{side}_r{k}"])
+        lists = {"ndcg10": measures.nDCG @ 10, "rprecision": measures.Rprec}
+        values = measures.calc_aggregate(list(lists.values()), qrels, run)
+        for name, measure in lists.items():
+            assert 100 * values[measure] == pytest.approx(recall[f"{side}_{name}"])
