@@ -75,7 +75,9 @@ def sources(*parts: Any) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def fetching(option: str, name: str, *, weights_of: str | None = None) -> Iterator[None]:
+def fetching(
+    option: str, name: str, *, weights_of: str | None = None, revision: str | None = None
+) -> Iterator[None]:
     """Within it, a name may be fetched from the hub; where that cannot be reached, from its cache.
 
     Without a network the libraries would try for minutes.
@@ -85,6 +87,7 @@ def fetching(option: str, name: str, *, weights_of: str | None = None) -> Iterat
         name: of a model on the hub, or a local folder.
         weights_of: the model on the hub whose weights are fetched: their size and licence are
             printed to stderr before, unless they are in the cache.
+        revision: of those weights; None: the newest.
 
     Raises:
         InputError: with ``option`` and ``name``, if the libraries do not find it.
@@ -92,12 +95,12 @@ def fetching(option: str, name: str, *, weights_of: str | None = None) -> Iterat
     from huggingface_hub import constants
 
     local = os.path.exists(name)
-    online = local or _hub_is_reached()
+    online = local or hub_is_reached()
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not online
     try:
         if weights_of is not None and online and not local:
-            _announce(weights_of)
+            _announce(weights_of, revision)
         yield
     except InputError:
         raise
@@ -159,7 +162,7 @@ def fetch_tokenizer(key: str, name_or_path: str) -> Any:
 _WEIGHTS = re.compile(r"(model|pytorch_model|open_clip_model)[-\w]*\.(safetensors|bin)")
 
 
-def _announce(name: str) -> None:
+def _announce(name: str, revision: str | None) -> None:
     """Print how large the weights of a model are and their licence, unless they are in the cache.
 
     Raises:
@@ -167,7 +170,8 @@ def _announce(name: str) -> None:
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
-    info = HfApi(endpoint=constants.ENDPOINT).model_info(name, files_metadata=True)
+    hub = HfApi(endpoint=constants.ENDPOINT)
+    info = hub.model_info(name, revision=revision, files_metadata=True)
     sizes = {
         file.rfilename: file.size or 0
         for file in info.siblings or []
@@ -175,7 +179,8 @@ def _announce(name: str) -> None:
     }
     of_tensors = {file: size for file, size in sizes.items() if file.endswith(".safetensors")}
     wanted = of_tensors or sizes  # transformers and timm prefer these
-    if all(isinstance(try_to_load_from_cache(name, file), str) for file in wanted):
+    in_cache = (try_to_load_from_cache(name, file, revision=info.sha) for file in wanted)
+    if all(isinstance(path, str) for path in in_cache):
         return
     licence = info.card_data.license if info.card_data is not None else None
     print(
@@ -186,7 +191,7 @@ def _announce(name: str) -> None:
     )
 
 
-def _hub_is_reached() -> bool:
+def hub_is_reached() -> bool:
     """Whether the hub answers at all, in a thread: a name server may take longer than it should."""
     from huggingface_hub import constants, get_session
 

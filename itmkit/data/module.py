@@ -359,6 +359,21 @@ class ImageTextData(LightningDataModule):
         images.source.augments = False
         return loader
 
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Numbers of ``images`` and ``captions`` of the splits that are open, by name.
+
+        Of training they are what is trained on, without what is excluded.
+        """
+        found = {
+            name: {"images": len(split), "captions": len(split.captions)}
+            for name, split in self._splits.items()
+        }
+        if self.exclude is not None and self.train_split in found:
+            kept = self.training_captions
+            images = self._splits[self.train_split].caption_images[kept].unique()
+            found[self.train_split] = {"images": len(images), "captions": len(kept)}
+        return found
+
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the names and captions, in their order, of the splits ``train`` and ``val``.
 

@@ -19,6 +19,8 @@ from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenize
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.files import check_folder, read_json, read_text, user_path, write_text
 from itmkit.pretrained import sources, weights_follow
+from itmkit.retriever.card import CARD, check_usage, model_card
+from itmkit.retriever.facts import ModelFacts
 from itmkit.systems import Matcher
 from itmkit.systems.build import build, build_system, check_class_paths
 
@@ -30,7 +32,8 @@ MANIFEST = "retriever.yaml"
 WEIGHTS = "model.safetensors"
 PRETRAINED = "pretrained.json"
 WORDS = "vocabulary.json"
-FILES = (MANIFEST, WEIGHTS, PRETRAINED, WORDS)
+FACTS = "facts.json"
+FILES = (MANIFEST, WEIGHTS, PRETRAINED, WORDS, FACTS)
 
 _FIELDS = {
     "format",
@@ -51,8 +54,14 @@ def is_saved(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def save(retriever: Retriever, folder: str | Path) -> None:
-    """Write a retriever; see :meth:`Retriever.save_pretrained`."""
+def save(retriever: Retriever, folder: str | Path, *, hub_name: str | None = None) -> None:
+    """Write a retriever; see :meth:`Retriever.save_pretrained`.
+
+    Args:
+        retriever: with its facts.
+        folder: to make.
+        hub_name: that the card loads it by; None: that of the folder.
+    """
     target = user_path(folder).resolve()  # of a link, the folder that it leads to
     if target.exists() and not is_saved(target) and (target.is_file() or any(target.iterdir())):
         raise InputError(f"folder is '{target}', which holds other files; expected a new folder")
@@ -93,7 +102,12 @@ def save(retriever: Retriever, folder: str | Path) -> None:
         write_text(work / PRETRAINED, content)
         if isinstance(retriever.tokenizer, WordTokenizer):
             retriever.tokenizer.vocabulary.save(work / WORDS)
+        facts = json.dumps(retriever.facts.to_dict(), ensure_ascii=False, indent=2)
+        write_text(work / FACTS, facts + "\n")
         save_file(_weights(parts), work / WEIGHTS)
+        trust = foreign_packages(manifest)
+        check_usage(retriever, work, trust)
+        write_text(work / CARD, model_card(retriever, hub_name or target.name, trust))
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
             target.rename(old)
@@ -146,7 +160,24 @@ def read(folder: str | Path, trust: Sequence[str]) -> dict[str, Any]:
         "feature_dtype": content["feature_dtype"],
         "text_feature_dtype": content["text_feature_dtype"],
         "relation_threshold": content["relation_threshold"],
+        "facts": ModelFacts.read(folder / FACTS),
     }
+
+
+def foreign_packages(section: Any) -> list[str]:
+    """Packages besides itmkit and torch whose classes a section names.
+
+    Example:
+        >>> foreign_packages({"class_path": "mine.Own", "init_args": {"size": 3}})
+        ['mine']
+    """
+    found: set[str] = set()
+    for inner in section.values() if isinstance(section, Mapping) else section:
+        if isinstance(inner, (Mapping, list)):
+            found |= set(foreign_packages(inner))
+    if isinstance(section, Mapping) and isinstance(path := section.get("class_path"), str):
+        found |= {path.partition(".")[0]} - {"itmkit", "torch"}
+    return sorted(found)
 
 
 def build_backbone(config: Mapping[str, Any], *, source: str, trust: Sequence[str]) -> Any:

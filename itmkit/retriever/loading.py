@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from itmkit.files import read_json, read_text, user_path
 from itmkit.modes import usable_device
 from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.pretrained import fetching, weights_follow
+from itmkit.retriever.facts import HUB_NAME, ModelFacts, base_models
 from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
 from itmkit.retriever.retriever import Retriever
 from itmkit.systems import DualEncoder, Matcher
@@ -29,7 +30,6 @@ from itmkit.systems.load import best_checkpoint, checkpoint_content
 
 #: Tokens that models were trained on at most, where their positions are more.
 _TEXT_LENGTHS = {"align": 64, "chinese_clip": 52}
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load(
@@ -38,6 +38,7 @@ def load(
     device: torch.device | str | None = None,
     backbone: nn.Module | None = None,
     trust: Sequence[str] = (),
+    revision: str | None = None,
 ) -> Retriever:
     """A model with all that it needs to take pictures and sentences.
 
@@ -48,12 +49,14 @@ def load(
         path_or_name: the first that there is of: a folder of :meth:`Retriever.save_pretrained`;
             the folder of a run, or of all runs of a name, of which the latest is taken; a
             checkpoint in a run; a folder of a CLIP-like model of transformers; NAME for
-            ``runs/NAME/latest``; the name of such a model on the hub.
+            ``runs/NAME/latest``; the name on the hub of such a model, or of what
+            :meth:`Retriever.push_to_hub` uploaded.
         device: where the model goes; None: a GPU if there is one.
         backbone: makes the features of images from their pixels, for a run on stored features
             whose backbone cannot be found; None: what ``itmkit extract`` noted beside them.
         trust: packages besides itmkit and torch whose classes a run or folder may name; they are
             imported.
+        revision: branch, tag or commit of what ``push_to_hub`` uploaded; None: the newest.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -67,10 +70,14 @@ def load(
         run = Path("runs") / path / "latest"
         if run.exists():
             path = run
-        elif not _HUB_NAME.fullmatch(str(path_or_name)):
+        elif not HUB_NAME.fullmatch(str(path_or_name)):
             raise FileNotFoundError(f"path_or_name is '{path}', which does not exist")
         else:
-            return _with_source(_from_hub(str(path_or_name), trust), str(path_or_name), device)
+            name = str(path_or_name)
+            source = name if revision is None else f"{name}@{revision}"
+            return _with_source(_from_hub(name, revision, trust), source, device)
+    if revision is not None:
+        raise InputError(f"revision is {revision!r}, and '{path}' is local; expected None")
     path = path.resolve() if path.name == "latest" else path
     if path.is_dir() and not (path / "config.yaml").is_file() and (path / "latest").exists():
         path = (path / "latest").resolve()
@@ -92,17 +99,27 @@ def _with_source(retriever: Retriever, source: str | Path, device: torch.device 
     return retriever.to(device)
 
 
-def _from_hub(name: str, trust: Sequence[str]) -> Retriever:
+def _from_hub(name: str, revision: str | None, trust: Sequence[str]) -> Retriever:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
     with fetching("path_or_name", name):
         try:
-            hf_hub_download(name, MANIFEST)
-        except EntryNotFoundError:  # also where it is not in the cache, and there is no network
-            return _from_transformers(name)
-    with fetching("path_or_name", name, weights_of=name):
-        folder = snapshot_download(name, allow_patterns=list(FILES))
+            hf_hub_download(name, MANIFEST, revision=revision)
+        except RevisionNotFoundError as error:
+            raise InputError(
+                f"revision is {revision!r}; expected a branch, tag or commit of {name}"
+            ) from error
+        except EntryNotFoundError as error:
+            # also where it is not in the cache, and there is no network
+            if revision is None:
+                return _from_transformers(name)
+            raise InputError(
+                f"revision is {revision!r}, of which {name} has no {MANIFEST} on the hub or in the "
+                "cache; expected one of a saved retriever"
+            ) from error
+    with fetching("path_or_name", name, weights_of=name, revision=revision):
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(FILES))
     return Retriever.from_pretrained(folder, trust=trust)
 
 
@@ -116,7 +133,9 @@ def _from_transformers(name: str) -> Retriever:
     own = model.clip
     most = _TEXT_LENGTHS.get(own.backbone.config.model_type, own.max_length or 77)
     tokenizer = TransformersTokenizer(name, max_length=most)
-    return Retriever(model, tokenizer, Preprocessing.for_transformers(name, size=own.image_size))
+    facts = ModelFacts(base_models=base_models(model.model_config))
+    preprocessing = Preprocessing.for_transformers(name, size=own.image_size)
+    return Retriever(model, tokenizer, preprocessing, facts=facts)
 
 
 def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> Retriever:
@@ -143,6 +162,8 @@ def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> R
     notes = _feature_notes(features, state["preprocessing"])
     if notes is not None and backbone is None:
         backbone = _stored_backbone(*notes, trust)
+    facts = ModelFacts.of_run(folder, file, stored.get("global_step", 0))
+    configs = [getattr(part, "model_config", None) for part in (model, backbone, text_backbone)]
     return Retriever(
         model,
         tokenizer,
@@ -152,6 +173,7 @@ def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> R
         feature_dtype="float32" if notes is None else notes[1]["dtype"],
         text_feature_dtype="float32" if stored_text is None else stored_text["dtype"],
         relation_threshold=options.get("relation_threshold"),
+        facts=replace(facts, base_models=base_models(*configs)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
@@ -26,6 +27,7 @@ from itmkit.data.tokenizer import Tokenizer, pad_texts
 from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.nn.functional import fill_padding
 from itmkit.retrieval import Encoding, best_captions, best_images, evaluating, score_matrix
+from itmkit.retriever.facts import ModelFacts, check_licence
 from itmkit.systems import Matcher
 from itmkit.systems.explanation import Explanation
 from itmkit.systems.vocabulary import most_tokens
@@ -68,6 +70,7 @@ class Retriever:
         feature_dtype: of the stored features of images, to which the backbone's are rounded.
         text_feature_dtype: the same of captions.
         relation_threshold: see :class:`itmkit.data.ImageTextData`.
+        facts: where the model is from, which its card is written from; None: nothing is known.
 
     Attributes:
         source: what :func:`itmkit.load` loaded it from; None where it was built in code.
@@ -98,6 +101,7 @@ class Retriever:
         feature_dtype: Literal["float16", "float32"] = "float32",
         text_feature_dtype: Literal["float16", "float32"] = "float32",
         relation_threshold: float | None = None,
+        facts: ModelFacts | None = None,
     ) -> None:
         check_choice("feature_dtype", feature_dtype, ("float16", "float32"))
         check_choice("text_feature_dtype", text_feature_dtype, ("float16", "float32"))
@@ -110,6 +114,7 @@ class Retriever:
         self.feature_dtype = feature_dtype
         self.text_feature_dtype = text_feature_dtype
         self.relation_threshold = relation_threshold
+        self.facts = ModelFacts() if facts is None else facts
         limits = [most_tokens(model), getattr(text_backbone, "max_length", None)]
         most = min((limit for limit in limits if limit is not None), default=None)
         if most is not None and (tokenizer.max_length is None or tokenizer.max_length > most):
@@ -388,18 +393,66 @@ class Retriever:
 
     # -------------------------------------------------------------------------------- on disk
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
         """Save all of it to one folder: ``from_pretrained`` needs nothing else, and no network.
+
+        The folder gets a card, ``README.md``: how the model is used, its recall with protocol and
+        intervals, its data and the command that trained it, as far as ``facts`` says so. The code
+        of the card is run before it is written.
 
         Args:
             folder: to make; one that holds a saved retriever is replaced.
+            licence: identifier of the hub, such as ``"apache-2.0"``; None: as ``facts`` says.
 
         Raises:
-            InputError: if the folder holds anything else, or the model was built in code.
+            InputError: if the folder holds anything else, the model was built in code, or what was
+                saved does not score as the model does.
         """
         from itmkit.retriever.folder import save
 
+        self._set_licence(licence)
         save(self, folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        licence: str | None = None,
+        card: bool = True,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` saves; ``itmkit.load(repo_id)`` loads it.
+
+        Args:
+            repo_id: ``"user/name"`` of the repository; made if there is none.
+            private: whether nobody else may see it; None: as it is, a new one as its owner's
+                settings say, public if they say nothing.
+            token: of an account that may write there; None: that of ``hf auth login`` or of the
+                environment variable ``HF_TOKEN``.
+            licence: identifier of the hub, such as ``"apache-2.0"``; None: as ``facts`` says.
+            card: whether ``README.md`` is written anew; False leaves one that is there as it is.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: as of ``save_pretrained``; there is no token, or the hub refuses it or
+                cannot be reached; the repository holds other files, or is public where ``private``
+                is true. Nothing was uploaded.
+
+        Example:
+            ``itmkit.load("mine").push_to_hub("me/shapes-mate", licence="apache-2.0")``
+        """
+        from itmkit.retriever.hub import push
+
+        self._set_licence(licence)
+        return push(self, repo_id, private=private, token=token, card=card)
+
+    def _set_licence(self, licence: str | None) -> None:
+        check_licence(licence)
+        if licence is not None:
+            self.facts = replace(self.facts, licence=licence)
 
     @classmethod
     def from_pretrained(

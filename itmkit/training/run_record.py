@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 import itmkit
 from itmkit.configs.flat import flat_options
+from itmkit.data import ImageTextData
 from itmkit.files import user_path, write_text
 
 _PACKAGES = ("torch", "lightning", "transformers", "timm")
@@ -30,7 +31,8 @@ class RunRecord(Callback):
     """Gives the configuration to every logger, and writes ``environment.yaml``.
 
     That file holds the command line, versions, the processor, the commit of the working folder and
-    whether its files differ from it, and the numbers of parameters.
+    whether its files differ from it, the numbers of parameters, and those of images and captions of
+    every split that is open.
 
     Args:
         folder: of the run; None to write no file.
@@ -77,6 +79,8 @@ class RunRecord(Callback):
                 "git": git_state(Path()),
                 "parameters": count_parameters(pl_module),
             }
+            if isinstance(data := trainer.datamodule, ImageTextData):  # type: ignore[attr-defined]
+                content["data"] = data.sizes()
             write_text(self._folder / "environment.yaml", yaml.safe_dump(content, sort_keys=False))
             self._folder = None  # written
 

@@ -58,6 +58,9 @@ def test_an_epoch_has_the_others(
     firsts = torch.cat([batch.text_ids[::4] for batch in batches])
     assert sorted(firsts.tolist()) == LEFT
     assert set(torch.cat([batch.text_ids for batch in batches]).tolist()) == set(LEFT)
+    assert data.sizes() == {"train": {"images": 7, "captions": 33}}
+    data.split("test")
+    assert data.sizes()["test"] == {"images": 8, "captions": 40}
     for batch in batches:
         assert torch.equal(batch.image_ids, TRAIN.caption_images[batch.text_ids[::4]])
     assert sum(len(batch.text_ids) for batch in data.val_dataloader()) == 40

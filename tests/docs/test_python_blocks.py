@@ -37,6 +37,21 @@ image_ids = text_image_ids = text_ids = torch.arange(100)
 images = texts = torch.randn(100, 8)
 model = torch.nn.Identity()
 """,
+    "docs/sharing.md": """
+import os
+from pathlib import Path
+
+import itmkit
+from huggingface_hub import constants
+from local_hub import TOKEN, hub_constants, local_hub, tag
+
+serving = local_hub(Path("hub"))
+for name, value in hub_constants(serving.__enter__(), Path("cache")).items():
+    setattr(constants, name, value)
+os.environ["HF_TOKEN"] = TOKEN
+itmkit.load("mine").push_to_hub("me/mine", private=True)
+tag(Path("hub"), "me/mine", "v1")
+""",
     "docs/report.md": """
 import itmkit
 
@@ -48,6 +63,7 @@ import torch
 measured, right = torch.randn(200, 8), torch.rand(200, 8) > 0.5
 """,
 }
+RUN_NEEDED = ("README.md", "docs/picture_search.md", "docs/report.md", "docs/sharing.md")
 PYTHON = {name: found for name, page in PAGES.items() if (found := blocks(page, "python"))}
 
 
@@ -64,7 +80,7 @@ def reader(
         monkeypatch.chdir(tmp_path)
         for name in ("a", "b", "beach"):
             save_picture(tmp_path / f"{name}.jpg")
-        if page in ("README.md", "docs/picture_search.md", "docs/report.md"):
+        if page in RUN_NEEDED:
             shutil.copytree(pixel_run.parent.parent, tmp_path / "runs", symlinks=True)
             shutil.copytree(photos / "images", tmp_path / "photos")
         if page == "README.md":
