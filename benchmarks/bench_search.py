@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import Comparison, interleave
+from itmkit.data import Preprocessing
 from itmkit.index import Index, store
 from itmkit.retrieval import Encoding
 from itmkit.systems.matcher import cosine_scores
@@ -39,6 +40,7 @@ class Queries:
     """An encoder whose sentences are numbers of ready vectors."""
 
     fingerprint = "none"
+    preprocessing = Preprocessing(size=224)
 
     def __init__(self, count: int) -> None:
         self.model: Any = Cosine()

@@ -13,8 +13,9 @@ import itmkit
 
 PACKAGE = Path(itmkit.__file__).parent
 LAYERS = {
-    "__main__": 5,
-    "cli": 4,
+    "__main__": 6,
+    "cli": 5,
+    "app": 4,
     "doctor": 3,
     "report": 3,
     "data_audit": 3,

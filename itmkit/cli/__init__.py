@@ -41,6 +41,7 @@ COMMANDS = {
         "index:index",
     ),
     "search": ("find pictures of an index by words, a picture, or both", "search:search"),
+    "app": ("open a search page of an index for the browser", "app:app"),
     "doctor": (
         "show versions, devices, extras and caches, and what a configuration would download",
         "doctor:doctor",

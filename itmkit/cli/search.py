@@ -45,16 +45,12 @@ def search(words: Sequence[str]) -> None:
 
 
 def _found(options: Any) -> tuple[Any, list[Any]]:
-    from itmkit.index import Index, stored_model
     from itmkit.report.page import write_hits
-    from itmkit.retriever import load
-    from itmkit.retriever.names import find_index
+    from itmkit.retriever.loading import open_index
 
     if options.query is None and options.image is None:
         raise InputError("query is null; expected a sentence, or --image FILE")
-    folder = find_index(options.index)
-    model = options.model or stored_model(folder)
-    index = Index(folder, load(model, device=options.device))
+    index = open_index(options.index, model=options.model, device=options.device)
     image = options.image
     hits = index.search(
         options.query, options.k, image=image, where=options.where, top_k=options.top_k

@@ -111,7 +111,11 @@ def upright_rgb(photo: Image.Image) -> Image.Image:
     photo.load()  # Pillow turns some formats itself, and then takes the orientation away
     turn = _UPRIGHT.get(_orientation(photo))
     rgb = _rgb(photo)
-    return rgb if turn is None else rgb.transpose(turn)
+    if turn is None:
+        return rgb
+    turned = rgb.transpose(turn)
+    turned.info = {}  # with its EXIF it would be turned again
+    return turned
 
 
 def photo_names(folder: Path, follow_links: bool) -> list[str]:

@@ -52,6 +52,11 @@ class QueryEncoder(Protocol):
         ...
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """From a picture to pixels."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Equal for equal models alone."""
         ...

@@ -64,12 +64,15 @@ class Hit:
             two scores, each in standard deviations from the mean of the gallery.
         probability: an estimate in [0, 1] that the hit is right; None without calibration.
         columns: the user's own columns.
+        row: of the picture in :attr:`Index.items`, which changes when the index does; equal hits
+            may have different ones.
     """
 
     path: Path
     score: float
     probability: float | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    row: int = field(default=-1, compare=False)
 
 
 class Index:
@@ -128,6 +131,11 @@ class Index:
     def root(self) -> Path:
         """Folder of the pictures."""
         return Path(self._stored.manifest["root"])
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether a picture has one vector, so that it can be compared with other pictures."""
+        return "vector" in self._stored.fields
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -441,7 +449,7 @@ class Index:
         return scores[0], found[order[0]]
 
     def _check_vectors(self) -> None:
-        if "vector" not in self._stored.fields:
+        if not self.has_vectors:
             raise InputError(
                 f"{type(self.encoder.model).__name__} makes no vector of a picture that could be "
                 "compared with another picture's; expected a search by words"
@@ -476,7 +484,8 @@ class Index:
         own = self.items.take(rows.numpy())
         columns = own.drop_columns(list(OWN_COLUMNS)).to_pylist() or [{}] * len(own)
         chances = [None] * len(own) if probabilities is None else probabilities.tolist()[: len(own)]
-        parts = zip(own["path"].to_pylist(), scores.tolist(), chances, columns, strict=True)
+        paths = own["path"].to_pylist()
+        parts = zip(paths, scores.tolist(), chances, columns, rows.tolist(), strict=True)
         return [Hit(self.root / path, *rest) for path, *rest in parts]
 
 

@@ -16,6 +16,8 @@ from itmkit.data.photo import read_photo
 from itmkit.files import user_path, write_text
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from itmkit.index.search import Hit, Index
 
 SIDE = 240  # pixels of a small picture's longer side
@@ -114,12 +116,18 @@ def write_hits(
     write_page(path, title, [Group("", shown, picture)], note=note)
 
 
-def render(template: str, **content: Any) -> str:
-    """A page from a template of this package; text is escaped, halves of characters replaced."""
-    from jinja2 import Environment, PackageLoader
+def render(template: str, *, package: str = "itmkit.report", **content: Any) -> str:
+    """A page from a template; text is escaped, halves of characters replaced.
+
+    Args:
+        template: file in ``templates`` of the package, or of this one.
+        package: its name.
+        **content: what the template shows.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader
 
     pages = Environment(
-        loader=PackageLoader("itmkit.report", "templates"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("itmkit.report")]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -145,6 +153,16 @@ def thumbnail(
 def data_address(content: bytes) -> str:
     """A WebP as the address of an image in the page itself."""
     return "data:image/webp;base64," + base64.b64encode(content).decode()
+
+
+def figure_webp(figure: Figure, *, dpi: int = 80, quality: int = 60) -> bytes:
+    """A figure of matplotlib in WebP."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    drawn = Image.open(content)
+    made = webp(drawn, side=max(drawn.size), quality=quality)
+    assert made is not None  # it is no file
+    return made
 
 
 def webp(picture: Path | Image.Image | None, *, side: int, quality: int) -> bytes | None:

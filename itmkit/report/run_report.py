@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
 
 import itmkit
@@ -22,7 +20,7 @@ from itmkit.index import Calibration
 from itmkit.report import charts
 from itmkit.report.evaluated import EvaluatedRun, Split, curves_of, flat_config
 from itmkit.report.explain import caption_words, draw_explanations
-from itmkit.report.page import data_address, render, thumbnail, webp
+from itmkit.report.page import data_address, figure_webp, render, thumbnail
 from itmkit.retrieval import best_captions, best_images
 
 BUDGET = 1_300_000  # bytes of pictures; with charts and text a page stays below 2 MB
@@ -399,7 +397,7 @@ def _maps(own: EvaluatedRun, pictures: _Pictures) -> list[dict[str, Any]]:
     return found
 
 
-def _map(own: EvaluatedRun, row: int, column: int) -> str | None:
+def _map(own: EvaluatedRun, row: int, column: int) -> str:
     from matplotlib.figure import Figure
 
     from itmkit.data.photo import read_photo
@@ -418,10 +416,7 @@ def _map(own: EvaluatedRun, row: int, column: int) -> str | None:
     words = caption_words(tokenizer.words(text), tokenizer.encode(text).words)
     figure = Figure(layout="constrained", facecolor="white")
     draw_explanations(explanations, array, words, boxes, figure=figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    content = webp(Image.open(buffer), side=max(Image.open(buffer).size), quality=60)
-    return None if content is None else data_address(content)
+    return data_address(figure_webp(figure))
 
 
 def _changes(own: EvaluatedRun, second: EvaluatedRun) -> dict[str, Any]:

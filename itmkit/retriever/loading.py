@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -23,10 +23,14 @@ from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.pretrained import fetching, weights_follow
 from itmkit.retriever.facts import HUB_NAME, ModelFacts, base_models
 from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
+from itmkit.retriever.names import find_index
 from itmkit.retriever.retriever import Retriever
 from itmkit.systems import DualEncoder, Matcher
 from itmkit.systems.build import build, check_class_paths, restore_system
 from itmkit.systems.load import best_checkpoint, checkpoint_content
+
+if TYPE_CHECKING:
+    from itmkit.index import Index
 
 #: Tokens that models were trained on at most, where their positions are more.
 _TEXT_LENGTHS = {"align": 64, "chinese_clip": 52}
@@ -91,6 +95,26 @@ def load(
         f"path_or_name is '{path}', a folder without config.yaml (of a run), {MANIFEST} (of a "
         "saved retriever) or config.json (of a model of transformers); expected one of them"
     )
+
+
+def open_index(
+    name: str, *, model: str | None = None, device: torch.device | str | None = None
+) -> Index:
+    """An index with the model that it was made with.
+
+    Args:
+        name: folder of the index, or NAME of a run for ``runs/NAME/index``.
+        model: as :func:`load` takes it; None: what the index was made with.
+        device: where the model goes; None: a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: there is no such index, or no such model.
+        InputError: the index was made with another model, or does not know its name.
+    """
+    from itmkit.index import Index, stored_model
+
+    folder = find_index(name)
+    return Index(folder, load(model or stored_model(folder), device=device))
 
 
 def _with_source(retriever: Retriever, source: str | Path, device: torch.device | str) -> Retriever:

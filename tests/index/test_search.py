@@ -53,6 +53,7 @@ def test_by_words(index: Index) -> None:
     assert hits[0].path.is_file()
     assert hits[0].columns["place"] == "town"
     assert hits[0].probability is None
+    assert [index.items["path"][hit.row].as_py() for hit in hits] == [h.path.name for h in hits]
 
 
 @pytest.mark.parametrize("tile", [1, 100, 1 << 25])

@@ -27,17 +27,39 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(chromium: Any, page: Path, *, scheme: str, width: int) -> Iterator[Any]:
-    """A file in a tab without a network: as wide as the window, and without a fault at its end."""
+def opened(chromium: Any, page: Path | str, *, scheme: str, width: int) -> Iterator[Any]:
+    """A page in a tab: as wide as the window, and without a fault at its end.
+
+    Args:
+        chromium: the browser.
+        page: a file, in a tab without a network, or an address, beyond which nothing is asked for.
+        scheme: ``"light"`` or ``"dark"``.
+        width: of the window.
+    """
     faults: list[str] = []
+    address = page.as_uri() if isinstance(page, Path) else page
     context = chromium.new_context(
-        color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True
+        color_scheme=scheme,
+        viewport={"width": width, "height": 800},
+        offline=isinstance(page, Path),
+        reduced_motion="reduce",
     )
     tab = context.new_page()
+    own = (address, "data:", f"blob:{address}")
+
+    def check_request(request: Any) -> None:
+        if not request.url.startswith(own):
+            faults.append(f"asks for {request.url[:80]}")
+
+    def check_failed(request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # by the page itself, which asks anew
+            faults.append(f"{request.url[:80]}: {request.failure}")
+
     tab.on("console", lambda message: faults.append(message.text))
     tab.on("pageerror", lambda error: faults.append(str(error)))
-    tab.on("requestfailed", lambda request: faults.append(request.url[:80]))
-    tab.goto(page.as_uri())
+    tab.on("request", check_request)
+    tab.on("requestfailed", check_failed)
+    tab.goto(address)
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     yield tab
     context.close()
