@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from itmkit.data.images import BadSampleError
-from itmkit.data.photo import read_photo
+from itmkit.data.photo import read_photo, upright_rgb
 
 
 def box(*brands: bytes) -> bytes:
@@ -33,3 +34,12 @@ def test_error_of_a_photo_without_decoder_names_the_extra(
     (tmp_path / "p.jpg").write_bytes(box(*brands))
     with pytest.raises(BadSampleError, match=re.escape(told)):
         read_photo(tmp_path / "p.jpg", side=8, max_pixels=100)
+
+
+def test_a_photo_that_was_turned_is_not_turned_again(tmp_path: Path) -> None:
+    """It may be given on as a picture: to a retriever, or as what is searched for."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "p.jpg", exif=exif)
+    photo = read_photo(tmp_path / "p.jpg", side=20, max_pixels=1000)
+    assert photo.size == upright_rgb(photo).size == (20, 30)
