@@ -7,26 +7,36 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torch import Tensor
 
 from benchmarks.timing import Comparison, interleave
 from itmkit.data import (
     ImageTextData,
     KarpathyDataset,
+    PackedPhotos,
+    PhotoFolder,
+    Photos,
+    PictureFile,
     PrecompDataset,
+    Preprocessing,
     Texts,
     Tokenizer,
     TransformersTokenizer,
     Vocabulary,
     WordTokenizer,
+    open_pictures,
     pad_texts,
 )
 from itmkit.data.order import EpochOrder
@@ -40,11 +50,13 @@ WORDS = 8000
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Reading features and photos; captions tokenised once; batches of captions of one length."""
+    """Reading features, photos and photos inside files; captions tokenised once, or in buckets."""
     with tempfile.TemporaryDirectory() as folder:
         yield from _features(Path(folder))
     with tempfile.TemporaryDirectory() as folder:
         yield from _photos(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _photos_inside_files(Path(folder))
     captions = _captions(30_000)
     with tempfile.TemporaryDirectory() as folder:
         for name, tokenizer in _tokenizers(captions, Path(folder)):
@@ -142,6 +154,56 @@ def _photos(folder: Path) -> Iterator[Comparison]:
             better="overhead",
             note=note,
         )
+
+
+def _photos_inside_files(folder: Path) -> Iterator[Comparison]:
+    given = os.environ.get("ITMKIT_BENCH_PHOTOS")
+    images = Path(given) if given else _made_photos(folder / "photos")
+    paths = sorted(images.glob("*.jpg"))[:PHOTOS]
+    names = [path.name for path in paths]
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    size = Preprocessing(SIDE)
+    sources: dict[str, Photos] = {"files": PhotoFolder("all", names, images, preprocessing=size)}
+    for kind, pictures in _packed(paths, folder).items():
+        sources[kind] = PackedPhotos("all", names, pictures, preprocessing=size)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def read(source: Photos) -> None:
+        _last(map(source.image, order))
+
+    seconds = interleave({kind: partial(read, own) for kind, own in sources.items()}, repeats=9)
+    expected = [sources["files"].image(row) for row in order]
+    for kind, source in sources.items():
+        if kind != "files":
+            same = all(map(torch.equal, map(source.image, order), expected))
+            yield Comparison(
+                name=f"data.photos_in_{kind}",
+                work=f"{len(names)} photos to {SIDE} × {SIDE} out of {kind}, in random order",
+                against="the same photos as files",
+                ours=seconds[kind],
+                theirs=seconds["files"],
+                target=1.1,
+                better="overhead",
+                difference=0.0 if same else 1.0,
+            )
+
+
+def _packed(paths: list[Path], folder: Path) -> dict[str, PictureFile]:
+    """The photos in every kind of file, where its library is installed."""
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, path.name)
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    parquet.write_table(pa.table({"image": rows}), folder / "photos.parquet")
+    found = {kind: open_pictures(folder / f"photos.{kind}", "all") for kind in ("tar", "parquet")}
+    if find_spec("datasets"):
+        from datasets import Dataset, Features
+        from datasets import Image as Pictures
+
+        dataset = Dataset.from_dict({"image": rows}, features=Features({"image": Pictures()}))
+        dataset.save_to_disk(folder / "saved")
+        found["dataset"] = open_pictures(folder / "saved", "all")
+    return {kind: pictures for kind, pictures in found.items() if pictures is not None}
 
 
 def _made_photos(folder: Path) -> Path:

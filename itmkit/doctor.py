@@ -12,7 +12,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 import itmkit
-from itmkit.files import user_path
+from itmkit.files import default_cache, user_path
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -59,8 +59,6 @@ def devices() -> Iterator[tuple[str, str]]:
 def caches() -> Iterator[tuple[str, str]]:
     """Folders that models and features are kept in, and their sizes."""
     from huggingface_hub import constants
-
-    from itmkit.frozen_features import default_cache
 
     for name, folder in {"hub": Path(constants.HF_HUB_CACHE), "features": default_cache()}.items():
         files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]

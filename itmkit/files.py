@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -145,6 +145,36 @@ def check_different(argument: str, given: Sequence[str | Path], files: Sequence[
                 "once"
             )
         seen[real] = name
+
+
+def file_state(path: Path) -> str:
+    """Name, size and time of change of a file: what tells that it is another one."""
+    found = path.stat()
+    return f"{path.name} {found.st_size} {found.st_mtime_ns}"
+
+
+def default_cache() -> Path:
+    """Folder of what is computed once: ``itmkit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return user_path(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "itmkit")
+
+
+def fill_once(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Fill a folder of a cache, by the process that comes first; the others wait for it.
+
+    Args:
+        folder: made where missing; what is in it of a process that was stopped, ``fill`` sees.
+        fill: is called with the folder, unless an earlier call has returned.
+    """
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    complete = folder / "complete"
+    if complete.exists():
+        return
+    with FileLock(folder / ".lock"):
+        if not complete.exists():
+            fill(folder)
+            complete.touch()
 
 
 def check_folder(argument: str, folder: Path) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 
 from itmkit.checks import InputError
@@ -19,19 +17,13 @@ from itmkit.data import (
     CaptionedImages,
     ImageTextData,
     ImageTextDataset,
-    PhotoFolder,
+    Photos,
     Preprocessing,
 )
 from itmkit.data.array_writer import digest
-from itmkit.data.photo import find_photo
 from itmkit.data.stored_features import extracted_features
 from itmkit.extraction import extract_by_timm, extract_by_transformers
-from itmkit.files import user_path
-
-
-def default_cache() -> Path:
-    """Folder of features where none is given: ``itmkit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return user_path(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "itmkit")
+from itmkit.files import default_cache, file_state, fill_once, user_path
 
 
 class FrozenFeatureData(ImageTextData):
@@ -98,7 +90,7 @@ class FrozenFeatureData(ImageTextData):
         captions = self.split(split).captions
         folder = user_path(self.text_model)
         files = sorted(folder.glob("*")) if folder.is_dir() else []
-        made_of = [str(self.text_model), *map(_state, files), *captions]
+        made_of = [str(self.text_model), *map(file_state, files), *captions]
         return self._once(
             f"token features of {len(captions)} captions ({split})",
             f"{folder.name}-{_digest(made_of)}",
@@ -107,7 +99,7 @@ class FrozenFeatureData(ImageTextData):
 
     def _extracted(self, photos: ImageTextDataset) -> ImageTextDataset:
         source = photos.source
-        if not isinstance(source, PhotoFolder) or not isinstance(photos, CaptionedImages):
+        if not isinstance(source, Photos) or not isinstance(photos, CaptionedImages):
             raise InputError(
                 f"dataset serves {type(source).__name__}; expected photos, as of CaptionedFolder"
             )
@@ -124,7 +116,7 @@ class FrozenFeatureData(ImageTextData):
             json.dumps(own.to_dict()),
             "" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
             str(self.image_checkpoint_by_order),
-            *(f"{name} {_state(find_photo(source.folder, name))}" for name in photos.names),
+            *(f"{name} {source.state(row)}" for row, name in enumerate(photos.names)),
         ]
         folder = self._once(
             f"features of {len(photos)} photos ({photos.split})",
@@ -136,12 +128,8 @@ class FrozenFeatureData(ImageTextData):
     def _once(self, what: str, name: str, extract: Callable[[Path], Path]) -> Path:
         """The folder of the cache of that name, filled by the process that comes first."""
         folder = self.cache / name
-        folder.mkdir(parents=True, exist_ok=True)
         rank_zero_only(print)(f"{what}: {folder}")
-        with FileLock(folder / ".lock"):
-            if not (folder / "complete").exists():
-                extract(folder)
-                (folder / "complete").touch()
+        fill_once(folder, extract)
         return folder
 
     def _extract_images(self, photos: CaptionedImages, size: int, output: Path) -> Path:
@@ -170,9 +158,3 @@ def _device() -> str:
 
 def _digest(parts: list[str]) -> str:
     return digest(part.encode("utf-8", "surrogatepass") for part in parts)
-
-
-def _state(path: Path) -> str:
-    """Name, size and time of change of a file."""
-    found = path.stat()
-    return f"{path.name} {found.st_size} {found.st_mtime_ns}"

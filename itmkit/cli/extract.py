@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import auto_cli
 
 from itmkit.checks import InputError, check_count
 from itmkit.cli.parser import OneLineParser
 from itmkit.files import user_path
+
+if TYPE_CHECKING:
+    from itmkit.data import PictureFile
 
 _RGB = tuple[float, float, float]
 
@@ -55,10 +58,12 @@ def extract_to_disk(
         output: folder to write to.
         model: name of a timm model, for photos.
         text_model: name of a transformers model on the hub, or a local folder, for captions.
-        images: folder of the photos.
+        images: folder of the photos; or a tar or Parquet file with pictures inside, or a dataset
+            that the library ``datasets`` saved, as of CaptionedFolder.
         annotations: Karpathy's dataset_*.json, whose photos may lack captions; or a table as of
             CaptionedFolder (CSV, TSV, JSONL, Parquet); or, for captions alone, a folder in the
-            layout of SCAN. Where null, every photo in ``images`` and the folders inside it.
+            layout of SCAN. Where null, the captions inside ``images``; where it has none, every
+            photo in it and in the folders inside it.
         split: split of the annotations to extract, and the first part of the names of the files.
         checkpoint: local file with the weights of the model (.safetensors or of torch.save).
         checkpoint_by_order: match the checkpoint's tensors by order and shape, not by name.
@@ -97,7 +102,8 @@ def extract_to_disk(
     annotations = None if annotations is None else user_path(annotations)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if model is not None:
-        from itmkit.data import CaptionedFolder, KarpathyDataset, PhotoFolder, Preprocessing
+        from itmkit.data import CaptionedFolder, KarpathyDataset, Preprocessing
+        from itmkit.data.photos import PhotoDataset, open_photos
         from itmkit.extraction import extract_by_timm
 
         if images is None:
@@ -110,14 +116,16 @@ def extract_to_disk(
             "max_pixels": max_pixels,
             "follow_links": follow_links,
         }
-        dataset = (
-            CaptionedFolder(split, images, annotations, train_augment=False, **photos)
-            if _is_table(annotations)
-            else KarpathyDataset(
+        inside = _captions_inside(images, split) if annotations is None else None
+        if _is_table(annotations) or inside is not None:
+            dataset: PhotoDataset = CaptionedFolder(
+                split, images, annotations, train_augment=False, **photos
+            )
+        else:
+            dataset = KarpathyDataset(
                 split, annotations, images, train_augment=False, require_captions=False, **photos
             )
-        )
-        augmented = PhotoFolder(
+        augmented = open_photos(
             split,
             dataset.names,
             images,
@@ -148,7 +156,7 @@ def extract_to_disk(
     if text_model is not None:
         from itmkit.extraction import extract_by_transformers
 
-        captions = _captions(annotations, split)
+        captions = _captions(annotations, images, split)
         path = extract_by_transformers(
             captions,
             text_model,
@@ -163,12 +171,25 @@ def extract_to_disk(
         print(f"{path}: {len(set(captions))} captions")
 
 
-def _captions(annotations: Path | None, split: str) -> list[str]:
+def _captions_inside(images: Path | None, split: str) -> PictureFile | None:
+    """The files that hold pictures and their captions; None where they hold pictures alone."""
+    from itmkit.data import open_pictures
+    from itmkit.data.captioned_folder import CAPTION_COLUMNS
+
+    pictures = None if images is None else open_pictures(images, split)
+    found = pictures and pictures.table.find("", None, CAPTION_COLUMNS)
+    return pictures if found else None
+
+
+def _captions(annotations: Path | None, images: Path | None, split: str) -> list[str]:
     from itmkit.data import PrecompDataset, karpathy_captions
     from itmkit.data.captioned_folder import table_captions
 
     if annotations is None:
-        raise InputError("annotations is null; expected where the captions are, for text_model")
+        inside = _captions_inside(images, split)
+        if inside is None:
+            raise InputError("annotations is null; expected where the captions are, for text_model")
+        return table_captions(split, inside).sentences
     if _is_table(annotations):
         return table_captions(split, annotations).sentences
     if annotations.is_dir():

@@ -27,9 +27,13 @@ class ShortOption(NamedTuple):
 _TEXT_MODELS = ("model.text_encoder.encoder.name_or_path", "model.text_encoder.name_or_path")
 _IMAGE = "model.image_encoder"
 SHORT_OPTIONS = {
-    "photos": ShortOption("Folder of the photos.", ("data.dataset.images", "data.dataset.photos")),
+    "photos": ShortOption(
+        "Folder of the photos; or a tar or Parquet file, or a saved dataset, with photos inside.",
+        ("data.dataset.images", "data.dataset.photos"),
+    ),
     "captions": ShortOption(
-        "Captions of the photos: dataset_*.json, or a table where the dataset reads one.",
+        "Captions of the photos: dataset_*.json, or a table where the dataset reads one; without "
+        "it those beside or inside the photos.",
         ("data.dataset.annotations", "data.dataset.captions"),
     ),
     "features": ShortOption(

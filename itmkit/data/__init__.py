@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from itmkit.data.images import BadSampleError, ImageSource, Regions, collate_images
     from itmkit.data.karpathy import KarpathyDataset, karpathy_captions
     from itmkit.data.module import ImageTextData
-    from itmkit.data.photo_folder import PhotoFolder
+    from itmkit.data.photos import PackedPhotos, PhotoFolder, Photos
+    from itmkit.data.picture_file import DatasetPictures, PackedPictures, PictureFile, open_pictures
     from itmkit.data.precomp import PrecompDataset, scan_captions
     from itmkit.data.preprocessing import Preprocessing
     from itmkit.data.relations import box_relations
@@ -39,12 +40,17 @@ _HOME = {
     "CaptionedFolder": "captioned_folder",
     "CaptionedImages": "dataset",
     "Captions": "captions",
+    "DatasetPictures": "picture_file",
     "ImageSource": "images",
     "ImageTextData": "module",
     "ImageTextDataset": "dataset",
     "Images": "batch",
     "KarpathyDataset": "karpathy",
-    "PhotoFolder": "photo_folder",
+    "PackedPhotos": "photos",
+    "PackedPictures": "picture_file",
+    "PhotoFolder": "photos",
+    "Photos": "photos",
+    "PictureFile": "picture_file",
     "PrecompDataset": "precomp",
     "Regions": "images",
     "Preprocessing": "preprocessing",
@@ -60,6 +66,7 @@ _HOME = {
     "extract_features": "extract",
     "extract_text_features": "extract_text",
     "karpathy_captions": "karpathy",
+    "open_pictures": "picture_file",
     "pad_texts": "tokenizer",
     "scan_captions": "precomp",
     "table_captions": "captioned_folder",
@@ -73,12 +80,17 @@ __all__ = [
     "CaptionedFolder",
     "CaptionedImages",
     "Captions",
+    "DatasetPictures",
     "ImageSource",
     "ImageTextData",
     "ImageTextDataset",
     "Images",
     "KarpathyDataset",
+    "PackedPhotos",
+    "PackedPictures",
     "PhotoFolder",
+    "Photos",
+    "PictureFile",
     "PrecompDataset",
     "Preprocessing",
     "Regions",
@@ -94,6 +106,7 @@ __all__ = [
     "extract_features",
     "extract_text_features",
     "karpathy_captions",
+    "open_pictures",
     "pad_texts",
     "scan_captions",
     "table_captions",

@@ -11,17 +11,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from itmkit.checks import InputError, check_count
-from itmkit.data.captions import Captions, check_name, clean_sentence
-from itmkit.data.photo_folder import PhotoDataset
+from itmkit.data.captions import Captions, check_name, clean_sentence, split_names
+from itmkit.data.photos import PhotoDataset
+from itmkit.data.picture_file import PictureFile, open_pictures
 from itmkit.data.split_shares import DEFAULT_SHARES, kept_splits
-from itmkit.data.table import ENDINGS, Table, read_table
+from itmkit.data.table import ENDINGS, FILE_COLUMNS, Table, read_table
 from itmkit.files import check_folder, user_path
 
-FILE_COLUMNS = ("file_name", "filename", "image", "path")
-CAPTION_COLUMNS = ("caption", "text")
+CAPTION_COLUMNS = ("caption", "text", "captions")
 SPLIT_COLUMNS = ("split",)
-#: What others call a split.
-ALIASES = {"val": ("validation", "valid", "dev"), "validation": ("val", "valid", "dev")}
 
 
 class CaptionedFolder(PhotoDataset):
@@ -29,14 +27,17 @@ class CaptionedFolder(PhotoDataset):
 
     The table is CSV (in UTF-8, with a row of names), TSV, JSONL or Parquet. A row has the path of a
     photo inside the folder, and a caption or a list of them; a photo may be in several rows.
+    ``photos`` may also be a tar or Parquet file with pictures inside, or a dataset that the library
+    ``datasets`` saved, see :func:`open_pictures`; captions are then read from it too.
 
     ==============================  ===============================================================
     ``captions="captions.csv"``     one table. Its column ``split`` says which split a photo is in;
                                     without one, every photo is drawn into a split
     ``captions="{split}.csv"``      a table for every split
     ``captions="folder"``           the same: ``train.csv``, ``val.csv`` … in a folder
-    ``captions=None``               ``metadata.csv`` (or ``.jsonl``, ``.parquet``) beside the
-                                    photos, or in a folder for every split, as Hugging Face's
+    ``captions=None``               what stands beside the pictures inside ``photos``; or, of a
+                                    folder, ``metadata.csv`` (or ``.jsonl``, ``.parquet``) beside
+                                    the photos, or in a folder for every split, as Hugging Face's
                                     ``imagefolder`` has it
     ==============================  ===============================================================
 
@@ -48,12 +49,13 @@ class CaptionedFolder(PhotoDataset):
 
     Args:
         split: ``"train"``, ``"val"``, ``"test"``, or another one of the table or of ``shares``.
-        photos: folder of the photos. May be None with ``features`` and ``captions``.
+        photos: folder of the photos, or files that hold them. May be None with ``features`` and
+            ``captions``.
         captions: the table, as above.
         file_column: column with the path of the photo; None: ``file_name``, ``filename``, ``image``
-            or ``path``.
-        caption_column: column with the caption, or with a list of captions; None: ``caption`` or
-            ``text``.
+            or ``path``. Where captions are read from ``photos``, the column of pictures.
+        caption_column: column with the caption, or with a list of captions; None: ``caption``,
+            ``text`` or ``captions``.
         split_column: column with the split; None: ``split``, where there is one.
         delimiter: between the cells of CSV; None: a tab in ``.tsv`` and a comma in other files.
         shares: draws the splits, with these shares, whatever columns there are; None: where no
@@ -84,15 +86,20 @@ class CaptionedFolder(PhotoDataset):
         max_captions: int | None = None,
         **photo_options: Any,
     ) -> None:
-        if photos is None and (photo_options.get("features") is None or captions is None):
+        reads_photos = photo_options.get("features") is None
+        if photos is None and (reads_photos or captions is None):
             raise InputError("photos is None; expected a folder, or features and captions")
-        folder = None if photos is None else user_path(photos)
-        if folder is not None and (captions is None or photo_options.get("features") is None):
-            check_folder("photos", folder)
+        images: Path | PictureFile | None = None if photos is None else user_path(photos)
+        if isinstance(images, Path) and (captions is None or reads_photos):
+            column = file_column if captions is None else None
+            pictures = open_pictures(images, split, column=column)
+            if pictures is None:
+                check_folder("photos", images)
+            images = pictures or images
         found = table_captions(
             split,
-            captions,
-            photos=folder,
+            images if captions is None and isinstance(images, PictureFile) else captions,
+            photos=images if isinstance(images, Path) else None,
             file_column=file_column,
             caption_column=caption_column,
             split_column=split_column,
@@ -101,12 +108,12 @@ class CaptionedFolder(PhotoDataset):
             split_seed=split_seed,
             max_captions=max_captions,
         )
-        super().__init__(found, folder, **photo_options)
+        super().__init__(found, images, **photo_options)
 
 
 def table_captions(
     split: str,
-    captions: str | Path | None,
+    captions: str | Path | PictureFile | None,
     *,
     photos: Path | None = None,
     file_column: str | None = None,
@@ -126,8 +133,12 @@ def table_captions(
     if max_captions is not None:
         check_count(max_captions=max_captions)
     check_count(0, split_seed=split_seed)
-    path, of_split = _find_table(split, captions, photos)
-    table = read_table(path, delimiter=delimiter)
+    if isinstance(captions, PictureFile):
+        table, of_split, file_column = captions.table, captions.of_split, "file_name"
+        path = table.path
+    else:
+        path, of_split = _find_table(split, captions, photos)
+        table = read_table(path, delimiter=delimiter)
     by_option = table.find("split_column", split_column, SPLIT_COLUMNS)
     column = None if shares or (of_split and split_column is None) else by_option
     file = table.needed("file_column", file_column, FILE_COLUMNS)
@@ -145,7 +156,7 @@ def table_captions(
     else:
         draw = path.with_name(f"{path.stem}.splits.json")
         splits = kept_splits(draw, list(images), shares or DEFAULT_SHARES, split_seed)
-    called = next((s for s in (split, *ALIASES.get(split, ())) if s in splits.values()), split)
+    called = next((s for s in split_names(split) if s in splits.values()), split)
     used = {name: own[:max_captions] for name, own in images.items() if splits[name] == called}
     if not used:
         there = ", ".join(map(repr, sorted(set(splits.values()))))
@@ -156,7 +167,7 @@ def table_captions(
 
 def _find_table(split: str, captions: str | Path | None, photos: Path | None) -> tuple[Path, bool]:
     """The table, and whether it is that of the split alone."""
-    called = (split, *ALIASES.get(split, ()))
+    called = split_names(split)
     if captions is None:
         assert photos is not None
         folders = [*(photos / name for name in called), photos]

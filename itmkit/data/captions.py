@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from itmkit.checks import InputError
 
 _NOT_OF_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold it, UTF-8 cannot
+_ALIASES = {"val": ("validation", "valid", "dev"), "validation": ("val", "valid", "dev")}
 
 
 class Captions:
@@ -119,6 +121,16 @@ def leads_out(name: str) -> bool:
     """
     paths = PurePosixPath(name), PureWindowsPath(name)
     return any(path.anchor or ".." in path.parts for path in paths)
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """What a split may be called in a file: ``val`` as others call it, too."""
+    return (split, *_ALIASES.get(split, ()))
+
+
+def plain_name(name: str) -> str:
+    """A name as names are compared: without white space around it, accents as one character."""
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def check_name(name: str, source: Path | str) -> None:

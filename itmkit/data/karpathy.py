@@ -8,7 +8,8 @@ from typing import Any
 from itmkit.checks import InputError, check_count
 from itmkit.data.captions import Captions, check_name, check_unique, clean_sentence
 from itmkit.data.photo import photo_names
-from itmkit.data.photo_folder import PhotoDataset
+from itmkit.data.photos import PhotoDataset
+from itmkit.data.picture_file import open_pictures
 from itmkit.files import check_folder, read_json, user_path
 
 
@@ -21,7 +22,8 @@ class KarpathyDataset(PhotoDataset):
         split: ``"train"``, ``"val"``, ``"test"``, or another split of the JSON file.
         annotations: the JSON file; where None, all photos in ``images`` and the folders inside it
             are the split, in the order of their names, without captions.
-        images: folder of the photos; COCO's ``filepath`` is a folder inside it.
+        images: folder of the photos, or files that hold them, see :func:`open_pictures`; COCO's
+            ``filepath`` is a folder inside it.
         use_restval: whether COCO's ``"restval"`` belongs to ``"train"``.
         max_captions: captions of a photo that are used, the first ones, as usual where COCO has
             six or seven; all where None.
@@ -52,8 +54,12 @@ class KarpathyDataset(PhotoDataset):
             raise InputError("images and features are both None; expected one of them")
         if max_captions is not None:
             check_count(max_captions=max_captions)
-        if images is not None and features is None:
-            check_folder("images", user_path(images))
+        photos = None if images is None else user_path(images)
+        pictures = None
+        if photos is not None and (features is None or annotations is None):
+            pictures = open_pictures(photos, split)
+            if pictures is None:
+                check_folder("images", photos)
         if annotations is not None:
             captions = karpathy_captions(
                 split,
@@ -62,12 +68,13 @@ class KarpathyDataset(PhotoDataset):
                 max_captions=max_captions,
                 require_captions=require_captions,
             )
-        elif images is None:
+        elif photos is None:
             raise InputError("annotations and images are both None; expected one of them")
         else:
             follow_links = photo_options.get("follow_links", False)
-            captions = Captions(split, photo_names(user_path(images), follow_links), None)
-        super().__init__(captions, images, **photo_options)
+            names = photo_names(photos, follow_links) if pictures is None else pictures.names
+            captions = Captions(split, names, None)
+        super().__init__(captions, pictures or photos, **photo_options)
 
 
 def karpathy_captions(

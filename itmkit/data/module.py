@@ -30,7 +30,7 @@ from itmkit.data.items import (
 )
 from itmkit.data.loader import Loader
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
-from itmkit.data.photo_folder import PhotoFolder
+from itmkit.data.photos import Photos
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.stored_features import StoredFeatures
 from itmkit.data.token_file import (
@@ -480,9 +480,10 @@ class ImageTextData(LightningDataModule):
         return self._token_files[split]
 
     def _warn_of_shared_photos(self, dataset: ImageTextDataset) -> None:
-        if not isinstance(dataset.source, PhotoFolder):
+        source = dataset.source
+        if not isinstance(source, Photos):
             return  # names of others may be numbers of rows
-        photos = {dataset.source.folder / name for name in dataset.names}
+        photos = {source.place(row) for row in range(len(source))}
         for other, theirs in self._photos.items():
             if other != dataset.split and (shared := sorted(photos & theirs)):
                 rank_zero_warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.data.batch import Images
-from itmkit.data.captions import check_unique
+from itmkit.data.captions import check_unique, plain_name
 from itmkit.data.feature_file import (
     FeatureFile,
     grid_boxes,
@@ -130,7 +129,7 @@ def extracted_features(
     check_folder("features", folder)
     features = open_split(folder, split)
     path = folder / f"{split}_ids.txt"
-    found = [_plain(name) for name in read_names(path)]
+    found = [plain_name(name) for name in read_names(path)]
     if len(found) != len(features):
         raise InputError(
             f"{path} has {len(found)} names; expected {len(features)}, one for every row of "
@@ -138,7 +137,7 @@ def extracted_features(
         )
     check_unique(found, path)
     stored = {name: row for row, name in enumerate(found)}
-    missing = [name for name in names if _plain(name) not in stored]
+    missing = [name for name in names if plain_name(name) not in stored]
     if missing:
         raise InputError(
             f"{path} lacks {missing[0]!r}, in all {len(missing)} of the {len(names)} images of "
@@ -147,7 +146,7 @@ def extracted_features(
     return StoredFeatures(
         names,
         features,
-        [stored[_plain(name)] for name in names],
+        [stored[plain_name(name)] for name in names],
         boxes=noted_boxes(folder, split, features),
         views=open_views(folder, split, features) if views else (),
         preprocessing=read_preprocessing(folder / f"{split}_features.json"),
@@ -160,8 +159,3 @@ def noted_boxes(folder: Path, split: str, features: FeatureFile) -> Tensor | Non
     if grid is None or grid[0] * grid[1] != features.shape[1]:
         return None
     return grid_boxes(*grid)[None]
-
-
-def _plain(name: str) -> str:
-    """A name as names are compared: without white space around it, accents as one character."""
-    return unicodedata.normalize("NFC", name.strip())

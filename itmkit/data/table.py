@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from itmkit.files import read_text, user_path
 
 #: Endings of the tables that can be read.
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")
+#: Names of columns with the path of an image, the first that is there.
+FILE_COLUMNS = ("file_name", "filename", "image", "path")
 
 
 @dataclass
@@ -25,11 +28,13 @@ class Table:
         path: of the file.
         columns: for every column its values, a row each; None where a row has none.
         lines: for every row its line in the file, or its number where the file has no lines.
+        unit: what ``lines`` are; empty where they say so themselves.
     """
 
     path: Path
     columns: dict[str, list[Any]]
-    lines: Sequence[int]
+    lines: Sequence[int | str]
+    unit: str = "line"
 
     def find(self, option: str, given: str | None, usual: Sequence[str]) -> str | None:
         """The name of a column: the given one, or the first of the usual names that is there.
@@ -76,8 +81,7 @@ class Table:
             >>> Table(Path("a.csv"), {}, [2, 3]).at(1)
             'a.csv, line 3'
         """
-        unit = "row" if self.path.suffix.lower() == ".parquet" else "line"
-        return f"{self.path}, {unit} {self.lines[row]}"
+        return ", ".join((str(self.path), f"{self.unit} {self.lines[row]}".strip()))
 
     @property
     def names(self) -> str:
@@ -170,14 +174,76 @@ def _read_jsonl(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    from pyarrow import ArrowException, parquet
-
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    columns = parquet_columns(path)
+    count = len(next(iter(columns.values()), ()))
+    return Table(path, columns, range(1, count + 1), "row")
+
+
+def parquet_columns(path: Path, *, without: str | None = None) -> dict[str, list[Any]]:
+    """The columns of a Parquet file; of pictures their paths alone, where it has them.
+
+    Args:
+        path: of the file.
+        without: column that is left out.
+
+    Raises:
+        InputError: if it is not a whole Parquet file.
+    """
+    from pyarrow import parquet, types
+
+    with parquet_errors(path):
+        schema = parquet.read_schema(path)
+        pictures = picture_columns(schema)
+        wanted = []
+        for field in schema:
+            if field.name == without:
+                continue
+            if field.name not in pictures:
+                wanted.append(field.name)
+            elif types.is_struct(field.type) and any(own.name == "path" for own in field.type):
+                wanted.append(f"{field.name}.path")
+        columns: dict[str, list[Any]] = parquet.read_table(path, columns=wanted).to_pydict()
+    for name in columns.keys() & set(pictures):
+        columns[name] = [None if found is None else found.get("path") for found in columns[name]]
+    return columns
+
+
+def picture_columns(schema: Any) -> list[str]:
+    """The columns of a schema of pyarrow that hold pictures: their bytes, or ``{bytes, path}``."""
+    from pyarrow import types
+
+    def holds_bytes(kind: Any) -> bool:
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    found = []
+    for field in schema:
+        kind = field.type
+        if types.is_struct(kind):
+            kinds = {child.name: child.type for child in kind}
+            kind = kinds.get("bytes", kind) if kinds.keys() <= {"bytes", "path"} else kind
+        if holds_bytes(kind):
+            found.append(field.name)
+    return found
+
+
+@contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Name the file in an error of reading Parquet.
+
+    Raises:
+        InputError: if it is not a whole Parquet file.
+    """
+    from pyarrow import ArrowException
+
     try:
-        columns = parquet.read_table(path).to_pydict()
+        yield
     except ArrowException as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is not Parquet: {reason}") from error
-    count = len(next(iter(columns.values()), ()))
-    return Table(path, columns, range(1, count + 1))
+    except OSError as error:
+        if error.errno is not None or error.filename is not None:
+            raise
+        reason = str(error).partition("\n")[0]  # of pyarrow: what is compressed is not whole
+        raise InputError(f"{path} is not Parquet: {reason}") from error

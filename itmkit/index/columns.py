@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itmkit.checks import InputError
-from itmkit.data.captioned_folder import FILE_COLUMNS
-from itmkit.data.table import read_table
+from itmkit.data.table import FILE_COLUMNS, read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

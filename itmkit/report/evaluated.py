@@ -18,8 +18,7 @@ from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.items import EvaluationImages
-from itmkit.data.photo import find_photo
-from itmkit.data.photo_folder import PhotoFolder
+from itmkit.data.photos import PhotoFolder, Photos
 from itmkit.metrics.query_ranks import mean_recall
 from itmkit.retrieval import (
     Encoding,
@@ -200,13 +199,13 @@ class EvaluatedRun:
             return Image.fromarray(drawn(image))
         source = self._photos.source
         if isinstance(source, PhotoFolder):
-            return find_photo(source.folder, self.dataset.names[image])
-        return None
+            return source.place(image)
+        return source.photo(image) if isinstance(source, Photos) else None
 
     @cached_property
     def _photos(self) -> ImageTextDataset:
         """The split with its photos, where the model is given features that were made of them."""
-        if isinstance(self.dataset.source, PhotoFolder) or not hasattr(self.data, "image_model"):
+        if isinstance(self.dataset.source, Photos) or not hasattr(self.data, "image_model"):
             return self.dataset
         return self.data.dataset(self.dataset.split)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from picture_files import as_structs, write_parquet, write_tar
 from pictures import COLOURS, save_picture
 from text_models import WIDTH, save_text_model
 from tiny_cli import refused
@@ -180,3 +182,30 @@ def test_pictures_are_found_with_the_run(
     torch.testing.assert_close(
         run.encode_images([photos / "photos" / dataset.names[0]]).vector, stored
     )
+
+
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_photos_and_captions_inside_a_file(
+    ending: str, tmp_path: Path, photos: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = {path.name: path.read_bytes() for path in sorted(Path("photos").glob("*.jpg"))}
+    texts = {name: f"a {list(COLOURS)[int(name[:-4]) % 4]} circle" for name in pictures}
+    if ending == "tar":
+        beside = {name.replace("jpg", "txt"): text for name, text in texts.items()}
+        write_tar(Path("p.tar"), (pictures | beside).items())
+    else:
+        columns = {"image": as_structs(pictures), "text": list(texts.values())}
+        write_parquet(Path("p.parquet"), columns)
+    shutil.rmtree("photos")
+    words = options(models)
+    for name in ("--photos", "--captions"):
+        at = words.index(name)
+        words = words[:at] + words[at + 2 :]
+    fit("mate", f"--photos=p.{ending}", *words)
+    assert "16 photos with 16 captions to train on, 2 to validate" in capsys.readouterr().err
+    weights = [f"--checkpoint={models / 'image.pt'}", "--checkpoint_by_order=true"]
+    main(["extract", f"--images=p.{ending}", "--model=test_byobnet", *weights, "--output=out"])
+    assert "out/train_ims.npy: 16 images" in capsys.readouterr().out
+    names = Path("out/train_ids.txt").read_text().split()
+    captions = Path("out/train_caps.txt").read_text().splitlines()
+    assert captions == [texts[name] for name in names]

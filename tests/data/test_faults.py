@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from picture_files import jpegs, write_tar
 from PIL import Image
 from PIL import features as pillow
 from torch import Tensor, nn
@@ -548,7 +549,7 @@ TABLES = [
         table,
         "a column with a slip",
         rows(ONE, header="image,captoin"),
-        "expected one of 'caption', 'text', or the option caption_column. Did you mean 'caption'?",
+        "'text', 'captions', or the option caption_column. Did you mean 'caption'?",
     ),
     Fault(
         by_option,
@@ -658,7 +659,7 @@ TABLES = [
         parquet,
         "pictures in the table",
         stored({"image": [{"bytes": b"1"}], "text": ["a"]}),
-        "t.parquet, row 1 has {'bytes': b'1'} in the column 'image'; expected the path of a photo",
+        "t.parquet has the columns 'text'; expected one of 'file_name', ",
     ),
     Fault(parquet, "a null", stored({"image": ["p.jpg"], "text": [None]}), "row 1 has an empty"),
     Fault(parquet, "no rows", stored({"image": [], "text": []}), "t.parquet has no rows"),
@@ -697,6 +698,162 @@ def test_wrong_option_of_a_table(options: dict[str, Any], message: str, tmp_path
     with pytest.raises(ValueError, match=re.escape(message)):
         table(tmp_path, rows(ONE), **options)
 
+
+# --------------------------------------------------------------------------------- pictures inside
+
+JPEG = next(iter(jpegs(1).values()))
+
+
+def inside(folder: Path, make: Make, name: str = "p.tar", **options: Any) -> CaptionedFolder:
+    """All of a file with pictures inside."""
+    make(folder / name)
+    data = CaptionedFolder("val", folder / name, shares={"val": 1.0}, image_size=16, **options)
+    for row in range(len(data)):
+        data.image(row)
+    return data
+
+
+def inside_parquet(folder: Path, make: Make) -> CaptionedFolder:
+    return inside(folder, make, "p.parquet")
+
+
+def inside_column(folder: Path, make: Make) -> CaptionedFolder:
+    return inside(folder, make, "p.parquet", file_column="pciture")
+
+
+def other_name(name: str) -> Callable[[Path, Make], CaptionedFolder]:
+    return lambda folder, make: inside(folder, make, name)
+
+
+def tar(*files: tuple[str, Any]) -> Make:
+    return lambda path: write_tar(path, files)
+
+
+def cut_to(make: Make, size: int) -> Make:
+    """A file without its end: so many bytes of it, or without as many where less than 0."""
+
+    def change(path: Path) -> None:
+        make(path)
+        os.truncate(path, size if size > 0 else path.stat().st_size + size)
+
+    return change
+
+
+def changed_inside(folder: Path, make: Make) -> None:
+    tar(("a.jpg", JPEG), ("a.txt", "a"))(folder / "p.tar")
+    data = CaptionedFolder("val", folder / "p.tar", shares={"val": 1.0})
+    make(folder / "p.tar")
+    data.image(0)
+
+
+def saved_dataset(folder: Path, make: Make) -> CaptionedFolder:
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.Dataset.from_dict({"image": [JPEG], "text": ["a"]})
+    whole.save_to_disk(folder / "saved")
+    make(folder / "saved")
+    return inside(folder, lambda path: None, "saved")
+
+
+def structs(*pictures: tuple[str | None, bytes | None], **columns: Any) -> Make:
+    texts = {"text": ["a"] * len(pictures)}
+    image = [{"bytes": content, "path": name} for name, content in pictures]
+    return stored({"image": image, **texts, **columns})
+
+
+TWO = (("a.jpg", JPEG), ("a.txt", "a dog"))
+NOT_WHOLE = "p.tar is not a whole tar file: "
+INSIDE = [
+    Fault(inside, "as expected", tar(*TWO), lambda data: data.captions == ["a dog"]),
+    Fault(inside, "no tar", written("a dog" * 1000), NOT_WHOLE),
+    Fault(inside, "nothing", written(""), NOT_WHOLE),
+    Fault(inside, "cut in a picture", cut_to(tar(*TWO), 700), f"{NOT_WHOLE}a.jpg is cut short"),
+    Fault(inside, "cut in a header", cut_to(tar(*TWO[:1]), 100), NOT_WHOLE),
+    Fault(inside, "no picture", tar(("a.txt", "a")), "p.tar has no picture; expected files that"),
+    Fault(inside, "a name twice", tar(*TWO, *TWO), "p.tar has the file 'a.jpg' twice"),
+    *(
+        Fault(inside, f"the name {name}", tar((name, JPEG)), f"p.tar names '{name}'{OUTSIDE}")
+        for name in ("../a.jpg", "/a.jpg", "a/../../b.jpg")
+    ),
+    Fault(inside, "no captions", tar(TWO[0]), "p.tar has the columns 'file_name'; expected one of"),
+    Fault(inside, "one without", tar(*TWO, ("b.jpg", JPEG)), "p.tar, file b.jpg has an empty capt"),
+    Fault(inside, "an empty text", tar(TWO[0], ("a.txt", "\n")), "p.tar, file a.jpg has an empty"),
+    Fault(inside, "no JSON", tar(TWO[0], ("a.json", "{")), "p.tar, file a.json is not JSON: "),
+    Fault(inside, "a list", tar(TWO[0], ("a.json", "[]")), "p.tar, file a.json is '[]'; expected"),
+    Fault(inside, "no UTF-8", tar(TWO[0], ("a.txt", b"\xe9")), "p.tar, file a.txt is not text in"),
+    Fault(
+        inside, "two of a key", tar(*TWO, ("a.png", JPEG)), "p.tar has 2 pictures of the key 'a'"
+    ),
+    Fault(
+        inside, "not a picture", tar(("a.jpg", "no"), TWO[1]), "p.tar/a.jpg is not a readable im"
+    ),
+    Fault(changed_inside, "changed", tar(("b.jpg", JPEG)), "p.tar was changed while it was in use"),
+    Fault(changed_inside, "cut in use", lambda path: os.truncate(path, 600), "p.tar was changed"),
+    Fault(
+        other_name("p.tar.gz"), "compressed", written("a"), "cannot be read in any order, unpack"
+    ),
+    Fault(other_name("p.zip"), "zip", written("a"), "p.zip is neither a folder nor one of .tar, "),
+    Fault(inside_parquet, "no parquet", written("PAR1"), "p.parquet is not Parquet: "),
+    Fault(inside_parquet, "cut short", cut_to(structs(("a", JPEG)), -20), "p.parquet is not Parqu"),
+    Fault(
+        inside_parquet,
+        "no pictures",
+        stored({"image": ["a.jpg"], "text": ["a"]}),
+        "p.parquet has the columns 'image', 'text'; expected one of pictures, {bytes, path} or by",
+    ),
+    Fault(
+        inside_parquet,
+        "two columns of pictures",
+        stored({"left": [JPEG], "right": [JPEG], "text": ["a"]}),
+        "p.parquet has the columns of pictures 'left', 'right'; expected one, or the option file_",
+    ),
+    Fault(
+        inside_column,
+        "an option with a slip",
+        stored({"picture": [JPEG], "text": ["a"]}),
+        "p.parquet has pictures in 'picture'. Did you mean 'picture'?",
+    ),
+    Fault(inside_parquet, "no rows", structs(), "p.parquet has "),
+    Fault(
+        inside_parquet,
+        "a path alone",
+        structs(("a.jpg", JPEG), ("b.jpg", None)),
+        "p.parquet, row 2 has no picture but the path 'b.jpg'; expected its bytes inside the file",
+    ),
+    Fault(
+        inside_parquet, "null", stored({"image": [JPEG, None], "text": ["a"] * 2}), "row 2 has no"
+    ),
+    Fault(
+        inside_parquet,
+        "a name of two pictures",
+        structs(("a.jpg", JPEG), ("a.jpg", b"other")),
+        "p.parquet, row 2 has another picture 'a.jpg' than row 1; expected each name once",
+    ),
+    Fault(
+        inside_parquet, "outside", structs(("../a.jpg", JPEG)), f"row 1 names '../a.jpg'{OUTSIDE}"
+    ),
+    Fault(
+        inside_parquet,
+        "a path of another machine",
+        structs(("/home/me/a.jpg", JPEG)),
+        lambda data: data.names == ["a.jpg"],
+    ),
+    Fault(
+        inside_parquet, "an empty caption", structs(("a", JPEG), text=[""]), "row 1 has an empty"
+    ),
+    Fault(inside_parquet, "no picture", structs(("a.jpg", b"no")), "p.parquet/a.jpg is not a read"),
+]
+INSIDE_A_DATASET = [
+    Fault(saved_dataset, "as expected", lambda path: None, lambda data: data.captions == ["a"]),
+    Fault(
+        saved_dataset,
+        "cut short",
+        lambda path: os.truncate(next(path.glob("*.arrow")), 300),
+        "saved is not a whole dataset: ",
+    ),
+    Fault(
+        saved_dataset, "no JSON", lambda path: (path / "state.json").write_text("{"), "saved is not"
+    ),
+]
 
 # --------------------------------------------------------------------------------- features
 
@@ -954,7 +1111,11 @@ CAPTIONS = [
             if fault.name.startswith(("avif", "heic")) or fault.read is parquet
             else (),
         )
-        for fault in (*PHOTOS, *ANNOTATIONS, *TABLES, *FEATURES, *CAPTIONS)
+        for fault in (*PHOTOS, *ANNOTATIONS, *TABLES, *INSIDE, *FEATURES, *CAPTIONS)
+    ]
+    + [
+        pytest.param(fault, id=f"saved_dataset-{fault.name}", marks=pytest.mark.extras)
+        for fault in INSIDE_A_DATASET
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF")
@@ -962,6 +1123,7 @@ def test_fault(
     fault: Fault, tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "bert").symlink_to(bert_folder)
     if isinstance(fault.expected, str):
         with pytest.raises(ValueError, match=re.escape(fault.expected)):

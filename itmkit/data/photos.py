@@ -1,18 +1,23 @@
-"""Photos of a folder as images, and the options that every dataset of photos has."""
+"""Photos as images, in a folder or inside files, and the options of every dataset of photos."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count
-from itmkit.data.captions import Captions
+from itmkit.checks import InputError, check_count, did_you_mean
+from itmkit.data.captions import Captions, plain_name
 from itmkit.data.dataset import CaptionedImages
-from itmkit.data.images import ImageSource
-from itmkit.data.photo import check_inside, find_photo, read_photo
+from itmkit.data.images import BadSampleError, ImageSource
+from itmkit.data.photo import check_inside, decode_photo, find_photo, read_photo
+from itmkit.data.picture_file import PictureFile, open_pictures
 from itmkit.data.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -20,23 +25,87 @@ from itmkit.data.preprocessing import (
     check_augmentation,
 )
 from itmkit.data.stored_features import extracted_features
-from itmkit.files import check_folder, user_path
+from itmkit.files import check_folder, file_state, user_path
 
 
-class PhotoFolder(ImageSource):
+class Photos(ImageSource):
     """Photos, decoded and cut to a square; they leave a worker process as bytes.
+
+    A subclass says where a photo is, and decodes it.
 
     Args:
         split: name of the split, for errors.
-        names: of the photos, with the folders inside ``folder``.
-        folder: where they are.
+        names: of the photos.
         preprocessing: how they become pixels.
         augment: whether they are cropped at random instead.
         crop_scale: smallest and largest share of the photo that a random crop covers.
         flip: probability of a random crop to be mirrored.
         max_pixels: most pixels of a photo, before and after scaling; larger ones are not decoded.
+
+    Raises:
+        InputError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        names: Sequence[str],
+        *,
+        preprocessing: Preprocessing | None = None,
+        augment: bool = False,
+        crop_scale: tuple[float, float] = (0.5, 1.0),
+        flip: float = 0.0,
+        max_pixels: int = 100_000_000,
+    ) -> None:
+        self.preprocessing: Preprocessing = preprocessing or Preprocessing()
+        check_augmentation(crop_scale, flip)
+        side = self.preprocessing.scaled_side
+        if max_pixels < side**2:
+            raise InputError(
+                f"max_pixels is {max_pixels}; expected {side**2} or more, the square of the side "
+                "that photos are scaled to"
+            )
+        self.split, self.names, self.max_pixels = split, names, max_pixels
+        self.augments, self.crop_scale, self.flip = augment, crop_scale, flip
+
+    @abstractmethod
+    def photo(self, row: int) -> Image.Image:
+        """A photo, upright and in RGB; a large JPEG decoded smaller, as far as the pixels need it.
+
+        Raises:
+            BadSampleError: if it is gone, not readable or has too many pixels.
+        """
+
+    @abstractmethod
+    def place(self, row: int) -> Path:
+        """Where a photo is: its path, or that of the file it is in, with its name."""
+
+    @abstractmethod
+    def state(self, row: int) -> str:
+        """What changes when a photo does."""
+
+    def image(self, row: int) -> Tensor:
+        """Pixels ``(3, size, size)`` in bytes.
+
+        Raises:
+            BadSampleError: if the photo is gone, not readable or has too many pixels.
+        """
+        photo = self.photo(row)
+        if self.augments:
+            return self.preprocessing.augmented(photo, scale=self.crop_scale, flip=self.flip)
+        return self.preprocessing(photo)
+
+
+class PhotoFolder(Photos):
+    """The photos of a folder.
+
+    Args:
+        split: name of the split, for errors.
+        names: of the photos, with the folders inside ``folder``.
+        folder: where they are.
         follow_links: whether a link inside ``folder`` may lead out of it.
         check_images: whether a missing photo is an error at once, and not only when it is read.
+        **options: see :class:`Photos`.
 
     Raises:
         FileNotFoundError: if the folder or a photo is missing.
@@ -49,44 +118,28 @@ class PhotoFolder(ImageSource):
         names: Sequence[str],
         folder: str | Path,
         *,
-        preprocessing: Preprocessing | None = None,
-        augment: bool = False,
-        crop_scale: tuple[float, float] = (0.5, 1.0),
-        flip: float = 0.0,
-        max_pixels: int = 100_000_000,
         follow_links: bool = False,
         check_images: bool = True,
+        **options: Any,
     ) -> None:
-        self.preprocessing: Preprocessing = preprocessing or Preprocessing()
-        check_augmentation(crop_scale, flip)
-        side = self.preprocessing.scaled_side
-        if max_pixels < side**2:
-            raise InputError(
-                f"max_pixels is {max_pixels}; expected {side**2} or more, the square of the side "
-                "that photos are scaled to"
-            )
-        self.split, self.names, self.folder = split, names, user_path(folder)
+        super().__init__(split, names, **options)
+        self.folder = user_path(folder)
         check_folder("folder", self.folder)
-        self.max_pixels, self.follow_links = max_pixels, follow_links
-        self.augments, self.crop_scale, self.flip = augment, crop_scale, flip
+        self.follow_links = follow_links
         if check_images:
             self._check_images()
 
-    def image(self, row: int) -> Tensor:
-        """Pixels ``(3, size, size)`` in bytes.
-
-        Raises:
-            BadSampleError: if the photo is gone, not readable or has too many pixels.
-            InputError: if it has become a link that leads out of the folder.
-        """
-        path = find_photo(self.folder, self.names[row])
+    def photo(self, row: int) -> Image.Image:
+        path = self.place(row)
         if not self.follow_links:
             check_inside(path, self.folder)
-        own = self.preprocessing
-        photo = read_photo(path, side=own.scaled_side, max_pixels=self.max_pixels)
-        if self.augments:
-            return own.augmented(photo, scale=self.crop_scale, flip=self.flip)
-        return own(photo)
+        return read_photo(path, side=self.preprocessing.scaled_side, max_pixels=self.max_pixels)
+
+    def place(self, row: int) -> Path:
+        return find_photo(self.folder, self.names[row])
+
+    def state(self, row: int) -> str:
+        return file_state(self.place(row))
 
     def _check_images(self) -> None:
         there: dict[str, dict[str, os.DirEntry[str]]] = {}
@@ -116,12 +169,93 @@ class PhotoFolder(ImageSource):
             )
 
 
+class PackedPhotos(Photos):
+    """Photos inside files: tar, Parquet, or a dataset of the library ``datasets``.
+
+    Args:
+        split: name of the split, for errors.
+        names: of the photos, as ``pictures`` has them.
+        pictures: the files.
+        check_images: whether a missing photo is an error at once, and not only when it is read.
+        **options: see :class:`Photos`.
+
+    Raises:
+        InputError: if a number is out of its range, or a photo is missing.
+
+    Example:
+        >>> PackedPhotos("val", ["a.jpg"], open_pictures("photos.tar", "val"))
+        Traceback (most recent call last):
+        FileNotFoundError: photos.tar is missing
+    """
+
+    def __init__(
+        self,
+        split: str,
+        names: Sequence[str],
+        pictures: PictureFile,
+        *,
+        check_images: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(split, names, **options)
+        self.pictures = pictures
+        found = {plain_name(name): row for row, name in enumerate(pictures.names)}
+        self._rows = [found.get(plain_name(name)) for name in names]
+        missing = [name for name, row in zip(names, self._rows, strict=True) if row is None]
+        if missing and check_images:
+            raise InputError(
+                f"{pictures.path} lacks {missing[0]!r}, in all {len(missing)} of the {len(names)} "
+                f"images of the split {split!r}{did_you_mean(missing[0], pictures.names)}"
+            )
+
+    def photo(self, row: int) -> Image.Image:
+        inside = self._row(row)
+        file, side = BytesIO(self.pictures.read(inside)), self.preprocessing.scaled_side
+        return decode_photo(file, str(self.place(row)), side=side, max_pixels=self.max_pixels)
+
+    def place(self, row: int) -> Path:
+        return self.pictures.path / self.names[row]
+
+    def state(self, row: int) -> str:
+        return self.pictures.state(self._row(row))
+
+    def _row(self, row: int) -> int:
+        inside = self._rows[row]
+        if inside is None:
+            raise BadSampleError(f"{self.pictures.path} lacks {self.names[row]!r}")
+        return inside
+
+
+def open_photos(
+    split: str,
+    names: Sequence[str],
+    photos: str | Path | PictureFile,
+    *,
+    follow_links: bool = False,
+    **options: Any,
+) -> Photos:
+    """Photos of a folder, or inside the files that :func:`open_pictures` finds.
+
+    Args:
+        split: name of the split.
+        names: of the photos.
+        photos: where they are.
+        follow_links: whether a link inside a folder may lead out of it.
+        **options: see :class:`Photos`, and ``check_images`` of its subclasses.
+    """
+    pictures = photos if isinstance(photos, PictureFile) else open_pictures(photos, split)
+    if pictures is not None:
+        return PackedPhotos(split, names, pictures, **options)
+    assert not isinstance(photos, PictureFile)
+    return PhotoFolder(split, names, photos, follow_links=follow_links, **options)
+
+
 class PhotoDataset(CaptionedImages):
     """Captions of photos, or of the features that ``itmkit extract`` made of them.
 
     Args:
         captions: of a split; the names of its images are those of the photos.
-        photos: folder of the photos.
+        photos: folder of the photos, or what :func:`open_pictures` opens.
         features: folder with the extracted features of the split, used instead of the photos.
         image_size: side of the square image in pixels.
         mean: of the three channels, subtracted from pixels in [0, 1].
@@ -144,7 +278,7 @@ class PhotoDataset(CaptionedImages):
     def __init__(
         self,
         captions: Captions,
-        photos: str | Path | None,
+        photos: str | Path | PictureFile | None,
         *,
         features: str | Path | None = None,
         image_size: int = 224,
@@ -172,7 +306,7 @@ class PhotoDataset(CaptionedImages):
                 captions.split, captions.names, features, views=train_augment
             )
         elif photos is not None:
-            images = PhotoFolder(
+            images = open_photos(
                 captions.split,
                 captions.names,
                 photos,
