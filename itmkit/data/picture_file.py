@@ -36,7 +36,6 @@ ENDINGS = (".tar", ".parquet", ".arrow")
 
 _NAME = "file_name"  # column of a table with the names of its pictures
 _VERSION = "1"  # of what is in the cache
-_DATASETS = ("datasets>=4",)
 _USUAL = ("image", "picture")  # columns of pictures, where there are several
 _SPLITS = ("train", "val", "validation", "valid", "dev", "test")
 
@@ -489,7 +488,7 @@ class DatasetPictures(PictureFile):
         column: str | None = None,
         path: str | Path = "dataset",
     ) -> None:
-        require_extra("datasets", *_DATASETS)
+        require_extra("datasets", "datasets>=4")
         from datasets import Image
 
         self.path = Path(path)
@@ -529,7 +528,7 @@ class DatasetPictures(PictureFile):
         cls, paths: Sequence[Path], split: str, *, column: str | None = None, path: Path
     ) -> DatasetPictures:
         """Of a folder that ``save_to_disk`` wrote, or of ``.arrow`` files."""
-        require_extra("datasets", *_DATASETS)
+        require_extra("datasets", "datasets>=4")
         import datasets
 
         opened = []

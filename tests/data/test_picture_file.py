@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,17 @@ def test_a_dataset_in_memory(tmp_path: Path) -> None:
     assert data[row][1] == CAPTIONS["p3.jpg"]
     assert pictures.read(row) == PICTURES["p3.jpg"]
     assert photos.state(row) != photos.state(row - 1)
+
+
+def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.arrow").touch()
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("itmkit.extras.version", missing)
+    with pytest.raises(ValueError, match=r"^datasets is not installed: pip install 'itmkit\[data"):
+        captioned(tmp_path / "p.arrow")
 
 
 def test_a_picture_of_several_rows_without_a_name_is_one(tmp_path: Path) -> None:
