@@ -27,7 +27,7 @@ from itmkit.cli.matcher_parser import MatcherParser
 from itmkit.cli.quiet import quieten_lightning
 from itmkit.configs.agreement import short_names
 from itmkit.files import user_path, write_text
-from itmkit.metrics.protocol import find_protocol
+from itmkit.metrics.protocol import check_protocol_files, find_protocol
 from itmkit.pretrained import weights_follow
 from itmkit.training import (
     AtomicCheckpointIO,
@@ -118,6 +118,7 @@ class MatcherCLI(LightningCLI):
         parser.add_argument("--init_strict", type=bool, default=True)
         parser.add_argument("--exact_resume", type=bool, default=True)
         parser.add_argument("--protocol", type=int | str | None, default=None)
+        parser.add_argument("--protocol_files", type=list[str] | str | None, default=None)
         parser.add_argument("--keep", type=int, default=10)
         parser.add_argument("--trec", type=bool, default=False)
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
@@ -142,11 +143,13 @@ class MatcherCLI(LightningCLI):
                 )
             options.init_from = None
         for name in (
-            self._given.keys() & {"protocol", "keep", "trec"} if command in _NO_RANKS else ()
+            self._given.keys() & {"protocol", "protocol_files", "keep", "trec"}
+            if command in _NO_RANKS
+            else ()
         ):
             raise InputError(f"{name} is an option of test and validate, not of {command}")
         check_count(0, keep=options.keep)
-        find_protocol(options.protocol)
+        check_protocol_files(find_protocol(options.protocol), options.protocol_files)
         if options.ckpt_path is not None and options.init_from is not None:
             if len(given) != 1:
                 raise InputError(
@@ -289,6 +292,7 @@ class MatcherCLI(LightningCLI):
             ckpt_path,
             untrained=bool(options.untrained),
             protocol=options.protocol,
+            protocol_files=options.protocol_files,
             keep=options.keep,
             trec=options.trec,
         )

@@ -31,6 +31,7 @@ class Captions:
         sentences: the captions; None for images that have none, which can be encoded and their
             features extracted.
         caption_images: ``(m,)`` for every caption the row of its image; an image may have none.
+        sentence_ids: the id of each caption in its source, such as COCO's; None where not known.
 
     Raises:
         InputError: if there are no images or no captions, or the arguments do not fit each other.
@@ -47,6 +48,7 @@ class Captions:
         names: Sequence[str],
         sentences: Sequence[str] | None,
         caption_images: Sequence[int] | Tensor = (),
+        sentence_ids: Sequence[int] | None = None,
     ) -> None:
         rows = torch.as_tensor(caption_images, dtype=torch.int64)
         if not names:
@@ -64,7 +66,12 @@ class Captions:
                 f"caption_images goes from {int(rows.min())} to {int(rows.max())}; "
                 f"expected rows of the {len(names)} images"
             )
+        if sentence_ids is not None and len(sentence_ids) != len(sentences):
+            raise InputError(
+                f"sentence_ids has {len(sentence_ids)}; expected {len(sentences)}, one a caption"
+            )
         self.split = split
+        self.sentence_ids = None if sentence_ids is None else list(sentence_ids)
         self.names = list(names)
         self.sentences = list(sentences)
         self.caption_images = rows

@@ -50,6 +50,8 @@ class ImageTextDataset(Dataset[tuple[Tensor | Regions, list[str]]], ABC):
     vocabulary: Vocabulary | None = None
     #: how its photos become pixels, or became the pixels of stored features; None where not known
     preprocessing: Preprocessing | None = None
+    #: the id of each caption in its source, such as COCO's; None where not known
+    sentence_ids: list[int] | None = None
 
     def __init__(
         self,
@@ -141,6 +143,7 @@ class CaptionedImages(ImageTextDataset):
             raise InputError(f"images has {found}; expected the {len(self)} names of captions")
         self._source = images
         self.preprocessing = images.preprocessing
+        self.sentence_ids = captions.sentence_ids
 
     def image(self, row: int) -> Tensor | Regions:
         """The image of a row: pixels ``(3, H, W)`` as floats, or :class:`Regions`.

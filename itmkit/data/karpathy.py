@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from itmkit.checks import InputError, check_count
 from itmkit.data.captions import Captions, check_name, check_unique, clean_sentence
@@ -99,6 +99,7 @@ def karpathy_captions(
     where = ""
     names: list[str] = []
     groups: list[list[str]] = []
+    ids: list[int | None] = []
     try:
         entries = content["images"]
         for row, entry in enumerate(entries):
@@ -106,7 +107,9 @@ def karpathy_captions(
             if entry["split"] in splits:
                 names.append(_name(entry))
                 sentences = entry["sentences"] if require_captions else entry.get("sentences", ())
-                groups.append([_text(sentence) for sentence in sentences][:max_captions])
+                sentences = list(sentences)[:max_captions]
+                groups.append([_text(sentence) for sentence in sentences])
+                ids += [sentence.get("sentid") for sentence in sentences]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not in Karpathy's form ({error!r}{where}); expected images[] with "
@@ -121,7 +124,10 @@ def karpathy_captions(
     for name in names:
         check_name(name, path)
     check_unique(names, path)
-    return Captions.of_images(split, dict(zip(names, groups, strict=True)))
+    captions = Captions.of_images(split, dict(zip(names, groups, strict=True)))
+    if ids and all(type(one) is int for one in ids):
+        captions.sentence_ids = cast(list[int], ids)
+    return captions
 
 
 def _name(entry: dict[str, Any]) -> str:

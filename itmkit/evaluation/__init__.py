@@ -1,6 +1,7 @@
 """What an evaluation leaves: ranks and results of every query, and comparisons of runs."""
 
 from itmkit.evaluation.compare import Comparison, RunComparison, compare_ranks, compare_runs
+from itmkit.evaluation.judgement_files import read_judgements
 from itmkit.evaluation.query_file import QueryFile, read_queries, write_queries
 from itmkit.evaluation.trec import write_trec
 
@@ -10,6 +11,7 @@ __all__ = [
     "RunComparison",
     "compare_ranks",
     "compare_runs",
+    "read_judgements",
     "read_queries",
     "write_queries",
     "write_trec",

@@ -27,6 +27,8 @@ class Protocol:
         folds: number of folds, a divisor of the number of images.
         images: how many images the split must have; None for any number.
         captions_per_image: how many captions each image must have; None for any number.
+        judgements: name of the judgements that say what matches, in place of the dataset's own
+            captions; see :func:`itmkit.evaluation.read_judgements`. None: there are none.
 
     Raises:
         InputError: a number below 1.
@@ -43,6 +45,7 @@ class Protocol:
     folds: int = 1
     images: int | None = None
     captions_per_image: int | None = None
+    judgements: str | None = None
 
     def __post_init__(self) -> None:
         check_count(folds=self.folds)
@@ -94,6 +97,8 @@ PROTOCOLS = {
     "f30k-1k": Protocol(images=1000, captions_per_image=5),
     "coco-5k": Protocol(images=5000, captions_per_image=5),
     "coco-1k": Protocol(folds=5, images=5000, captions_per_image=5),
+    "cxc": Protocol(images=5000, captions_per_image=5, judgements="cxc"),
+    "eccv": Protocol(images=5000, captions_per_image=5, judgements="eccv"),
 }
 
 
@@ -107,7 +112,7 @@ def find_protocol(protocol: Protocol | str | int | None) -> Protocol:
 
     Example:
         >>> find_protocol("coco-1k").folds, find_protocol(3)
-        (5, Protocol(folds=3, images=None, captions_per_image=None))
+        (5, Protocol(folds=3, images=None, captions_per_image=None, judgements=None))
     """
     if isinstance(protocol, Protocol):
         return protocol
@@ -129,3 +134,17 @@ def protocol_name(protocol: Protocol | str | int | None) -> str | None:
     found = find_protocol(protocol)
     known = [name for name, one in PROTOCOLS.items() if one == found]
     return known[0] if known else f"{found.folds} folds" if found.folds > 1 else None
+
+
+def check_protocol_files(protocol: Protocol, files: object) -> None:
+    """Raise if there are files of judgements and a protocol that has none.
+
+    Raises:
+        InputError: with the protocols that have some.
+    """
+    if files is not None and protocol.judgements is None:
+        known = [name for name, one in PROTOCOLS.items() if one.judgements is not None]
+        raise InputError(
+            f"protocol_files is given for the protocol {protocol_name(protocol)!r}, which has no "
+            f"judgements; expected one of {', '.join(map(repr, known))}"
+        )

@@ -131,7 +131,13 @@ def rank_queries(
     stage = second_stage(matcher, top_k, weight)
     check_count(chunk_size=chunk_size)
     check_count(0, keep=keep)
-    parts = find_protocol(protocol).split(gallery.image_ids, gallery.text_image_ids)
+    wanted = find_protocol(protocol)
+    if wanted.judgements is not None and not isinstance(relevance, Judgements):
+        raise InputError(
+            f"protocol has the judgements {wanted.judgements!r}, but relevance is "
+            f"{type_of(relevance)}; expected them, as itmkit.evaluation.read_judgements gives them"
+        )
+    parts = wanted.split(gallery.image_ids, gallery.text_image_ids)
     if lists is None:
         binary = isinstance(relevance, Tensor) and relevance.dtype == torch.bool
         lists = relevance is not None and not binary

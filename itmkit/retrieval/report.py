@@ -28,6 +28,7 @@ class EvaluatedOn:
         protocol: name of the protocol; None where the whole split was searched.
         intervals: lower and upper bound of each value, by bootstrap with 95 % confidence, where
             they were computed; see :func:`itmkit.metrics.bootstrap_recall`.
+        queries: how many images and captions are queries, where judgements say which.
 
     Example:
         >>> print(EvaluatedOn("val", 1000, 5000, "checkpoints/best.ckpt", 600))
@@ -46,12 +47,16 @@ class EvaluatedOn:
     batches: tuple[int, int] | None = None
     protocol: str | None = None
     intervals: Mapping[str, tuple[float, float]] | None = None
+    queries: tuple[int, int] | None = None
 
     @property
     def gallery(self) -> str:
         """The split and what was searched in it."""
         protocol = f", protocol {self.protocol}" if self.protocol else ""
-        return f"{self.split}{protocol}: {self.images} images × {self.captions} captions"
+        queries = ""
+        if self.queries is not None:
+            queries = f" ({self.queries[0]} and {self.queries[1]} of them queries)"
+        return f"{self.split}{protocol}: {self.images} images × {self.captions} captions{queries}"
 
     def __str__(self) -> str:
         weights = f"{self.checkpoint} at" if self.checkpoint else "no checkpoint,"
@@ -60,11 +65,12 @@ class EvaluatedOn:
 
 
 _COLUMNS = (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("medr", "medR"))
+_LIST_COLUMNS = (("ndcg10", "nDCG"), ("rprecision", "RP"), ("map_at_r", "mAP@R"))
 _SIDES = (("i2t", "image to text"), ("t2i", "text to image"))
 
 
 def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out recall as plain text, one row per model or stage.
+    """Lay out recall as plain text, one row per model or stage, with list metrics if any has them.
 
     Args:
         rows: name of the row → the dictionary of ``cross_modal_recall``; per cent and ranks. A key
@@ -87,13 +93,15 @@ def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     if not rows:
         raise InputError("rows is empty; expected at least one row")
     width = max(len(name) for name in rows)
-    sides = [" " * width, *(f"{title:^24}" for _, title in _SIDES)]
+    has_lists = any("i2t_ndcg10" in recall for recall in rows.values())
+    columns = [*_COLUMNS, *(_LIST_COLUMNS if has_lists else ())]
+    sides = [" " * width, *(f"{title:^{6 * len(columns)}}" for _, title in _SIDES)]
     heads = [" " * width]
-    heads += ["".join(f"{head:>6}" for _, head in _COLUMNS)] * len(_SIDES)
+    heads += ["".join(f"{head:>6}" for _, head in columns)] * len(_SIDES)
     lines = []
     for name, recall in rows.items():
         groups = [
-            "".join(_cell(recall.get(f"{side}_{key}"), 6) for key, _ in _COLUMNS)
+            "".join(_cell(recall.get(f"{side}_{key}"), 6) for key, _ in columns)
             for side, _ in _SIDES
         ]
         lines.append("  ".join([f"{name:<{width}}", *groups]) + _cell(recall.get("rsum"), 8))

@@ -28,6 +28,7 @@ from itmkit.pretrained import sources
 from itmkit.retrieval import (
     Encoding,
     Gallery,
+    Judgements,
     Protocol,
     encode,
     fit_second_stage,
@@ -71,6 +72,7 @@ class Matcher(LightningModule, ABC):
     Attributes:
         protocol: which images and captions of a split are searched together in an evaluation; see
             :func:`itmkit.retrieval.rank_queries`.
+        judgements: what matches in an evaluation, where the protocol has judgements of its own.
         gallery_size: numbers of images and of captions that were last evaluated, of the first
             dataloader.
         query_ranks: the ranks of its queries, fold by fold.
@@ -141,6 +143,7 @@ class Matcher(LightningModule, ABC):
         #: most candidates that a fit of the second stage may choose; None where none is wanted
         self.rerank_most = rerank_top_k if rerank_weight is None else None
         self.protocol: Protocol | str | int | None = None
+        self.judgements: Judgements | None = None
         self.gallery_size = (0, 0)
         self.query_ranks: list[QueryRanks] = []
         self.keep = 0
@@ -380,8 +383,8 @@ class Matcher(LightningModule, ABC):
                 )
 
     def _rank(self, gallery: Gallery, loader: Any, *, fits: bool) -> list[QueryRanks]:
-        relevance = getattr(loader.dataset, "relevance", None)
-        relevance = relevance and relevance(gallery.image_ids, gallery.text_ids)
+        source = getattr(loader.dataset, "relevance", None)
+        relevance = source and source(gallery.image_ids, gallery.text_ids)
         gallery = gallery.to(self.device)
         precision = self.trainer.precision_plugin
         mixed = isinstance(precision, MixedPrecision)
@@ -395,7 +398,7 @@ class Matcher(LightningModule, ABC):
                 self,
                 gallery,
                 protocol=self.protocol,
-                relevance=relevance,
+                relevance=relevance if self.judgements is None else self.judgements,
                 top_k=0 if learns else None,
                 keep=self.keep,
                 shared=True,

@@ -16,7 +16,7 @@ from itmkit.evaluation import write_queries, write_trec
 from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME
 from itmkit.files import check_different, path_inside, user_path, write_text
 from itmkit.metrics import Protocol, bootstrap_recall
-from itmkit.metrics.protocol import find_protocol, protocol_name
+from itmkit.metrics.protocol import protocol_name
 from itmkit.metrics.query_ranks import recall_of_folds
 from itmkit.retrieval import (
     EvaluatedOn,
@@ -28,6 +28,7 @@ from itmkit.retrieval import (
 )
 from itmkit.retrieval.ensemble import Ensemble
 from itmkit.systems import Matcher, load_run
+from itmkit.training.measure import check_protocol
 from itmkit.training.run_folder import check_name, claim, discarded_on_error
 
 
@@ -37,6 +38,7 @@ def evaluate_ensemble(
     folder: str | Path = "runs",
     name: str = "ensemble",
     protocol: Protocol | str | int | None = None,
+    protocol_files: Sequence[str | Path] | str | Path | None = None,
     keep: int = 10,
     trec: bool = False,
     device: torch.device | str = "cpu",
@@ -51,6 +53,8 @@ def evaluate_ensemble(
         folder: of all runs.
         name: of the folder inside it that gets the folder of this evaluation.
         protocol: see :func:`itmkit.retrieval.rank_queries`.
+        protocol_files: of a protocol with judgements; see
+            :func:`itmkit.evaluation.read_judgements`.
         keep: best items and hardest negatives of each query in ``queries.parquet``; 0: no file.
         trec: whether the folder ``trec`` gets runs and relevance judgements too.
         device: where the models go.
@@ -71,14 +75,14 @@ def evaluate_ensemble(
         raise InputError("keep is 0 with trec; expected how many items a query has")
     loaded = [load_run(run) for run in runs]
     split = _same_split(runs, [data for _, data in loaded])
-    find_protocol(protocol).split(torch.arange(len(split)), split.caption_images)
+    judgements = None if protocol is None else check_protocol(protocol, split, protocol_files)
     loaders = [data.test_dataloader() for _, data in loaded]
     models: list[Matcher] = [model.to(device) for model, _ in loaded]
     galleries = [encode(one, loader) for one, loader in zip(models, loaders, strict=True)]
     ensemble = Ensemble(models, galleries)
     source = getattr(loaders[0].dataset, "relevance", None)
     gallery = ensemble.gallery
-    relevance = source and source(gallery.image_ids, gallery.text_ids)
+    relevance = judgements or (source and source(gallery.image_ids, gallery.text_ids))
     options: dict[str, Any] = {"protocol": protocol, "relevance": relevance}
     names = [path_inside(Path.cwd(), user_path(run).absolute()).as_posix() for run in runs]
     rows = {}
@@ -94,6 +98,7 @@ def evaluate_ensemble(
         0,
         protocol=protocol_name(protocol),
         intervals=bootstrap_recall(folds),
+        queries=None if judgements is None else (len(folds[0].i2t), len(folds[0].t2i)),
     )
     target = claim(Path(folder), name, suffix="-test")
     with discarded_on_error(target, Path(folder)):
@@ -102,7 +107,14 @@ def evaluate_ensemble(
         write_metrics(target / "metrics.json", recall, "test", about)
         if keep:
             texts = (split.names, split.captions)
-            write_queries(target / FILE_NAME, folds, *texts, keep=keep, about=asdict(about))
+            write_queries(
+                target / FILE_NAME,
+                folds,
+                *texts,
+                caption_images=split.caption_images,
+                keep=keep,
+                about=asdict(about),
+            )
         if trec:
             write_trec(target / "trec", folds)
     single = {run: {k: v for k, v in one.items() if "/" not in k} for run, one in rows.items()}

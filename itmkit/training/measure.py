@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,10 +11,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itmkit.checks import InputError
-from itmkit.data import ImageTextData
+from itmkit.data import ImageTextData, ImageTextDataset
+from itmkit.evaluation import read_judgements
 from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import QueryRanks
-from itmkit.retrieval import EvaluatedOn, Protocol
+from itmkit.retrieval import EvaluatedOn, Judgements, Protocol
 from itmkit.systems import Matcher
 
 STAGES = {"validate": "val", "test": "test"}
@@ -43,6 +44,7 @@ def measure(
     ckpt_path: str | None = None,
     folder: Path | None = None,
     protocol: Protocol | str | int | None = None,
+    protocol_files: Sequence[str | Path] | str | Path | None = None,
     keep: int = 0,
 ) -> Measured:
     """Evaluate a system as a Trainer does.
@@ -56,21 +58,28 @@ def measure(
         folder: a checkpoint in this folder is named from there.
         protocol: which images and captions are searched together; see
             :func:`itmkit.retrieval.rank_queries`.
+        protocol_files: of a protocol with judgements; see
+            :func:`itmkit.evaluation.read_judgements`.
         keep: how many of the best items of each query are kept beside its rank.
 
     Raises:
         InputError: the split does not fit the protocol; nothing was encoded.
         SIGTERMException: where the process received SIGTERM during the evaluation.
     """
+    judgements = None
     if protocol is not None:
-        _check_protocol(trainer, data, command, protocol)
-    model.protocol, model.keep = protocol, keep
+        data.trainer = trainer  # knows the number of processes
+        data.setup(command)
+        name = data.test_split if command == "test" else data.val_split
+        if name is not None:
+            judgements = check_protocol(protocol, data.split(name), protocol_files)
+    model.protocol, model.judgements, model.keep = protocol, judgements, keep
     try:
         results: list[Mapping[str, float]] = getattr(trainer, command)(
             model, datamodule=data, ckpt_path=ckpt_path, verbose=False, weights_only=True
         )
     finally:
-        model.protocol, model.keep = None, 0
+        model.protocol, model.judgements, model.keep = None, None, 0
     if trainer.received_sigterm:
         raise SIGTERMException  # Lightning only notes it while it evaluates
     stage, named, step = STAGES[command], ckpt_path, trainer.global_step
@@ -85,23 +94,44 @@ def measure(
     images, captions = model.gallery_size
     part = (batches, whole) if batches < whole else None
     logged = {name: value for result in results for name, value in result.items()}
+    queries = None
+    if judgements is not None:
+        sides = [[len(getattr(f, side)) for f in model.query_ranks] for side in ("i2t", "t2i")]
+        queries = (sum(sides[0]), sum(sides[1]))
     return Measured(
         {n.removeprefix(f"{stage}/"): v for n, v in logged.items() if n.startswith(f"{stage}/")},
-        EvaluatedOn(stage, images, captions, named, step, part, protocol_name(protocol)),
+        EvaluatedOn(
+            stage,
+            images,
+            captions,
+            named,
+            step,
+            part,
+            protocol_name(protocol),
+            queries=queries,
+        ),
         model.query_ranks,
     )
 
 
-def _check_protocol(
-    trainer: Trainer, data: ImageTextData, command: str, protocol: Protocol | str | int
-) -> None:
-    """Raise before anything is encoded if the split does not fit the protocol."""
-    data.trainer = trainer  # knows the number of processes
-    data.setup(command)
-    name = data.test_split if command == "test" else data.val_split
-    if name is not None:
-        split = data.split(name)
-        try:
-            find_protocol(protocol).split(torch.arange(len(split)), split.caption_images)
-        except InputError as error:
-            raise InputError(f"protocol is {protocol!r}, the split {name!r}: {error}") from error
+def check_protocol(
+    protocol: Protocol | str | int,
+    split: ImageTextDataset,
+    files: Sequence[str | Path] | str | Path | None = None,
+) -> Judgements | None:
+    """Raise before anything is encoded if a split does not fit a protocol.
+
+    Args:
+        protocol: the protocol.
+        split: that is evaluated.
+        files: of its judgements.
+
+    Returns:
+        The judgements of the protocol, if it has some.
+    """
+    found = find_protocol(protocol)
+    try:
+        found.split(torch.arange(len(split)), split.caption_images)
+    except InputError as error:
+        raise InputError(f"protocol is {protocol!r}, the split {split.split!r}: {error}") from error
+    return None if found.judgements is None else read_judgements(found.judgements, split, files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -161,6 +161,7 @@ class Run:
         *,
         untrained: bool = False,
         protocol: Protocol | str | int | None = None,
+        protocol_files: Sequence[str | Path] | str | Path | None = None,
         keep: int = 0,
         trec: bool = False,
     ) -> dict[str, Measured]:
@@ -172,6 +173,8 @@ class Run:
             untrained: whether these are measured too.
             protocol: which images and captions are searched together; see
                 :func:`itmkit.retrieval.rank_queries`.
+            protocol_files: of a protocol with judgements; see
+                :func:`itmkit.evaluation.read_judgements`.
             keep: how many of the best items and hardest negatives of each query are written to
                 ``queries.parquet``, with its rank; 0 for no such file.
             trec: whether the folder ``trec`` gets runs and relevance judgements too.
@@ -180,14 +183,15 @@ class Run:
             InputError: the split does not fit the protocol.
         """
         rows = {}
+        searched: dict[str, Any] = {"protocol": protocol, "protocol_files": protocol_files}
         with self._guarded():
             if trec and not keep:
                 raise InputError("keep is 0 with trec; expected how many items a query has")
             if untrained and ckpt_path is not None:
                 with self._without_loggers():
-                    rows["untrained"] = self._measure(command, protocol=protocol)
+                    rows["untrained"] = self._measure(command, **searched)
             label = "untrained" if ckpt_path is None else "trained"
-            measured = self._measure(command, ckpt_path, protocol=protocol, keep=keep)
+            measured = self._measure(command, ckpt_path, **searched, keep=keep)
             if measured.recall:
                 about = replace(measured.on, intervals=bootstrap_recall(measured.folds))
                 measured = measured._replace(on=about)
@@ -206,6 +210,7 @@ class Run:
             measured.folds,
             split.names,
             split.captions,
+            caption_images=split.caption_images,
             keep=keep,
             about=asdict(measured.on),
         )

@@ -10,6 +10,7 @@ from tiny_cli import refused, run, table_rows
 
 from itmkit.cli import main
 from itmkit.evaluation import compare_runs, read_queries
+from itmkit.metrics import PROTOCOLS, Protocol
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 
@@ -39,6 +40,12 @@ def test_protocol(command: str, stage: str, capsys: pytest.CaptureFixture[str]) 
         (["test", "--protocol=coco"], "protocol is 'coco'; expected one of 'f30k-1k', 'coco-5k'"),
         (["test", "--keep=0", "--trec=true"], "keep is 0 with trec; expected how many items"),
         (["predict", "--keep=2"], "keep is an option of test and validate, not of predict"),
+        (
+            ["test", "--protocol=2", "--protocol_files=a"],
+            "protocol_files is given for the protocol",
+        ),
+        (["test", "--protocol_files=a"], "which has no judgements; expected one of 'cxc', 'eccv'"),
+        (["fit", "--protocol_files=a"], "protocol_files is an option of test and validate, not of"),
         (["fit", "--protocol=2"], "protocol is an option of test and validate, not of fit"),
     ],
 )
@@ -51,6 +58,56 @@ def test_a_protocol_that_does_not_fit_is_refused_before_anything_is_encoded(
     monkeypatch.setattr("tiny_matcher.TinyMatcher.encode_image", None)
     assert message in refused(capsys, words[0], "--config", "tiny.yaml", *words[1:])
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["tiny.yaml"]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The options of a protocol with judgements of four tiny images; one is a query."""
+    monkeypatch.setitem(PROTOCOLS, "cxc", Protocol(images=4, judgements="cxc"))
+    captions = ["a red field", "a green field", "a blue field", "a black field"]
+    entries = [
+        {
+            "filename": f"{row}.jpg",
+            "cocoid": 50 + row,
+            "split": "test",
+            "sentences": [{"raw": caption, "tokens": [], "sentid": row}],
+        }
+        for row, caption in enumerate(captions)
+    ]
+    Path("coco.json").write_text(json.dumps({"images": entries}))
+    rows = ["x:0,a_50.jpg,4.5,c2i_original", "x:1,a_50.jpg,3.1,c2i_intrasim"]
+    rows += ["x:2,a_52.jpg,1.0,c2i_original"]
+    Path("sits_test.csv").write_text("\n".join(["caption,image,agg_score,sampling_method", *rows]))
+    return ["--protocol=cxc", "--protocol_files=[sits_test.csv, coco.json]"]
+
+
+def test_judgements(judged: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("test", "--trec=true", *judged)
+    told = capsys.readouterr().out
+    assert "test, protocol cxc: 4 images × 4 captions (1 and 2 of them queries), no chec" in told
+    assert "nDCG    RP mAP@R" in told
+    metrics = json.loads((folder / "metrics.json").read_text())
+    about = metrics["about"]["test"]
+    assert (about["queries"], about["captions"]) == ([1, 2], 4)
+    for key in ("i2t_r1", "t2i_ndcg10", "i2t_map_at_r"):
+        low, high = about["intervals"][key]
+        assert low <= metrics[f"test/{key}"] <= high
+    table = read_queries(folder).table.to_pylist()
+    assert [row["id"] for row in table] == [0, 0, 1]
+    names = {one["caption"]: one["image"] for one in table[0]["best"]}
+    assert names["a black field"] == "3.jpg"  # also of captions that are no queries
+    assert (folder / "trec/i2t.qrels").read_text() == "i0 0 t0 4\ni0 0 t1 3\n"
+    assert (
+        json.loads((run("test") / "metrics.json").read_text())["about"]["test"]["queries"] is None
+    )
+
+
+def test_judgements_of_an_ensemble(judged: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        run("fit", f"--name={name}", "--trainer.max_epochs=1")
+    files = ["--protocol_files", "sits_test.csv", "coco.json"]
+    main(["test", "--ensemble", "a", "b", judged[0], *files])
+    assert "(1 and 2 of them queries)" in capsys.readouterr().out
 
 
 def test_ranks_of_queries_are_written_unless_told_otherwise() -> None:
