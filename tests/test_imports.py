@@ -27,6 +27,7 @@ LAYERS = {
     "extraction": 2,
     "frozen_features": 2,
     "index": 2,
+    "integrations": 2,
     "systems": 2,
     "callbacks": 1,
     "data": 1,

@@ -71,12 +71,15 @@ def _check_repository(hub: Any, repo_id: str, private: bool | None) -> set[str]:
 @contextmanager
 def _refusals(repo_id: str) -> Iterator[None]:
     """What the hub refuses, and a connection that breaks, as an error of one line."""
-    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
 
+    # of httpx or httpx2, as the version of the library has it
+    bases = (kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception))
+    of_client = next(kind for kind in bases if kind.__name__ == "HTTPError")
     try:
         yield
     except InputError:
         raise
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except (of_client, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"repo_id is {repo_id!r}; the hub says: {reason}") from error

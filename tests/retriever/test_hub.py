@@ -167,6 +167,14 @@ def test_licence_that_the_hub_does_not_know(
     assert [path.name for path in (hub / "me/mine").iterdir()] == [".gitattributes"]
 
 
+def test_connection_that_breaks(
+    hub: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which tries again and again
+    with pytest.raises(InputError, match=r"'me/unreliable'; the hub says: .*disconnected"):
+        retriever.push_to_hub("me/unreliable")
+
+
 def test_repository_of_something_else(hub: Path, retriever: Retriever) -> None:
     save_clip(hub / "me/clip")
     before = {path.name for path in (hub / "me/clip").iterdir()}

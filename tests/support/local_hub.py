@@ -68,6 +68,9 @@ def local_hub(folder: Path, licence: str = "mit", *, large_files: bool = False) 
             try:
                 content, headers = make(self.path.partition("?")[0])
                 status = 200
+            except ConnectionAbortedError:
+                self.close_connection = True
+                return
             except Refused as error:
                 status = error.status
                 headers = {"X-Error-Code": error.code, "X-Error-Message": error.text}
@@ -157,6 +160,8 @@ def local_hub(folder: Path, licence: str = "mit", *, large_files: bool = False) 
                 answer = {"objects": objects}
             elif found := re.fullmatch(rf"/api/models/({_NAME})/commit/main", path):
                 where = repository(found[1])
+                if where.name == "unreliable":
+                    raise ConnectionAbortedError  # the answer never comes
                 for line in content.splitlines():
                     self._commit(where, **json.loads(line))
                 sha = commit(where)

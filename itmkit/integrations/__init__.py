@@ -1,0 +1,1 @@
+"""Losses of itmkit in the trainers of other libraries."""
