@@ -45,7 +45,7 @@ def build(config: Mapping[str, Any], bases: Mapping[str, type], *, source: str) 
     except ArgumentError as error:
         raise InputError(f"{source}: {error}") from error
     with constructor_errors():
-        built = parser.instantiate_classes(parsed)
+        built = parser.instantiate(parsed)
     return {name: built[name] for name in bases}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from itmkit.checks import InputError, check_count, check_dropout, check_positive
 from itmkit.nn.functional import fill_padding, xavier_linear
 from itmkit.nn.fusion.sides import Side, check_sides, pair_rows
+from itmkit.nn.fusion.transformer_layer import TransformerLayer, split_heads
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -83,7 +84,8 @@ class CrossAttentionFusion(nn.Module):
         self.type_embedding = nn.Parameter(0.02 * torch.randn(4, dim))
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            _Layer(dim, num_heads, dropout, round(mlp_ratio * dim)) for _ in range(num_layers)
+            TransformerLayer(dim, num_heads, dropout, round(mlp_ratio * dim))
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
         self.query = xavier_linear(dim, dim)
@@ -184,7 +186,7 @@ class CrossAttentionFusion(nn.Module):
         """Keys and values of every image, and which of them are real."""
         image, real = _side(*images, self.norm_image, self.type_embedding[:2])
         parts = self.key_value(self.dropout(image)).chunk(2, dim=-1)
-        return [_heads(part, self.num_heads) for part in parts], real
+        return [split_heads(part, self.num_heads) for part in parts], real
 
     def _queries(self, texts: Side) -> tuple[list[Tensor], Tensor]:
         """What the words of every caption ask and expect, and the logits of their weights."""
@@ -197,7 +199,7 @@ class CrossAttentionFusion(nn.Module):
         if real is not None:
             weights = weights.masked_fill(~real, -torch.inf)
         return [
-            _heads(linear(x), self.num_heads) for linear in (self.query, self.expected)
+            split_heads(linear(x), self.num_heads) for linear in (self.query, self.expected)
         ], weights
 
 
@@ -208,37 +210,3 @@ def _side(
     tokens = fill_padding(tokens, mask)
     x = torch.cat([norm(vector[:, None]) + kinds[0], norm(tokens) + kinds[1]], dim=1)
     return x, None if mask is None else F.pad(mask, (1, 0), value=True)
-
-
-def _heads(x: Tensor, num_heads: int) -> Tensor:
-    return rearrange(x, "p n (h d) -> p h n d", h=num_heads)
-
-
-class _Layer(nn.Module):
-    """Pre-norm transformer layer."""
-
-    def __init__(self, dim: int, num_heads: int, dropout: float, hidden_dim: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.dropout = nn.Dropout(dropout)
-        self.norm_attention = nn.LayerNorm(dim)
-        self.query_key_value = xavier_linear(dim, 3 * dim)
-        self.out = xavier_linear(dim, dim)
-        self.norm_mlp = nn.LayerNorm(dim)
-        self.hidden = xavier_linear(dim, hidden_dim)
-        self.mlp_out = xavier_linear(hidden_dim, dim)
-
-    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
-        query, key, value = (
-            _heads(part, self.num_heads)
-            for part in self.query_key_value(self.norm_attention(x)).chunk(3, dim=-1)
-        )
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if real is None else real[:, None, None, :],
-        )
-        x = x + self.dropout(self.out(rearrange(attended, "p h n d -> p n (h d)")))
-        hidden = F.gelu(self.hidden(self.norm_mlp(x)))
-        return x + self.dropout(self.mlp_out(self.dropout(hidden)))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_count, check_dropout, check_positive
 from itmkit.nn.fusion.sides import check_sides, pair_rows
-from itmkit.nn.layers.linear import Linear
+from itmkit.nn.fusion.transformer_layer import TransformerLayer
 from itmkit.vectors import l2_normalize
 
 
@@ -75,7 +73,13 @@ class FusionEncoder(nn.Module):
         self.type_embedding = nn.Parameter(0.02 * torch.randn(4, dim))
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            _Layer(dim, num_heads, dropout, attention_dropout, round(mlp_ratio * dim))
+            TransformerLayer(
+                dim,
+                num_heads,
+                dropout,
+                round(mlp_ratio * dim),
+                attention_dropout=attention_dropout,
+            )
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
@@ -121,7 +125,7 @@ class FusionEncoder(nn.Module):
             )
         x = self.dropout(x)
         for layer in self.layers[:-1]:
-            x = layer(x, real, x.shape[1])
+            x = layer(x, real)
         image_out, text_out = self.norm(self.layers[-1](x, real, 2)).unbind(dim=1)
         return image_out, text_out
 
@@ -157,7 +161,7 @@ class FusionEncoder(nn.Module):
             ``(P, L, N)``, the mean over layers and heads, fp32; zero on padding. The rest of a
             word's attention, up to one, is on words and global positions.
         """
-        seen: list[tuple[_Layer, Tensor, Tensor | None]] = []
+        seen: list[tuple[TransformerLayer, Tensor, Tensor | None]] = []
         handles = [
             layer.register_forward_pre_hook(lambda module, args: seen.append((module, *args[:2])))
             for layer in self.layers
@@ -177,54 +181,3 @@ def _rows(
     rows: Tensor | slice, vector: Tensor, tokens: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     return vector[rows], tokens[rows], None if mask is None else mask[rows]
-
-
-class _Layer(nn.Module):
-    """Pre-norm transformer layer that computes the first ``num_queries`` positions."""
-
-    def __init__(
-        self, dim: int, num_heads: int, dropout: float, attention_dropout: float, hidden_dim: int
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.attention_dropout = attention_dropout
-        self.dropout = nn.Dropout(dropout)
-        self.norm_attention = nn.LayerNorm(dim)
-        self.query = Linear(dim, dim)
-        self.key_value = Linear(dim, 2 * dim)
-        self.out = Linear(dim, dim)
-        self.norm_mlp = nn.LayerNorm(dim)
-        self.hidden = Linear(dim, hidden_dim)
-        self.mlp_out = Linear(hidden_dim, dim)
-        for linear in (self.query, self.key_value, self.out, self.hidden, self.mlp_out):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-
-    def attention(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """Attention ``(P, S, S)`` of all positions, the mean over the heads, fp32."""
-        y = self.norm_attention(x)
-        query = rearrange(self.query(y), "p n (h d) -> p h n d", h=self.num_heads)
-        key, _ = self.key_value(y).chunk(2, dim=-1)
-        key = rearrange(key, "p n (h d) -> p h n d", h=self.num_heads)
-        logits = (query @ key.mT).float() / query.shape[-1] ** 0.5
-        if real is not None:
-            logits = logits.masked_fill(~real[:, None, None, :], torch.finfo(logits.dtype).min)
-        return logits.softmax(-1).mean(1)
-
-    def forward(self, x: Tensor, real: Tensor | None, num_queries: int) -> Tensor:
-        y = self.norm_attention(x)
-        x = x[:, :num_queries]
-        query = rearrange(self.query(y[:, :num_queries]), "p n (h d) -> p h n d", h=self.num_heads)
-        key, value = rearrange(
-            self.key_value(y), "p n (two h d) -> two p h n d", two=2, h=self.num_heads
-        )
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if real is None else real[:, None, None, :],
-            dropout_p=self.attention_dropout if self.training else 0.0,
-        )
-        x = x + self.dropout(self.out(rearrange(attended, "p h n d -> p n (h d)")))
-        hidden = F.gelu(self.hidden(self.norm_mlp(x)))
-        return x + self.dropout(self.mlp_out(self.dropout(hidden)))
