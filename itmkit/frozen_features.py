@@ -22,7 +22,7 @@ from itmkit.data import (
 )
 from itmkit.data.array_writer import digest
 from itmkit.data.stored_features import extracted_features
-from itmkit.extraction import extract_by_timm, extract_by_transformers
+from itmkit.extraction.frozen import extract_by_timm, extract_by_transformers
 from itmkit.files import default_cache, file_state, fill_once, user_path
 
 

@@ -125,7 +125,7 @@ def test_light_packages_import_nothing_heavy(name: str) -> None:
 
 
 def test_training_imports_no_wandb_and_no_timm_unasked() -> None:
-    loaded = modules_after("import itmkit.cli.matcher_cli, itmkit.data.module, itmkit.systems")
+    loaded = modules_after("import itmkit.cli.matcher_run, itmkit.data.module, itmkit.systems")
     assert "lightning" in loaded
     assert not loaded & {"timm", "wandb"}
 

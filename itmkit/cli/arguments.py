@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from itmkit.checks import InputError, did_you_mean
 from itmkit.cli.options import OPTIONS, SECTIONS
-from itmkit.configs import config_names, config_path, load_config, merge
-from itmkit.configs.agreement import MADE, class_of, missing_values, with_option
-from itmkit.configs.short_options import SHORT_OPTIONS, expanded
+from itmkit.configs import config_names, config_path, load_config
+from itmkit.configs.composition import Composition, compose
+from itmkit.configs.short_options import SHORT_OPTIONS
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -46,93 +44,27 @@ def check_words(words: Sequence[str]) -> None:
             raise InputError(f"unexpected '{word}'{hint}")
 
 
-def composed(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Words that jsonargparse understands: one whole configuration, then full options alone.
+def composed(words: Sequence[str]) -> Composition:
+    """What a command and its options say together, see :func:`itmkit.configs.composition.compose`.
 
-    Configurations are merged and come first, so an option wins wherever it stands. Short options
-    are expanded, and values that follow from others are filled in.
-
-    Args:
-        words: a command and its options.
-
-    Returns:
-        The words, and the names of the configurations without folder and ending.
+    Short options are expanded and values that follow from others are filled in; for ``fit``, those
+    that follow from the size of the data too.
 
     Raises:
         InputError: values contradict each other, see :mod:`itmkit.configs.agreement`.
     """
-    whole, stems, _ = _composition(words)
-    return whole, stems
-
-
-def composed_config(words: Sequence[str]) -> dict[str, Any]:
-    """The configuration that :func:`composed` puts in words: files, options, what follows."""
-    return _composition(words)[2]
-
-
-def _composition(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, Any]]:
     options = split_options(words[1:])
-    paths = [config_path(value or "") for name, value in options if name in ("config", "c")]
-    short = {name: _parsed(value) for name, value in options if name in SHORT_OPTIONS}
-    full = [one for one in options if one[0] not in (*SHORT_OPTIONS, "config", "c")]
-    config: dict[str, Any] = {}
-    for path in paths:
-        config = merge(config, _read(path))
-    full = [*_classes_of_arguments(full, config), *full]
-    front = [("config", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))] * bool(config)
-    given = {}
-    for name, value in full:
-        if value is not None and not name.endswith("+"):
-            given[name.replace(".init_args", "")] = parsed = _parsed(value)
-            config = with_option(config, name, parsed)
-    added = expanded(short, config)
-    for name, value in added.items():
-        if given.get(name, value) != value:
-            raise InputError(
-                f"{name} is {given[name]!r}, and {value!r} by --{', --'.join(short)}; expected one "
-                "value"
-            )
-        config = with_option(config, name, value)
-    added |= missing_values(config)
-    if words[0] == "fit" and config:
-        added |= _by_size(config, printing=any(name == "print_config" for name, _ in full))
-    for name, value in added.items():
-        config = with_option(config, name, value)
-    texts = {name: one if isinstance(one, str) else json.dumps(one) for name, one in added.items()}
-    ordered = [*front, *full, *texts.items()]
-    complete = [f"--{name}" if value is None else f"--{name}={value}" for name, value in ordered]
-    return [words[0], *complete], [path.stem for path in paths], config
+    files = [_read(value or "") for name, value in options if name in ("config", "c")]
+    others = [one for one in options if one[0] not in ("config", "c")]
+    printing = any(name == "print_config" for name, _ in options)
+    follows = partial(_by_size, printing=printing) if words[0] == "fit" else None
+    return compose(files, others, follows)
 
 
-def completed_config(words: Sequence[str]) -> dict[str, Any]:
-    """The configuration that options give: merged, expanded and filled in as :func:`composed` does.
-
-    Args:
-        words: options of ``itmkit fit``.
-
-    Raises:
-        InputError: values contradict each other.
-    """
-    put, _ = composed(["doctor", *words])
-    config: dict[str, Any] = {}
-    for name, value in split_options(put[1:]):
-        parsed = _parsed(value)
-        config = parsed if name == "config" else with_option(config, name, parsed)
-    return config
-
-
-def _classes_of_arguments(
-    options: Sequence[tuple[str, str | None]], config: Mapping[str, Any]
-) -> list[tuple[str, str]]:
-    """The classes that options give arguments to and nothing names, such as a tokenizer's."""
-    names = [name.replace(".init_args", "") for name, _ in options]
-    return [
-        (owner, class_path)
-        for owner, class_path in MADE.items()
-        if class_of(config, owner) is None
-        and not {owner, f"{owner}.class_path"} & set(names)
-        and any(name.startswith(f"{owner}.") for name in names)
-    ]
+def config_stems(words: Sequence[str]) -> list[str]:
+    """The names of the configurations that words give, without folder and ending."""
+    names = [value or "" for name, value in split_options(words) if name in ("config", "c")]
+    return [config_path(name).stem for name in names]
 
 
 def _by_size(config: Mapping[str, Any], *, printing: bool) -> dict[str, Any]:
@@ -171,13 +103,6 @@ def split_options(words: Sequence[str]) -> list[tuple[str, str | None]]:
 
 def _is_option(word: str) -> bool:
     return word.startswith("--") or word in ("-c", "-h")
-
-
-def _parsed(value: str | None) -> Any:
-    try:
-        return yaml.safe_load(value or "")
-    except yaml.YAMLError:
-        return value
 
 
 def _check_option(option: str) -> None:

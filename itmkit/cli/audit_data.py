@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itmkit.checks import InputError
-from itmkit.cli.arguments import check_words, composed_config
+from itmkit.cli.arguments import check_words, composed
 
 if TYPE_CHECKING:
     from itmkit.systems import Matcher
@@ -68,7 +68,7 @@ def _audit(options: list[str], folder: Path, wanted: str, threshold: str) -> Non
         cosine = float(threshold)
     except ValueError:
         raise InputError(f"--threshold is {threshold!r}; expected a cosine in [0, 1]") from None
-    config = composed_config(["fit", *options])
+    config = composed(["fit", *options]).config
     data: Any = build(config, {"data": ImageTextData}, source="configuration")["data"]
     trainer = config.get("trainer", {})
     length = ", ".join(f"{k} {trainer[k]}" for k in ("max_steps", "max_epochs") if k in trainer)

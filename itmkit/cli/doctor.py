@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from itmkit.cli import COMMANDS
-from itmkit.cli.arguments import check_words, completed_config
+from itmkit.cli.arguments import check_words, composed
 from itmkit.cli.help import command_help
 
 
@@ -15,7 +15,7 @@ def doctor(words: Sequence[str]) -> None:
         print(command_help("doctor", COMMANDS["doctor"][0]))
         return
     check_words(words)
-    config = completed_config(words) if words else None
+    config = composed(["doctor", *words]).config if words else None
     from itmkit.doctor import report
 
     print(report(config))

@@ -20,12 +20,10 @@ def _run(command: str, words: Sequence[str]) -> None:
     if text := requested_help(command, words, COMMANDS[command][0]):
         print(text)
         return
-    from itmkit.cli.matcher_cli import MatcherCLI
-    from itmkit.data import ImageTextData
+    from itmkit.cli.matcher_run import run_command
     from itmkit.distributed import leave
-    from itmkit.systems import Matcher
 
-    MatcherCLI(Matcher, ImageTextData, [command, *words])
+    run_command(command, list(words))
     leave()
 
 

@@ -65,19 +65,19 @@ class OneLineParser(ArgumentParser):
             text = re.sub(pattern, plainer, text)
         if "arguments are required" in message and "given class_path" not in message:
             fail(text + self.required_hint)
-        fail(text + _suggestion(getattr(ex, "subcommand_parser", None) or self, message))
+        fail(text + _suggestion(self, message))
 
 
 def _suggestion(parser: ArgumentParser, message: str) -> str:
     """What may help: the closest name to one that is unknown, or what an abstract class lacks."""
     if wrong := re.search(r"unrecognized arguments: (--[\w.]+)", message):
-        return did_you_mean(wrong.group(1), _options(parser))
+        return did_you_mean(wrong.group(1), parser._option_string_actions)
     if wrong := re.search(r"option '([\w.]+)'", message, re.IGNORECASE):
         owners = re.findall(r"given class_path '([\w.]+)'", message)[-1:]
         if "expects a function or a callable class" in message:  # its class is in the value alone
             owners = re.findall(r"\bclass_path='([\w.]+)'", message) or owners
         classes = [found for owner in owners if isinstance(found := locate(owner), type)]
-        accepted: Iterable[str] = (name.lstrip("-") for name in _options(parser))
+        accepted: Iterable[str] = (name.lstrip("-") for name in parser._option_string_actions)
         if classes:
             accepted = [name for one in classes for name in inspect.signature(one).parameters]
         return did_you_mean(wrong.group(1), accepted)
@@ -96,13 +96,6 @@ def _suggestion(parser: ArgumentParser, message: str) -> str:
         here = ["itmkit", "lightning", "torch", *(path.stem for path in Path().glob("*.py"))]
         return did_you_mean(name, _names_in(above) if above else here)
     return ""
-
-
-def _options(parser: ArgumentParser) -> list[str]:
-    """Of a parser and those of its commands."""
-    commands = getattr(parser._subcommands_action, "choices", None) or {}
-    parsers = [parser, *commands.values()]
-    return [name for one in parsers for name in one._option_string_actions]
 
 
 def _names_in(module_name: str) -> list[str]:

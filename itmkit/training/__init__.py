@@ -30,6 +30,7 @@ from itmkit.training.resume import ExactResume
 from itmkit.training.run import Run
 from itmkit.training.run_record import RunRecord
 from itmkit.training.signals import StopOnSignal, exit_on_signal
+from itmkit.training.trainer import make_trainer
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -46,5 +47,6 @@ __all__ = [
     "StopOnSignal",
     "exit_on_signal",
     "load_initial_weights",
+    "make_trainer",
     "measure",
 ]

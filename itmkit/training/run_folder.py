@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from itmkit.checks import InputError
 
 
@@ -43,6 +45,13 @@ def claim(runs: Path, name: str, *, suffix: str = "") -> Path:
             folder.mkdir()
             break
     return folder
+
+
+def is_first_process(num_nodes: int) -> bool:
+    """Whether this process is the one that writes, before a Trainer can tell."""
+    # Lightning's own launcher names the node, and the rank only to the processes that it starts.
+    node = os.environ.get("NODE_RANK", "0") if num_nodes > 1 else "0"
+    return getattr(rank_zero_only, "rank", 0) == 0 and int(node) == 0
 
 
 def note_job(folder: Path) -> None:

@@ -12,31 +12,29 @@ import yaml
 from tiny_cli import refused
 
 from itmkit.cli import main
-from itmkit.cli.arguments import composed
-from itmkit.cli.matcher_cli import MatcherCLI
+from itmkit.cli.arguments import composed, config_stems
+from itmkit.cli.matcher_parser import command_parser
 from itmkit.cli.options import OPTIONS, SECTIONS
-from itmkit.configs.agreement import PLACES
-from itmkit.data import ImageTextData
-from itmkit.systems import Matcher
+from itmkit.configs.agreement import PLACES, value_of
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 
 
 def test_one_configuration_goes_first() -> None:
     words = ["fit", "--name=a", "--config", "tiny.yaml", "-c", "mate/shapes", "--print_config"]
-    put, stems = composed(words)
-    assert (put[0], put[2:4]) == ("fit", ["--name=a", "--print_config"])
-    config = yaml.safe_load(put[1].removeprefix("--config="))
+    put = composed(words).words
+    assert put[1:3] == ["--name=a", "--print_config"]
+    config = yaml.safe_load(put[0].removeprefix("--config="))
     assert config["model"]["class_path"] == "itmkit.systems.MATE"
     assert config["trainer"]["max_epochs"] == 2  # of tiny.yaml alone
-    assert stems == ["tiny", "shapes"]
-    assert composed(["fit"]) == (["fit"], [])
+    assert config_stems(words) == ["tiny", "shapes"]
+    assert composed(["fit"]) == ({}, [])
 
 
 def test_values_that_follow_are_full_options() -> None:
     words = "fit --config mate/karpathy --text_model words --model.views=3 --captions=a.json"
-    put, _ = composed(words.split())
-    assert set(put[2:]) == {
+    put = composed(words.split())
+    assert set(put.words[1:]) == {
         "--model.views=3",
         "--model.text_encoder.name_or_path=words",
         "--data.dataset.annotations=a.json",
@@ -45,39 +43,25 @@ def test_values_that_follow_are_full_options() -> None:
         '--data.tokenizer={"class_path": "itmkit.data.TransformersTokenizer", '
         '"init_args": {"name_or_path": "words"}}',
     }
+    assert value_of(put.config, "data.tokenizer.name_or_path") == "words"
+    assert value_of(put.config, "model.views") == 3
 
 
 def test_argument_of_a_class_that_nothing_names_names_it() -> None:
     own = "--data.tokenizer.init_args.name_or_path=words"
-    put, _ = composed(["fit", "--config=mate/precomp", own])
-    assert put[2:4] == ["--data.tokenizer=itmkit.data.TransformersTokenizer", own]
+    put = composed(["fit", "--config=mate/precomp", own]).words
+    assert put[1:3] == ["--data.tokenizer=itmkit.data.TransformersTokenizer", own]
     named = "--data.tokenizer=itmkit.data.WordTokenizer"
-    put, _ = composed(["fit", "--config=mate/precomp", named, "--data.tokenizer.max_length=9"])
-    assert put[2] == named
+    put = composed(["fit", "--config=mate/precomp", named, "--data.tokenizer.max_length=9"]).words
+    assert put[1] == named
 
 
-def test_the_known_options_are_those_of_the_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Parsed(Exception):
-        pass
-
-    parsers = {}
-
-    def parse(cli: MatcherCLI, *_: object) -> None:
-        parsers.update(cli._subcommand_parsers)
-        raise Parsed
-
-    monkeypatch.setattr(MatcherCLI, "parse_arguments", parse)
-    for command in ("fit", "validate", "test", "predict"):
-        with pytest.raises(Parsed):
-            MatcherCLI(Matcher, ImageTextData, [command])
-        assert list(parsers)[-1] == command  # its own alone
-    assert len(parsers) == 4
-    for parser in parsers.values():
-        names = {name.lstrip("-") for name in parser._option_string_actions} - {"c"}
-        assert {name for name in names if "." not in name} - set(SECTIONS) == {*OPTIONS, "h"} - {
-            "help_trainer"
-        }
-        assert {name.partition(".")[0] for name in names if "." in name} == set(SECTIONS)
+def test_the_known_options_are_those_of_the_parser() -> None:
+    parser = command_parser("fit")
+    names = {name.lstrip("-") for name in parser._option_string_actions} - {"c"}
+    alone = {name for name in names if "." not in name} - set(SECTIONS)
+    assert alone == {*OPTIONS, "h"} - {"help_trainer"}
+    assert {name.partition(".")[0] for name in names if "." in name} == set(SECTIONS)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ SUPPORT = Path(__file__).parent
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
-        *("itmkit.cli.matcher_cli", "itmkit.callbacks", "itmkit.data", "itmkit.losses"),
+        *("itmkit.cli.matcher_run", "itmkit.callbacks", "itmkit.data", "itmkit.losses"),
         *(
             "itmkit.systems",
             "pytest",
