@@ -32,6 +32,10 @@ _PLAINER = (
     (r"(are required: .*?)\. Got value: Namespace\(class_path='(.*?)'.*", r"\1 (of \2)"),
     (r"Expected an instantiatable class, but is abstract; Given value: (\S+)", r"\1 is abstract"),
     (r"Expected an instantiatable class, but (\S+) is abstract", r"\1 is abstract"),
+    (
+        r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+        r"itmkit does not accept option '\1.\2'",
+    ),
     (r"unrecognized arguments: --", "unknown option --"),
 )
 
