@@ -54,8 +54,8 @@ def compose(
     Example:
         >>> from itmkit.configs import load_config
         >>> found = compose([load_config("mate/precomp")], [("features", "DIR")])
-        >>> found.words[1:]
-        ['--data.dataset.root=DIR']
+        >>> found.words[1:3]
+        ['--data.dataset.root=DIR', '--model.text_encoder.dim=1024']
     """
     merged: dict[str, Any] = reduce(merge, map(dict, files), {})
     short = {name: _parsed(text) for name, text in options if name in SHORT_OPTIONS}
