@@ -96,6 +96,23 @@ class MappedArray:
             for own in rows:
                 self._unread[own] = False
 
+    def padded(self, spans: Sequence[slice], columns: slice) -> np.ndarray[Any, Any]:
+        """Spans of rows of a file of rank 2 as float32 ``(n, L, D)``, zero behind the shorter ones.
+
+        Args:
+            spans: slices with a start and a stop.
+            columns: of the second dimension.
+
+        Raises:
+            NotFiniteError: if a value is not finite.
+            InputError: if the file is not the one that was opened.
+        """
+        lengths = [span.stop - span.start for span in spans]
+        block = np.zeros((len(spans), max(lengths, default=0), self.shape[1]), dtype=np.float32)
+        own = [part[:length] for part, length in zip(block, lengths, strict=True)]
+        self.fill(own, spans, columns)
+        return block
+
     def _announce(self, mapped: mmap, row: int, size: int) -> None:
         # The rows of a batch are then fetched from the disk together, and not page by page.
         start = self.array.offset % ALLOCATIONGRANULARITY + row * self.array.strides[0]
@@ -123,44 +140,106 @@ class NotFiniteError(InputError):
 
 
 class FeatureFile(MappedArray):
-    """A ``.npy`` file of image features, read row by row.
+    """A ``.npy`` file of image features, read image by image.
 
     Args:
-        path: of an array ``(n, N, D)``, float16, float32 or float64.
-        max_regions: how many regions of a row are read, the first ones; all where None.
+        path: of an array, float16, float32 or float64: ``(n, N, D)``; or ``(R, D)``, all regions of
+            all images, where ``{split}_counts.npy`` beside it says how many each image has.
+        max_regions: how many regions of an image are read, the first ones; all where None.
+
+    Attributes:
+        regions: of every image; None where that differs.
+        starts: ``(n + 1,)`` where the regions of an image begin, and where the last ones end; None
+            where all images have as many.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        InputError: if it is no whole ``.npy`` file, or of another rank or type.
+        InputError: if it is no whole ``.npy`` file, or of another rank or type, or the counts do
+            not fit it.
     """
 
     def __init__(self, path: str | Path, *, max_regions: int | None = None) -> None:
-        super().__init__(path, ("images", "regions", "dim"))
+        self.starts: np.ndarray[Any, Any] | None = None
+        counts = counts_path(user_path(path))
+        if counts is not None and counts.exists():
+            super().__init__(path, ("regions", "dim"))
+            self.starts = _read_starts(counts, self.path, self.shape[0])
+        else:
+            super().__init__(path, ("images", "regions", "dim"))
         self.max_regions = max_regions
 
+    @property
+    def regions(self) -> int | None:
+        """Of every image; None where that differs."""
+        return None if self.starts is not None else len(range(self.shape[1])[: self.max_regions])
+
+    def spans(self, rows: Sequence[int]) -> list[slice]:
+        """Where the regions of some images are in the file, where their numbers differ."""
+        assert self.starts is not None
+        ends = (self.starts[row + 1] for row in rows)
+        found = [
+            slice(int(self.starts[row]), int(end)) for row, end in zip(rows, ends, strict=True)
+        ]
+        if self.max_regions is None:
+            return found
+        return [slice(own.start, min(own.start + self.max_regions, own.stop)) for own in found]
+
     def read(self, rows: Sequence[int]) -> Tensor:
-        """The features of some rows as float32 ``(len(rows), N, D)``.
+        """The features of some images as float32 ``(len(rows), N, D)``, padded with zeros.
 
         Args:
-            rows: from 0 to the length of the file less 1.
+            rows: images, from 0 to the length of the file less 1.
 
         Raises:
-            BadSampleError: if those of a row are not all finite.
+            BadSampleError: if those of an image are not all finite.
             InputError: if the file is not the one that was opened.
         """
-        columns = slice(self.max_regions)
-        regions = len(range(self.shape[1])[columns])
-        # numpy's memory and not torch's: numpy asks for huge pages, filled in a third of the time
-        block = np.empty((len(rows), 1, regions, self.shape[2]), dtype=np.float32)
         try:
-            self.fill(block, [slice(row, row + 1) for row in rows], columns)  # type: ignore[arg-type]
+            if self.starts is not None:
+                return torch.from_numpy(self.padded(self.spans(rows), slice(None)))
+            # numpy's memory, not torch's: numpy asks for huge pages, filled in a third of the time
+            shape = (len(rows), 1, len(range(self.shape[1])[: self.max_regions]), self.shape[2])
+            block = np.empty(shape, dtype=np.float32)
+            own = [slice(row, row + 1) for row in rows]
+            self.fill(block, own, slice(self.max_regions))  # type: ignore[arg-type]
         except NotFiniteError as error:
-            row, region, _ = error.place
+            row, region = error.place[:2]
+            if self.starts is not None:
+                region = row
+                row = int(np.searchsorted(self.starts, region, side="right")) - 1
+                region -= int(self.starts[row])
             raise BadSampleError(
                 f"{self.path} has a value that is not finite in row {row}: "
                 f"{error.value:g} in its region {region}"
             ) from None
         return torch.from_numpy(block[:, 0])
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1 if self.starts is not None else self.shape[0]
+
+
+def counts_path(path: Path) -> Path | None:
+    """Where the numbers of regions of a ``{split}_ims.npy`` are; None of a file of another name."""
+    name = path.name.removesuffix("_ims.npy")
+    return None if name == path.name else path.with_name(f"{name}_counts.npy")
+
+
+def _read_starts(path: Path, features: Path, regions: int) -> np.ndarray[Any, Any]:
+    counts = open_array(path)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu":
+        raise InputError(
+            f"{path} has {counts.dtype} of the shape {counts.shape}; expected integers (images,)"
+        )
+    if len(counts) and counts.min() < 1:
+        row = int(counts.argmin())
+        raise InputError(f"{path} has {counts[row]} regions in row {row}; expected 1 or more")
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    if starts[-1] != regions:
+        raise InputError(
+            f"{path} has {starts[-1]} regions in all; expected {regions}, the rows of "
+            f"{features.name}"
+        )
+    return starts
 
 
 def _copy(stored: np.ndarray[Any, Any], features: np.ndarray[Any, Any]) -> None:

@@ -14,14 +14,11 @@ from itmkit.data.captions import Captions, check_unique
 from itmkit.data.dataset import CaptionedImages
 from itmkit.data.feature_file import (
     FeatureFile,
-    open_array,
     open_split,
-    open_views,
     read_lines,
     read_names,
-    read_preprocessing,
 )
-from itmkit.data.stored_features import StoredFeatures, noted_boxes
+from itmkit.data.stored_features import stored_features
 from itmkit.files import check_folder, read_json, user_path
 
 
@@ -30,6 +27,8 @@ class PrecompDataset(CaptionedImages):
 
     ===========================  ==================================================================
     ``{split}_ims.npy``          features ``(n, N, D)``, float16 or float32; never loaded whole
+    ``{split}_counts.npy``       optional: ``(n,)`` regions of each image, where they differ; the
+                                 features are then ``(R, D)``, image by image, and boxes ``(R, 4)``
     ``{split}_caps.txt``         UTF-8, a caption a line; five for every image, in their order.
                                  ``itmkit extract`` writes none for images without captions
     ``{split}_ids.txt``          optional: a name a line, one for every image (or row)
@@ -66,15 +65,8 @@ class PrecompDataset(CaptionedImages):
         features = open_split(folder, split, max_regions=max_regions)
         captions = scan_captions(split, folder, features)
         every = len(features) // len(captions.names)
-        images = StoredFeatures(
-            captions.names,
-            features,
-            range(0, len(features), every),
-            boxes=_read_boxes(folder, split, features, every),
-            relations=_open_relations(folder, split, features, every),
-            preprocessing=read_preprocessing(folder / f"{split}_features.json"),
-            views=open_views(folder, split, features),
-        )
+        rows = range(0, len(features), every)
+        images = stored_features(folder, split, features, captions.names, rows, every=every)
         super().__init__(captions, images)
 
 
@@ -114,50 +106,9 @@ def scan_captions(split: str, folder: Path, features: FeatureFile) -> Captions:
     return Captions(split, names, sentences, caption_images)
 
 
-def _open_relations(
-    folder: Path, split: str, features: FeatureFile, every: int
-) -> FeatureFile | None:
-    path = folder / f"{split}_iou.npy"
-    if not path.exists():
-        return None
-    relations = FeatureFile(path, max_regions=features.max_regions)
-    rows, regions, _ = features.shape
-    shape = (rows, regions, regions)
-    if relations.shape not in (shape, (rows // every, regions, regions)):
-        raise InputError(f"{path} has the shape {relations.shape}; expected {shape}")
-    return relations
-
-
-def _read_boxes(folder: Path, split: str, features: FeatureFile, every: int) -> Tensor | None:
-    path = folder / f"{split}_boxes.npy"
-    rows, regions, _ = features.shape
-    if not path.exists():
-        return noted_boxes(folder, split, features)
-    boxes = _read_array(path, (rows, regions, 4), every)
-    sizes_path = folder / f"{split}_img_sizes.npy"
-    if sizes_path.exists():
-        boxes /= _read_array(sizes_path, (rows, 2), every).repeat(1, 2)[:, None, :]
-    outside = ~((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).flatten(1).all(1)
-    if bool(outside.any()):
-        of = f"divided by {sizes_path.name}" if sizes_path.exists() else "as they are"
-        raise InputError(
-            f"{path} goes from {boxes.min():g} to {boxes.max():g} ({of}); expected [0, 1], "
-            f"but not so in row {int(outside.long().argmax())}: boxes in pixels need "
-            f"{sizes_path.name} with (width, height) of every image"
-        )
-    turned = (boxes[..., 2:] < boxes[..., :2]).any(-1)
-    if bool(turned.any()):
-        row, region = turned.nonzero()[0].tolist()
-        raise InputError(
-            f"{path} has a box with x2 < x1 or y2 < y1, {boxes[row, region].tolist()} in row "
-            f"{row}; expected x1, y1, x2, y2"
-        )
-    return boxes.clamp(0, 1)
-
-
 def _five_times(features: FeatureFile) -> bool:
     groups, rest = divmod(len(features), 5)
-    if rest:
+    if rest or features.regions is None:
         return False
     return all(
         np.array_equal(features.array[5 * group], features.array[5 * group + other])
@@ -203,13 +154,3 @@ def _read_rows(path: Path, captions: int, images: int) -> Tensor:
             )
         found.append(int(line))
     return torch.tensor(found)
-
-
-def _read_array(path: Path, shape: tuple[int, ...], every: int) -> Tensor:
-    array = open_array(path)
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{path} holds {array.dtype}; expected numbers")
-    if array.shape not in (shape, (shape[0] // every, *shape[1:])):
-        raise InputError(f"{path} has the shape {array.shape}; expected {shape}")
-    step = every if array.shape == shape else 1
-    return torch.from_numpy(np.array(array[::step], dtype=np.float32))

@@ -96,20 +96,13 @@ class TokenFile(MappedArray):
             InputError: if the file is not the one that was opened, or a value is not finite.
         """
         spans = [slice(int(self._starts[row]), int(self._starts[row + 1])) for row in rows]
-        lengths = [span.stop - span.start for span in spans]
-        block = np.zeros((len(spans), max(lengths, default=0), self.shape[1]), dtype=np.float32)
         try:
-            self.fill(
-                [own[:length] for own, length in zip(block, lengths, strict=True)],
-                spans,
-                slice(None),
-            )
+            return torch.from_numpy(self.padded(spans, slice(None)))
         except NotFiniteError as error:
             raise InputError(
                 f"{self.path} has a value that is not finite in row {error.place[0]}: "
                 f"{error.value:g}"
             ) from None
-        return torch.from_numpy(block)
 
 
 class CaptionFeatures(CaptionTokens):
