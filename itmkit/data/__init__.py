@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from itmkit.data.relations import box_relations
     from itmkit.data.shapes import ShapesDataset
     from itmkit.data.stored_features import StoredFeatures
+    from itmkit.data.swapped_captions import SwappedCaptions
     from itmkit.data.tokenizer import (
         Caption,
         Tokenizer,
@@ -56,6 +57,7 @@ _HOME = {
     "Preprocessing": "preprocessing",
     "ShapesDataset": "shapes",
     "StoredFeatures": "stored_features",
+    "SwappedCaptions": "swapped_captions",
     "Texts": "batch",
     "Tokenizer": "tokenizer",
     "TransformersTokenizer": "tokenizer",
@@ -96,6 +98,7 @@ __all__ = [
     "Regions",
     "ShapesDataset",
     "StoredFeatures",
+    "SwappedCaptions",
     "Texts",
     "Tokenizer",
     "TransformersTokenizer",

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Generator, Tensor
 
-from itmkit.checks import InputError, check_choice, check_count
+from itmkit.checks import InputError, check_choice, check_count, check_share
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.exclusion import kept_captions
@@ -33,6 +33,7 @@ from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed
 from itmkit.data.photos import Photos
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.stored_features import StoredFeatures
+from itmkit.data.swapped_captions import SwappedCaptions
 from itmkit.data.token_file import (
     MODEL_KEYS,
     CaptionFeatures,
@@ -90,6 +91,11 @@ class ImageTextData(LightningDataModule):
             (column ``image``) and one of its captions word for word (column ``caption``); without
             a caption, all captions of the image. It is counted in a line when training starts.
             Validation and test do not change.
+        noise_rate: share of the training captions that stand at an image which they do not
+            describe, in [0, 1], for studies of noisy correspondence; see
+            :class:`~itmkit.data.SwappedCaptions`. A fit lists them in ``swapped_captions.csv``.
+            Validation and test do not change.
+        noise_seed: of the choice of these captions, at least 0.
         on_error: what becomes of an image that its dataset cannot use (:class:`BadSampleError`: not
             readable, gone, too large, not finite). ``"raise"``: the error. ``"skip"``: a training
             row gets another caption with its image, drawn by the seed, the epoch and the caption;
@@ -126,6 +132,8 @@ class ImageTextData(LightningDataModule):
         val_split: str | None = "val",
         test_split: str = "test",
         exclude: str | Path | None = None,
+        noise_rate: float = 0.0,
+        noise_seed: int = 0,
         on_error: OnError = "raise",
     ) -> None:
         super().__init__()
@@ -133,6 +141,13 @@ class ImageTextData(LightningDataModule):
             batch_size=batch_size, eval_batch_size=eval_batch_size, caption_views=caption_views
         )
         check_count(0, bucket_batches=bucket_batches, num_workers=num_workers, seed=seed)
+        check_share(noise_rate=noise_rate)
+        check_count(0, noise_seed=noise_seed)
+        if noise_rate and train_split in (val_split, test_split):
+            raise InputError(
+                f"noise_rate is {noise_rate} and train_split is evaluated too; expected another "
+                "split for val_split and test_split, whose captions are true"
+            )
         if relation_threshold is not None and not 0 < relation_threshold <= 1:
             raise InputError(
                 f"relation_threshold is {relation_threshold}; expected a number in (0, 1], or None"
@@ -160,6 +175,8 @@ class ImageTextData(LightningDataModule):
         self.val_split = val_split
         self.test_split = test_split
         self.exclude = exclude
+        self.noise_rate = noise_rate
+        self.noise_seed = noise_seed
         self.on_error = on_error
         self._skips: Skips = {}
         self._given_tokenizer = tokenizer
@@ -246,6 +263,25 @@ class ImageTextData(LightningDataModule):
         write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         return path
 
+    def write_swapped(self, folder: str | Path | None) -> Path | None:
+        """Write ``swapped_captions.csv``: what ``noise_rate`` moved to another image.
+
+        Its columns are ``image``, ``caption`` and ``own_image``, from where the caption comes;
+        ``exclude`` takes it, to train without these captions.
+
+        Args:
+            folder: of the first process. Nothing is written where None, or without ``noise_rate``.
+
+        Returns:
+            The path of the file, where one was written.
+        """
+        train = self.split(self.train_split)
+        if folder is None or rank() != 0 or not isinstance(train, SwappedCaptions):
+            return None
+        path = user_path(folder) / "swapped_captions.csv"
+        write_text(path, train.table())
+        return path
+
     def split(self, name: str) -> ImageTextDataset:
         """The dataset of a split; made when first asked for.
 
@@ -256,6 +292,8 @@ class ImageTextData(LightningDataModule):
             dataset = self.dataset(name)
             if len(dataset) == 0:
                 raise InputError(f"split {name!r} has no images; expected at least one")
+            if self.noise_rate and name == self.train_split:
+                dataset = SwappedCaptions(dataset, rate=self.noise_rate, seed=self.noise_seed)
             self._warn_of_shared_photos(dataset)
             self._splits[name] = dataset
         return self._splits[name]

@@ -116,6 +116,8 @@ class Run:
         with self._guarded():
             self.data.trainer = self.trainer  # knows the number of processes
             self.data.setup("fit")  # training data at fault is found before anything is measured
+            if (swapped := self.data.write_swapped(self.folder)) is not None:
+                rank_zero_only(print)(f"captions at images of others: {swapped}")
             steps_before = 0
             if ckpt_path is not None:
                 checkpoint = read_checkpoint(ckpt_path, "ckpt_path", type(self.model))
