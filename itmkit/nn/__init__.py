@@ -31,6 +31,7 @@ from itmkit.nn.refinement.graph_reasoning import GraphReasoning
 from itmkit.nn.refinement.refined_similarity import RefinedSimilarity
 from itmkit.nn.refinement.text_refinement import TextRefinement
 from itmkit.nn.refinement.visual_refinement import VisualRefinement
+from itmkit.nn.teacher import Teacher
 from itmkit.vectors import l2_normalize
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "ScanAttention",
     "SharedLevels",
     "StoredTokens",
+    "Teacher",
     "TextRefinement",
     "TimmGrid",
     "TimmLevels",
