@@ -48,9 +48,10 @@ LAYERS = {
     "vectors": 0,
 }
 #: what a package may import from its own layer: retrieval needs batches and recall, the miner of
-#: negatives encodes and orders data, and the cache of features needs what extracts them
+#: negatives encodes and orders data, the momentum teacher is a callback of one of nn, and the cache
+#: of features needs what extracts them
 BESIDE = {
-    "callbacks": ("itmkit.data", "itmkit.retrieval"),
+    "callbacks": ("itmkit.data", "itmkit.nn", "itmkit.retrieval"),
     "retrieval": ("itmkit.data.batch", "itmkit.metrics"),
     "retriever": ("itmkit.report.explain",),
     "frozen_features": ("itmkit.extraction",),
