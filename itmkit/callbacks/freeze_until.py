@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from itmkit._internals import wrap_anew
+from itmkit._internals import callbacks_of, wrap_anew
 from itmkit.callbacks.submodules import check_names, find_submodule
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count
 
@@ -24,6 +24,8 @@ class FreezeUntil(Callback):
     stays frozen. The parameters are in the optimizer from the start and have no state there until
     they are trained, so the parameter groups never change. Whether they are frozen follows from
     the epoch or the step of the trainer alone, so nothing is saved and a resumed run is the same.
+
+    Several of them may hold the same submodule: it is frozen as long as one of them holds it.
 
     Under DDP the model is wrapped anew whenever this changes, because DDP settles which gradients
     it synchronises when it wraps. Other strategies of several devices are refused.
@@ -86,9 +88,9 @@ class FreezeUntil(Callback):
         frozen = self.since <= now and (self.until is None or now < self.until)
         if frozen != self._frozen:
             if frozen:
-                self._freeze(pl_module)
+                self._freeze(trainer, pl_module)
             else:
-                self._release()
+                self._release(trainer)
             _wrap_anew(trainer.strategy)
         for module in self._modes:  # every time: somebody may have called train()
             module.training = False
@@ -96,19 +98,22 @@ class FreezeUntil(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._release()
+        self._release(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
+        self._release(trainer)
 
     def _parts(self, pl_module: LightningModule) -> list[nn.Module]:
         return [find_submodule(pl_module, name) for name in self.submodules]
 
-    def _freeze(self, pl_module: LightningModule) -> None:
+    def _freeze(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parts = self._parts(pl_module)
+        modes, gradients = self._held_by_others(trainer)
         self._frozen = True
-        self._modes = {module: module.training for part in parts for module in part.modules()}
-        self._gradients = {p: p.requires_grad for part in parts for p in part.parameters()}
+        self._modes = {m: modes.get(m, m.training) for part in parts for m in part.modules()}
+        self._gradients = {
+            p: gradients.get(p, p.requires_grad) for part in parts for p in part.parameters()
+        }
         for parameter in self._gradients:
             parameter.requires_grad = False
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
@@ -116,13 +121,28 @@ class FreezeUntil(Callback):
                 f"submodules: {self.submodules} leave {type(pl_module).__name__} nothing to train"
             )
 
-    def _release(self) -> None:
+    def _release(self, trainer: Trainer) -> None:
+        modes, gradients = self._held_by_others(trainer)
         self._frozen = False
         for parameter, gradient in self._gradients.items():
-            parameter.requires_grad = gradient
+            if parameter not in gradients:
+                parameter.requires_grad = gradient
         for module, mode in self._modes.items():
-            module.training = mode
+            if module not in modes:
+                module.training = mode
         self._gradients, self._modes = {}, {}
+
+    def _held_by_others(
+        self, trainer: Trainer
+    ) -> tuple[dict[nn.Module, bool], dict[nn.Parameter, bool]]:
+        """What other callbacks of this class keep frozen, as it was before."""
+        modes: dict[nn.Module, bool] = {}
+        gradients: dict[nn.Parameter, bool] = {}
+        for other in callbacks_of(trainer, FreezeUntil):
+            if other is not self:
+                modes |= other._modes
+                gradients |= other._gradients
+        return modes, gradients
 
 
 def _wrapper(strategy: Strategy) -> DistributedDataParallel | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Generator, Tensor
 
 from itmkit._internals import data_module_of
@@ -178,10 +176,12 @@ class HardNegativeMiner(Callback):
 
     def _mined(self, trainer: Trainer, model: Any) -> Rivals:
         data, precision = data_module_of(trainer), trainer.precision_plugin
-        mixed = isinstance(precision, MixedPrecision)
-        with precision.forward_context() if mixed else nullcontext():
+        with precision.forward_context():
             loader = data.evaluation_dataloader(data.train_split, share=(rank(), world_size()))
-            parts = [_scored_fields(model, encode(model, [batch])) for batch in loader]
+            parts = [
+                _scored_fields(model, encode(model, [precision.convert_input(batch)]))
+                for batch in loader
+            ]
             gallery = Gallery.gathered(parts)
             dataset = data.split(data.train_split)
             size = (len(dataset), len(dataset.captions))

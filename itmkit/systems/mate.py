@@ -23,9 +23,11 @@ from itmkit.losses import (
     SigLIPLoss,
 )
 from itmkit.losses.kind import check_kind
+from itmkit.modes import evaluation_mode
 from itmkit.nn import ExternalSpatialAttention, MatchingHead, l2_normalize
 from itmkit.nn.contract import Fusion, common_width
 from itmkit.nn.pooling.external_attention import pooled_shares
+from itmkit.nn.weights import freeze_unused
 from itmkit.precision import at_least_float32
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
@@ -34,6 +36,8 @@ from itmkit.systems.matcher import Matcher, cosine_scores
 
 #: callbacks of models, which may still be a Trainer's when it is used again
 _MADE: WeakSet[Callback] = WeakSet()
+_GLOBAL_LOSSES = ("triplet", "hect", "distillation")
+_FUSION_BRANCH = ("fusion", "matching_head", "fusion_loss")
 
 
 class MATE(Matcher):
@@ -57,7 +61,7 @@ class MATE(Matcher):
     the encoders too, as published.
 
     Each may be replaced (``--model.triplet itmkit.losses.InfoNCELoss``), or left out by a weight of
-    0.
+    0. Parameters that no loss reads are not trained.
 
     Zhou and Wang, "Unified learning for image-text alignment via multi-scale feature fusion",
     Computer Vision and Image Understanding 260, 2025. Differs from the released code: that fuses
@@ -209,20 +213,38 @@ class MATE(Matcher):
         self.fusion = fusion
         self.matching_head = matching_head
         self._taught: tuple[Tensor, Tensor, Tensor] | None = None
+        self._freeze_unused()
         self.register_buffer("queue_image", torch.zeros(queue_size, dim))
         self.register_buffer("queue_text", torch.zeros(queue_size, dim))
         self.register_buffer("queue_ids", torch.full((queue_size,), -1))
         self._filled: int | None = None  # rows of the queue; None where they are to be counted
         self.register_load_state_dict_post_hook(_count_anew)
 
+    def _freeze_unused(self) -> None:
+        """Stop training what no loss reads: DDP waits for a gradient of all that is trained."""
+        modules = {name: [getattr(self, name)] for name in _GLOBAL_LOSSES}
+        modules["fusion"] = [getattr(self, name) for name in _FUSION_BRANCH]
+        for name, weight in self.weights.items():
+            for module in modules[name]:
+                if not weight and module is not None:
+                    module.requires_grad_(False)
+        if self.weights["fusion"] and _is_learnt(self.fusion):  # a head reads other outputs of it
+            assert self.fusion is not None
+            vector = next(self.fusion.parameters()).new_ones(1, self.image_pool.dim)
+            side = _encoding(vector, vector[:, None], None)
+            pair = torch.zeros(1, 2, dtype=torch.int64, device=vector.device)
+            with evaluation_mode(self.fusion):
+                freeze_unused(self.fusion, self.rerank(side, side, pair))
+
     def configure_callbacks(self) -> Sequence[Callback]:
         """The momentum teacher, where something is learnt from it; what freezes each stage."""
         branch = ["image_encoder", "text_encoder", "image_pool", "text_pool"]
         callbacks: list[Callback] = []
         if self.weights["distillation"]:
-            callbacks.append(MomentumTeacher(self.momentum, branch))
+            callbacks.append(MomentumTeacher(self.momentum, list(branch)))
         if self.fusion_start is not None:
-            heads = [name for name in ("fusion", "matching_head") if getattr(self, name)]
+            heads = [name for name in _FUSION_BRANCH if _is_learnt(getattr(self, name))]
+            branch += [name for name in _GLOBAL_LOSSES if _is_learnt(getattr(self, name))]
             callbacks.append(FreezeUntil(heads, self.fusion_start, "step"))
             callbacks.append(FreezeUntil(branch, None, "step", since=self.fusion_start))
         self._check_callbacks(callbacks)
@@ -462,6 +484,10 @@ class MATE(Matcher):
         # Where all captions are of one image, the pairs taken for wrong ones are true.
         is_true = torch.stack([torch.ones_like(valid), ~valid], dim=1)
         return self.fusion_loss(torch.stack([positive, negative], dim=1), is_true)
+
+
+def _is_learnt(module: nn.Module | None) -> bool:
+    return module is not None and next(module.parameters(), None) is not None
 
 
 def _count_anew(mate: MATE, _: Any) -> None:

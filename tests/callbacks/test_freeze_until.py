@@ -401,3 +401,43 @@ def test_frozen_from_a_step_on(until: int | None) -> None:
     expected = [step >= 2 and (until is None or step < until) for _, step, _ in record.seen]
     assert [frozen for _, _, frozen in record.seen] == expected
     assert set(expected) == {True, False}
+
+
+def in_effect(model: Model, *callbacks: FreezeUntil, **options: Any) -> list[bool]:
+    """Whether the backbone was frozen in every step of a fit."""
+    record = Record()
+    fit(model, *callbacks, record, **options)
+    assert state_of(model) == (MODES, GRADIENTS)
+    return [frozen for *_, frozen in record.seen]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("second", "frozen"),
+    [
+        ({"until": 8}, 8),  # the first to end does not free what the other holds
+        ({"until": 8, "since": 3}, 8),
+        ({"until": 8, "since": 5}, 8),  # from one to the other
+        ({"until": None, "since": 2}, 24),
+        ({"until": 3}, 5),
+    ],
+)
+def test_what_two_hold_is_frozen_until_both_let_it_go(
+    order: int, second: dict[str, Any], frozen: int
+) -> None:
+    both = [
+        FreezeUntil(["encoder.backbone"], 5, "step"),
+        FreezeUntil(["encoder"], unit="step", **second),
+    ]
+    assert in_effect(Model(), *both[::order]) == [k < frozen for k in range(24)]
+
+
+def test_what_two_hold_is_as_before_when_a_fit_fails() -> None:
+    class Fail(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise RuntimeError("fails")
+
+    model = Model()
+    with pytest.raises(RuntimeError, match="fails"):
+        fit(model, FreezeUntil(["encoder"], 5), FreezeUntil(["encoder.backbone"], 2), Fail())
+    assert state_of(model) == (MODES, GRADIENTS)

@@ -126,6 +126,26 @@ CONFIGURATIONS = {
             ]
         },
     ),
+    # Two stages, each with losses that are learnt, and negatives of the whole split; a head that
+    # reads another output of the fusion than its own score.
+    "mate_stages": configuration(
+        "MATE",
+        fusion=part("itmkit.nn.CrossAttentionFusion", dim=DIM, num_heads=2, dropout=0.0),
+        matching_head=part("itmkit.nn.MatchingHead", dim=DIM),
+        triplet=part("itmkit.losses.InfoNCELoss", learnt=True),
+        fusion_loss=part("itmkit.losses.SigLIPLoss", temperature=1.0, bias=0.0),
+        fusion_group=4,
+        fusion_start=5,
+        token_drop=0.0,
+        momentum=0.9,
+        rerank_top_k=4,
+        rerank_weight=None,
+        trainer={
+            "callbacks": [
+                part("itmkit.callbacks.HardNegativeMiner", group_size=4, start_epoch=1, top_k=4)
+            ]
+        },
+    ),
     # Features that one of the processes extracts, once, and all read.
     "photos": configuration(
         "DAIM",

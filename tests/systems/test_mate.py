@@ -10,8 +10,15 @@ from quiet_trainer import quiet_trainer
 from itmkit.callbacks import FreezeUntil, MomentumTeacher
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData, ShapesDataset
-from itmkit.losses import GroupTripletLoss, SigLIPLoss
-from itmkit.nn import BiGRU, CrossAttentionFusion, FusionEncoder, RegionProjection, TimmGrid
+from itmkit.losses import GroupTripletLoss, InfoNCELoss, SigLIPLoss
+from itmkit.nn import (
+    BiGRU,
+    CrossAttentionFusion,
+    FusionEncoder,
+    MatchingHead,
+    RegionProjection,
+    TimmGrid,
+)
 from itmkit.retrieval import encode, evaluate, evaluating
 from itmkit.systems import MATE
 
@@ -119,6 +126,44 @@ def test_groups_naive_loop_reference():
     assert len(set(batch.image_ids[:3].tolist())) == 3  # else another pair of a group is true
     assert len(set(batch.image_ids[3:].tolist())) == 3
     torch.testing.assert_close(term, torch.stack(costs).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_what_no_loss_reads_is_not_trained():
+    fusion = partial(CrossAttentionFusion, DIM, num_heads=2)
+
+    def frozen(**options):
+        mate = make_mate(**options)
+        return {n.partition(".")[0] for n, p in mate.named_parameters() if not p.requires_grad}
+
+    assert frozen(fusion=fusion()) == set()
+    assert frozen(fusion=fusion(), fusion_weight=0) == {"fusion"}
+    assert frozen(triplet=InfoNCELoss(learnt=True), triplet_weight=0) == {"triplet"}
+    mate = make_mate(fusion=fusion(), matching_head=MatchingHead(DIM))
+    names = [name for name, p in mate.fusion.named_parameters() if not p.requires_grad]
+    assert set(names) == {"log_scale", "hidden.weight", "hidden.bias", "out.weight", "out.bias"}
+
+
+def test_learnt_losses_are_trained_in_their_stage(tmp_path):
+    mate = make_mate(
+        fusion=CrossAttentionFusion(DIM, num_heads=2),
+        triplet=InfoNCELoss(learnt=True),
+        fusion_loss=SigLIPLoss(1.0, 0.0),
+        fusion_start=2,
+        lr_factors={"triplet": 100.0, "fusion_loss": 100.0},
+    )
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            seen.append([loss.log_temperature.item() for loss in (mate.triplet, mate.fusion_loss)])
+
+    trainer = quiet_trainer(tmp_path, max_steps=4, limit_val_batches=0, callbacks=[Watch()])
+    trainer.fit(mate, make_data())
+    of_global, of_fusion = zip(*seen, strict=True)
+    assert len(set(of_global)) == 2
+    assert of_global[1:] == (of_global[1],) * 3
+    assert len(set(of_fusion)) == 3
+    assert of_fusion[0] == of_fusion[1]
 
 
 def test_second_stage_trains_the_fusion_branch_alone_and_is_fitted(tmp_path):
