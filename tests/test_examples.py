@@ -72,6 +72,7 @@ def test_lora_trains_its_matrices_alone_and_is_merged(
     assert scores.isfinite().all()
 
 
+@pytest.mark.long
 @pytest.mark.extras
 @pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")
 def test_pictures_encoded_with_ray_are_searched_in_lancedb(

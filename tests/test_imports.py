@@ -107,29 +107,34 @@ def test_the_law_itself() -> None:
     assert broken_laws("itmkit.retrieval.x", "from itmkit.data import Batch") != []
 
 
-def modules_after(statement: str) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after a statement."""
-    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+def modules_after(*statements: str) -> list[set[str]]:
+    """Top-level modules that a fresh interpreter holds after each of some statements."""
+    lines = ["import sys", *(f"{one}\nprint(*sys.modules, file=sys.stderr)" for one in statements)]
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+        [sys.executable, "-W", "ignore", "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
     )
-    return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    rows = done.stderr.splitlines()[-len(statements) :]
+    return [{name.partition(".")[0] for name in row.split()} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["nn", "losses"])
-def test_light_packages_import_nothing_heavy(name: str) -> None:
-    files = (PACKAGE / name).rglob("*.py")
+def test_light_packages_import_nothing_heavy_and_training_no_wandb_and_no_timm_unasked() -> None:
+    files = [*(PACKAGE / "nn").rglob("*.py"), *(PACKAGE / "losses").rglob("*.py")]
     modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files]
-    loaded = modules_after(f"import {', '.join(m.removesuffix('.__init__') for m in modules)}")
-    assert "torch" in loaded
-    assert not loaded & {"lightning", "pytorch_lightning", "transformers", "timm", "wandb"}
-
-
-def test_training_imports_no_wandb_and_no_timm_unasked() -> None:
-    loaded = modules_after("import itmkit.cli.matcher_run, itmkit.data.module, itmkit.systems")
-    assert "lightning" in loaded
-    assert not loaded & {"timm", "wandb"}
+    light, training = modules_after(
+        f"import {', '.join(m.removesuffix('.__init__') for m in modules)}",
+        "import itmkit.cli.matcher_run, itmkit.data.module, itmkit.systems",
+    )
+    assert "torch" in light
+    heavy = "lightning pytorch_lightning torchmetrics torchvision transformers timm wandb"
+    assert not light & set(heavy.split())
+    assert "lightning" in training
+    assert not training & {"timm", "wandb"}
 
 
 def test_package_and_help_import_no_torch() -> None:
-    assert "torch" not in modules_after("from itmkit.cli import main; main(['--help'])")
+    (loaded,) = modules_after("from itmkit.cli import main; main(['--help'])")
+    assert "torch" not in loaded

@@ -209,13 +209,18 @@ def test_every_module_is_exported() -> None:
     assert modules == {name.partition(" ")[0] for name in CASES}
 
 
-#: those that take seconds and are much like another
+#: those that take seconds; the parts that they are made of, or much alike, are in the short run
 SLOW = {
     "ClipModel siglip",
     "CrossAttentionSimilarity smooth",
+    "RefinedSimilarity",
     "RefinedSimilarity prob",
     "RefinedSimilarity saf",
+    "TextRefinement",
     "TimmGrid vit",
+    "TimmLevels",
+    "TransformerLevels",
+    "VisualRefinement",
 }
 
 

@@ -67,7 +67,7 @@ def recalls(own: Gallery, chunk_size: int) -> dict[str, dict[str, float]]:
 
 @pytest.mark.filterwarnings("ignore:the rank of")
 @pytest.mark.parametrize("noise", [0.0, 1e-8])
-@pytest.mark.parametrize("chunk_size", [7, 47, 64, 149, 256])
+@pytest.mark.parametrize("chunk_size", [23, 64, 149, 256])
 def test_every_path_counts_duplicates_against_the_query(chunk_size, noise, monkeypatch):
     """The last block is narrower than the others, so its products add up in another order."""
     monkeypatch.setattr(recall, "_TILE", chunk_size)
@@ -83,7 +83,7 @@ def test_every_path_counts_duplicates_against_the_query(chunk_size, noise, monke
 
 
 @pytest.mark.filterwarnings("ignore:the rank of")
-@pytest.mark.parametrize("chunk_size", [7, 64, 256])
+@pytest.mark.parametrize("chunk_size", [23, 64, 256])
 def test_paths_agree_on_ordinary_vectors(chunk_size):
     g = torch.Generator().manual_seed(4)
     own = duplicates()
@@ -144,7 +144,7 @@ def test_search_of_duplicates_is_the_same_in_any_chunks():
     own = duplicates(1e-8)
     found = [
         best_images(Cosine(), own.texts, own.images, 20, top_k=top_k, chunk_size=chunk_size)[1]
-        for chunk_size in (7, 64, 256)
+        for chunk_size in (23, 64, 256)
         for top_k in (0, 5)
     ]
     assert all(torch.equal(one, found[0]) for one in found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle, islice, repeat
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -170,7 +171,7 @@ ALL = SYSTEMS | VARIANTS
 
 
 def with_encoders(cases: dict[str, Case]) -> list[tuple[str, str | None, str | None]]:
-    """Every system with every pair of encoders that fit it; None: those that it has."""
+    """Every system with every encoder that fits it, in pairs; None: those that it has."""
     found: list[tuple[str, str | None, str | None]] = []
     for name, case in cases.items():
         if case.encoders is None or case.images == "four":
@@ -178,7 +179,8 @@ def with_encoders(cases: dict[str, Case]) -> list[tuple[str, str | None, str | N
             continue
         levels = case.encoders == LEVELS
         images, texts = (IMAGE_LEVELS, TEXT_LEVELS) if levels else (IMAGE, TEXT)
-        found += [(name, image, text) for image in images for text in texts]
+        count = max(len(images), len(texts))  # one of each side at least once, not all pairs
+        found += list(islice(zip(repeat(name), cycle(images), cycle(texts)), count))
     return found
 
 

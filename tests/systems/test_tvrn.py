@@ -68,10 +68,11 @@ def test_loss_naive_loop_reference(kind, options):
         if batch.images.relations is not None:
             count = image.features.shape[1]
             image.relations = batch.images.relations[i, :count, :count][None]
+        encoded = tvrn.encode_image(image)
         for j in range(6):
             ids = batch.texts.ids[j][batch.texts.mask[j]][None]
             text = tvrn.encode_text(Texts(ids, torch.ones_like(ids, dtype=torch.bool)))
-            logits[i, j] = tvrn.score(tvrn.encode_image(image), text)[0, 0]
+            logits[i, j] = tvrn.score(encoded, text)[0, 0]
     ids = batch.image_ids.tolist()
     positives = torch.tensor([[i == j for j in ids] for i in ids])
     expected = HingeCrossEntropyLoss(weight=0.5)(logits, positives)
