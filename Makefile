@@ -22,6 +22,7 @@ $(INSTALLED): pyproject.toml itmkit/__init__.py
 	touch $@
 
 demo: env
+	$(BIN)/python -m pip install --quiet "matplotlib>=3.9"
 	$(BIN)/itmkit fit --config mate/shapes --name demo
 	$(BIN)/itmkit test --config mate/shapes --name demo --untrained true \
 		--ckpt_path runs/demo/latest/checkpoints/best.ckpt

@@ -16,6 +16,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+os.environ.setdefault("ITMKIT_REPORT", "false")  # a page of each run would take seconds
+
 torch.set_num_threads(1)  # tests run side by side; small tensors gain nothing from threads
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -46,6 +47,8 @@ def command_parser(command: str) -> MatcherParser:
     parser.add_argument("--protocol_files", type=list[str] | str | None, default=None)
     parser.add_argument("--keep", type=int, default=10)
     parser.add_argument("--trec", type=bool, default=False)
+    reports = os.environ.get("ITMKIT_REPORT", "true") != "false"
+    parser.add_argument("--report", type=bool, default=reports)
     parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
     parser.add_class_arguments(LastCheckpoint, "last", skip={"dirpath"})
     parser.add_argument("--ckpt_path", type=str | None, default=None)

@@ -21,7 +21,9 @@ from itmkit.checks import InputError, check_count
 from itmkit.cli.arguments import composed, config_stems, split_options
 from itmkit.cli.matcher_parser import command_parser
 from itmkit.cli.quiet import quieten_lightning
+from itmkit.cli.report import report_of_training
 from itmkit.configs.agreement import short_names
+from itmkit.distributed import leave
 from itmkit.files import user_path, write_text
 from itmkit.metrics.protocol import check_protocol_files, find_protocol
 from itmkit.pretrained import weights_follow
@@ -99,12 +101,16 @@ def run_command(command: str, words: list[str]) -> None:
             note_job(folder)
     run = Run(trainer, made.model, made.data, folder, runs)
     if command == "fit":
-        run.fit(
+        rows = run.fit(
             options.ckpt_path,
             init_from=options.init_from,
             init_strict=options.init_strict,
             untrained=options.untrained,
         )
+        measured = "trained" in rows and bool(rows["trained"].recall)
+        if options.report and measured and run.last is not None and folder is not None:
+            leave()  # one process makes the page alone
+            report_of_training(folder, trainer.strategy.root_device)
     elif command == "predict":
         run.predict(options.ckpt_path)
     else:
@@ -135,6 +141,8 @@ def _check(command: str, options: Any, given: Collection[str]) -> None:
     if command != "fit":
         if "init_from" in given:
             raise InputError(f"init_from is an option of fit; expected --ckpt_path for {command}")
+        if "report" in given:
+            raise InputError(f"report is an option of fit, not of {command}")
         options.init_from = None
     for name in (
         ("protocol", "protocol_files", "keep", "trec") if command in ("fit", "predict") else ()

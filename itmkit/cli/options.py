@@ -29,6 +29,8 @@ OPTIONS = {
     "rank (test, validate); 0: no such file.",
     "trec": "Whether the folder trec gets runs and relevance judgements for ir-measures (test, "
     "validate).",
+    "report": "Whether fit writes report.html at its end, which needs itmkit[report]; see itmkit "
+    "report.",
     "help_trainer": "Show the options of Lightning's Trainer and of the checkpoints.",
     "help": "Show this.",
 }

@@ -14,7 +14,8 @@ from itmkit.checks import InputError, check_choice, did_you_mean
 from itmkit.data import ImageTextDataset
 from itmkit.data.table import read_table
 from itmkit.files import read_json, user_path
-from itmkit.metrics import Judgements
+from itmkit.metrics import Judgements, Protocol
+from itmkit.metrics.protocol import find_protocol
 
 NAMES = ("cxc", "eccv")
 CXC_LEAST = 3.0  # the least rating of a pair that matches, of 0 to 5
@@ -96,6 +97,29 @@ def read_judgements(
     ]
     grades = torch.tensor(list(rows.values()), dtype=torch.float64)
     return Judgements(torch.tensor(list(rows)), grades if tables else None, *chosen)
+
+
+def check_protocol(
+    protocol: Protocol | str | int,
+    split: ImageTextDataset,
+    files: Sequence[str | Path] | str | Path | None = None,
+) -> Judgements | None:
+    """Raise before anything is encoded if a split does not fit a protocol.
+
+    Args:
+        protocol: the protocol.
+        split: that is evaluated.
+        files: of its judgements.
+
+    Returns:
+        The judgements of the protocol, if it has some.
+    """
+    found = find_protocol(protocol)
+    try:
+        found.split(torch.arange(len(split)), split.caption_images)
+    except InputError as error:
+        raise InputError(f"protocol is {protocol!r}, the split {split.split!r}: {error}") from error
+    return None if found.judgements is None else read_judgements(found.judgements, split, files)
 
 
 def _found(name: str, files: Sequence[str | Path] | str | Path | None) -> list[Path]:

@@ -18,11 +18,14 @@ from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.items import EvaluationImages
-from itmkit.data.photos import PhotoFolder, Photos
+from itmkit.data.photos import PhotoFolder, Photos, open_photos
+from itmkit.evaluation.judgement_files import check_protocol
+from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import mean_recall
 from itmkit.retrieval import (
     Encoding,
     Gallery,
+    Protocol,
     QueryRanks,
     bootstrap_recall,
     encode,
@@ -90,6 +93,7 @@ class EvaluatedRun:
         whole: images of the split, of which the gallery may have the first ones alone.
         protocol: name of it; None: all is searched together.
         ranks: of the queries, fold by fold.
+        photos: for a run that knows features of them alone.
     """
 
     folder: Path
@@ -102,6 +106,7 @@ class EvaluatedRun:
     whole: int
     protocol: str | None
     ranks: list[QueryRanks]
+    photos: Photos | None = None
 
     @classmethod
     def of(
@@ -109,21 +114,31 @@ class EvaluatedRun:
         folder: Path,
         split: Split,
         *,
-        protocol: str | None = None,
+        protocol: Protocol | str | int | None = None,
+        photos: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> EvaluatedRun:
         """Encode and score a split of a run.
 
         Raises:
-            FileNotFoundError: the run, its checkpoint or its data are gone.
+            FileNotFoundError: the run, its checkpoint, its data or one of the photos is gone.
             InputError: it has no such split, or that does not fit the protocol.
         """
+        if find_protocol(protocol).judgements is not None:
+            raise InputError(
+                f"protocol is {protocol!r}, whose judgements a report does not show; expected one "
+                "without, or itmkit test"
+            )
         model, data = load_run(folder)
         model.to(device)
         if split == "val" and data.val_split is None:
             raise InputError(f"split is 'val', and {folder} has no validation split; expected test")
         loader: Any = data.val_dataloader() if split == "val" else data.test_dataloader()
         items: EvaluationImages = loader.dataset
+        dataset = items.dataset
+        if protocol is not None:
+            check_protocol(protocol, dataset)
+        pictures = None if photos is None else open_photos(dataset.split, dataset.names, photos)
         gallery = encode(model, loader)
         whole = len(gallery.images)
         n = max(1, min(whole, MOST_SCORES // max(1, len(gallery.texts))))
@@ -138,7 +153,8 @@ class EvaluatedRun:
         ranks = rank_queries(
             table, table.rows(), protocol=protocol, relevance=relevant, chunk_size=4096
         )
-        return cls(folder, split, model, data, items, table, relevant, whole, protocol, ranks)
+        name = protocol_name(protocol)
+        return cls(folder, split, model, data, items, table, relevant, whole, name, ranks, pictures)
 
     @property
     def dataset(self) -> ImageTextDataset:
@@ -195,9 +211,9 @@ class EvaluatedRun:
         """The picture of a row of the table; None where the run knows features alone."""
         image = int(self.table.gallery.image_ids[row])
         drawn = getattr(self.dataset, "pixels", None)
-        if drawn is not None:
+        if drawn is not None and self.photos is None:
             return Image.fromarray(drawn(image))
-        source = self._photos.source
+        source = self._photos.source if self.photos is None else self.photos
         if isinstance(source, PhotoFolder):
             return source.place(image)
         return source.photo(image) if isinstance(source, Photos) else None

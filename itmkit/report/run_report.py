@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from itmkit.report import charts
 from itmkit.report.evaluated import EvaluatedRun, Split, curves_of, flat_config
 from itmkit.report.explain import caption_words, draw_explanations
 from itmkit.report.page import data_address, figure_webp, render, thumbnail
-from itmkit.retrieval import best_captions, best_images
+from itmkit.retrieval import Protocol, best_captions, best_images
 
 BUDGET = 1_300_000  # bytes of pictures; with charts and text a page stays below 2 MB
 SIDE = 160  # pixels of a picture's longer side
@@ -40,7 +41,8 @@ def write_report(
     *,
     other: Path | None = None,
     split: Split = "val",
-    protocol: str | None = None,
+    protocol: Protocol | str | int | None = None,
+    photos: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Path:
     """Evaluate a run and write the report: one file that needs no other and no network.
@@ -50,28 +52,31 @@ def write_report(
         path: of the file; None: ``report.html`` in the folder.
         other: folder of a second run on the same captions, to compare with.
         split: ``"val"`` or ``"test"``.
-        protocol: a name of :data:`itmkit.metrics.PROTOCOLS`; None: all is searched together.
+        protocol: a name of :data:`itmkit.metrics.PROTOCOLS`, or a number of folds; None: all is
+            searched together.
+        photos: folder or files of the photos, for a run on stored features, which knows their
+            names alone.
         device: where the models are evaluated.
 
     Returns:
         The path.
 
     Raises:
-        FileNotFoundError: a run, its checkpoint or its data are gone.
-        InputError: matplotlib is not installed, there is no such split, or the runs are of
-            different captions.
+        FileNotFoundError: a run, its checkpoint, its data or one of the photos is gone.
+        InputError: matplotlib is not installed, there is no such split, it does not fit the
+            protocol, or the runs are of different captions.
     """
     require_extra("report", "matplotlib>=3.9")
     target = run / "report.html" if path is None else user_path(path)
     if target.is_dir():
         raise InputError(f"output is '{target}', a folder; expected the path of a file")
     target.parent.mkdir(parents=True, exist_ok=True)  # an error before the run is evaluated
-    own = EvaluatedRun.of(run, split, protocol=protocol, device=device)
+    own = EvaluatedRun.of(run, split, protocol=protocol, photos=photos, device=device)
     second = None
     if other is not None:
         second = EvaluatedRun.of(other, split, protocol=protocol, device=device)
         _check_same(own, second)
-    write_text(target, render("report.html.jinja", **_content(own, second)))
+    write_text(target, render("report.html.jinja", **_content(own, second, photos)))
     return target
 
 
@@ -107,7 +112,9 @@ class _Pictures:
         return content
 
 
-def _content(own: EvaluatedRun, second: EvaluatedRun | None) -> dict[str, Any]:
+def _content(
+    own: EvaluatedRun, second: EvaluatedRun | None, photos: str | Path | None
+) -> dict[str, Any]:
     pictures = _Pictures(own)
     gallery = own.table.gallery
     environment = own.folder / "environment.yaml"
@@ -124,6 +131,8 @@ def _content(own: EvaluatedRun, second: EvaluatedRun | None) -> dict[str, Any]:
         "gallery": f"{own.split}: {len(gallery.images):,} images × {len(gallery.texts):,} captions"
         + cut,
         "protocol": own.protocol or "the whole split is searched together",
+        "folds": len(own.ranks),
+        "has_pictures": own.picture(0) is not None,
         "second_stage": _second_stage(own),
         "recall": _recall_rows(own, second),
         "second": second and second.folder.parent.name + "/" + second.folder.name,
@@ -136,10 +145,24 @@ def _content(own: EvaluatedRun, second: EvaluatedRun | None) -> dict[str, Any]:
         "changes": None if second is None else _changes(own, second),
         "config": config,
         "environment": yaml.safe_dump(facts, sort_keys=False, allow_unicode=True),
+        "report_command": _report_command(own, second, photos),
         "command": facts.get("command", ""),
         "commit": (facts.get("git") or {}).get("commit"),
-        "split": own.split,
     }
+
+
+def _report_command(
+    own: EvaluatedRun, second: EvaluatedRun | None, photos: str | Path | None
+) -> str:
+    """What was typed for the page, or would be."""
+    protocol = (own.protocol or "").removesuffix(" folds")
+    here = Path.cwd()
+    folders = [one.folder for one in (own, second) if one is not None]
+    names = [one.relative_to(here) if one.is_relative_to(here) else one for one in folders]
+    words = ["itmkit", "report", *map(str, names), "--split", own.split]
+    words += ["--protocol", protocol] if protocol else []
+    words += ["--photos", str(photos)] if photos else []
+    return shlex.join(words)
 
 
 def _second_stage(own: EvaluatedRun) -> str:

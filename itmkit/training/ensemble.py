@@ -13,6 +13,7 @@ import yaml
 from itmkit.checks import InputError, check_count
 from itmkit.data import ImageTextData
 from itmkit.evaluation import write_queries, write_trec
+from itmkit.evaluation.judgement_files import check_protocol
 from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME
 from itmkit.files import check_different, path_inside, user_path, write_text
 from itmkit.metrics import Protocol, bootstrap_recall
@@ -28,7 +29,6 @@ from itmkit.retrieval import (
 )
 from itmkit.retrieval.ensemble import Ensemble
 from itmkit.systems import Matcher, load_run
-from itmkit.training.measure import check_protocol
 from itmkit.training.run_folder import check_name, claim, discarded_on_error
 
 

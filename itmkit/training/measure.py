@@ -10,12 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from itmkit.checks import InputError
-from itmkit.data import ImageTextData, ImageTextDataset
-from itmkit.evaluation import read_judgements
-from itmkit.metrics.protocol import find_protocol, protocol_name
+from itmkit.data import ImageTextData
+from itmkit.evaluation.judgement_files import check_protocol
+from itmkit.metrics.protocol import protocol_name
 from itmkit.metrics.query_ranks import QueryRanks
-from itmkit.retrieval import EvaluatedOn, Judgements, Protocol
+from itmkit.retrieval import EvaluatedOn, Protocol
 from itmkit.systems import Matcher
 
 STAGES = {"validate": "val", "test": "test"}
@@ -112,26 +111,3 @@ def measure(
         ),
         model.query_ranks,
     )
-
-
-def check_protocol(
-    protocol: Protocol | str | int,
-    split: ImageTextDataset,
-    files: Sequence[str | Path] | str | Path | None = None,
-) -> Judgements | None:
-    """Raise before anything is encoded if a split does not fit a protocol.
-
-    Args:
-        protocol: the protocol.
-        split: that is evaluated.
-        files: of its judgements.
-
-    Returns:
-        The judgements of the protocol, if it has some.
-    """
-    found = find_protocol(protocol)
-    try:
-        found.split(torch.arange(len(split)), split.caption_images)
-    except InputError as error:
-        raise InputError(f"protocol is {protocol!r}, the split {split.split!r}: {error}") from error
-    return None if found.judgements is None else read_judgements(found.judgements, split, files)

@@ -38,6 +38,7 @@ def test_protocol(command: str, stage: str, capsys: pytest.CaptureFixture[str]) 
         (["test", "--protocol=coco-1k"], "protocol is 'coco-1k', the split 'test': the gallery ha"),
         (["validate", "--protocol=3"], "the split 'val': folds is 3; expected a divisor of the 4"),
         (["test", "--protocol=coco"], "protocol is 'coco'; expected one of 'f30k-1k', 'coco-5k'"),
+        (["test", "--report=true"], "report is an option of fit, not of test"),
         (["test", "--keep=0", "--trec=true"], "keep is 0 with trec; expected how many items"),
         (["predict", "--keep=2"], "keep is an option of test and validate, not of predict"),
         (

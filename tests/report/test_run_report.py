@@ -15,6 +15,8 @@ from itmkit.checks import InputError
 from itmkit.cli import main
 from itmkit.metrics.functional import cross_modal_recall
 from itmkit.report.evaluated import EvaluatedRun, curves_of
+from itmkit.report.run_report import write_report
+from tests.retriever.conftest import feature_run, photos  # noqa: F401
 
 pytestmark = pytest.mark.extras
 pytest.importorskip("matplotlib", reason="needs itmkit[report]")
@@ -84,14 +86,88 @@ def test_curves(trained: list[Path]) -> None:
 
 def test_files_of_a_stopped_run(trained: list[Path], tmp_path: Path) -> None:
     """A line of metrics.csv that was cut, and an empty environment.yaml, do not matter."""
-    from itmkit.report.run_report import write_report
-
     run = tmp_path / "run"
     shutil.copytree(trained[0], run)
     (run / "metrics.csv").write_text("epoch,step,train/loss\n0,1,0.5\n0,2,1.2e-")
     (run / "environment.yaml").write_text("")
     assert curves_of(run) == {"train/loss": ([1], [0.5])}
     assert "Recall" in write_report(run, tmp_path / "new/page.html").read_text()
+
+
+def test_protocol_of_several_folds(trained: list[Path], tmp_path: Path) -> None:
+    run, page = trained[1], tmp_path / "page.html"
+    main(["report", str(run), "--protocol=3", f"--output={page}", "--device=cpu"])
+    text = page.read_text()
+    assert "Protocol: 3 folds. Recall is the mean over them" in text
+    assert f"itmkit report {run} --split val --protocol 3" in text
+    own = EvaluatedRun.of(run, "val", protocol=3)
+    gallery, scores = own.table.gallery, own.table.scores
+    folds = []
+    for start in range(0, 60, 20):
+        images = torch.arange(start, start + 20)
+        texts = torch.isin(gallery.text_image_ids, gallery.image_ids[images]).nonzero()[:, 0]
+        ids = gallery.image_ids[images], gallery.text_image_ids[texts]
+        folds.append(
+            cross_modal_recall(
+                scores[images][:, texts], *ids, relevance=own.relevant[images][:, texts]
+            )
+        )
+    assert own.recall["t2i_r1"] == pytest.approx(sum(fold["t2i_r1"] for fold in folds) / 3)
+    with pytest.raises(InputError, match="folds is 7; expected a divisor of the 60 images"):
+        EvaluatedRun.of(run, "val", protocol=7)
+    with pytest.raises(InputError, match="protocol is 'cxc', whose judgements a report does not"):
+        EvaluatedRun.of(run, "val", protocol="cxc")
+
+
+def test_stored_features_with_and_without_photos(
+    feature_run: Path,  # noqa: F811
+    photos: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    told = "The run knows stored features alone"
+    text = write_report(feature_run, tmp_path / "page.html").read_text()
+    assert told in text
+    assert "data:image" not in text
+    with pytest.raises(FileNotFoundError, match=r"6.jpg is missing, one of 2 missing images"):
+        EvaluatedRun.of(feature_run, "val", photos=tmp_path)
+    main(["report", str(feature_run), f"--photos={photos / 'images'}", "--device=cpu"])
+    text = (feature_run / "report.html").read_text()
+    assert told not in text
+    assert text.count("data:image/webp") > 4
+    assert "Why pairs have their score" in text
+    assert f"--photos {photos / 'images'}" in text
+
+
+def test_training_ends_with_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, "DAIM", val=9, max_steps=2, max_epochs=1)
+    words = [f"--config={config}", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
+    main(["fit", *words, "--report=true"])
+    (run,) = runs(tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {run / 'report.html'}"
+    assert "Adaptive margin" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("matplotlib is not installed: pip install 'itmkit[report]'"), "matplotlib is"),
+        (ZeroDivisionError(), "ZeroDivisionError, which itmkit report runs/a shows"),
+    ],
+)
+def test_training_does_not_fail_with_its_report(
+    error: Exception,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from itmkit.cli.report import report_of_training
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("itmkit.report.run_report.write_report", fails)
+    report_of_training(Path("runs/a"), torch.device("cpu"))
+    assert capsys.readouterr().out.startswith(f"no report: {line}")
 
 
 def test_a_path_that_cannot_be_written_is_refused_before_the_run_is_evaluated(
@@ -114,8 +190,6 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_run_is_evaluated(
 def test_second_run_on_other_scenes_is_refused(trained: list[Path], tmp_path: Path) -> None:
     config = write_config(tmp_path, "DAIM", val=9, max_steps=1, max_epochs=1)
     main(["fit", f"--config={config}", f"--trainer.default_root_dir={tmp_path / 'runs'}"])
-    from itmkit.report.run_report import write_report
-
     target = tmp_path / "page.html"
     with pytest.raises(InputError, match="evaluated on other images or captions"):
         write_report(trained[0], target, other=runs(tmp_path)[0])

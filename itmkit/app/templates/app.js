@@ -78,7 +78,7 @@ function make(tag, className, text) {
   return element;
 }
 
-const percent = (share) => `${Math.round(100 * share)} %`;
+const percent = (share) => (share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`);
 
 function card(hit, place) {
   const item = make("li");
