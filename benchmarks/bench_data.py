@@ -118,7 +118,7 @@ def _features(folder: Path) -> Iterator[Comparison]:
 
 def _photos(folder: Path) -> Iterator[Comparison]:
     given = os.environ.get("ITMKIT_BENCH_PHOTOS")
-    images = Path(given) if given else _made_photos(folder / "photos")
+    images = Path(given) if given else made_photos(folder / "photos")
     paths = sorted(images.glob("*.jpg"))[:PHOTOS]
     entries = [
         {"filename": path.name, "split": "test", "sentences": [{"raw": "a dog"}]} for path in paths
@@ -158,7 +158,7 @@ def _photos(folder: Path) -> Iterator[Comparison]:
 
 def _photos_inside_files(folder: Path) -> Iterator[Comparison]:
     given = os.environ.get("ITMKIT_BENCH_PHOTOS")
-    images = Path(given) if given else _made_photos(folder / "photos")
+    images = Path(given) if given else made_photos(folder / "photos")
     paths = sorted(images.glob("*.jpg"))[:PHOTOS]
     names = [path.name for path in paths]
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
@@ -206,10 +206,11 @@ def _packed(paths: list[Path], folder: Path) -> dict[str, PictureFile]:
     return {kind: pictures for kind, pictures in found.items() if pictures is not None}
 
 
-def _made_photos(folder: Path) -> Path:
+def made_photos(folder: Path, count: int = PHOTOS) -> Path:
+    """JPEGs of 500 × 375, about as hard to decode as photos."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for i in range(PHOTOS):
+    for i in range(count):
         patches = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
         smooth = Image.fromarray(patches).resize((500, 375), Image.Resampling.BICUBIC)
         noisy = np.asarray(smooth) + rng.normal(0, 8, (375, 500, 3))

@@ -481,12 +481,21 @@ class Index:
             )
 
     def _hits(self, scores: Tensor, rows: Tensor, probabilities: Tensor | None = None) -> list[Hit]:
-        own = self.items.take(rows.numpy())
+        own = _taken(self.items, rows.numpy())
         columns = own.drop_columns(list(OWN_COLUMNS)).to_pylist() or [{}] * len(own)
         chances = [None] * len(own) if probabilities is None else probabilities.tolist()[: len(own)]
         paths = own["path"].to_pylist()
         parts = zip(paths, scores.tolist(), chances, columns, rows.tolist(), strict=True)
         return [Hit(self.root / path, *rest) for path, *rest in parts]
+
+
+def _taken(items: pa.Table, rows: Rows) -> pa.Table:
+    """Rows of a table; pyarrow imports pandas, for most of a second, to take those of an array."""
+    import pyarrow as pa
+
+    found = np.ascontiguousarray(rows, np.int64)
+    indices = pa.Array.from_buffers(pa.int64(), len(found), [None, pa.py_buffer(found)])
+    return items.take(indices)
 
 
 def stored_model(folder: Path) -> str:
