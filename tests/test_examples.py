@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 from clip_models import save_clip
 from doc_pages import PAGES, ROOT, blocks
 from pictures import COLOURS, save_karpathy, save_picture
@@ -46,6 +47,85 @@ def test_system_of_the_page_is_trained_by_the_command_line(
     assert len(list(tmp_path.glob("runs/biasedcosine-mine/2*/metrics.json"))) == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["hect_in_a_plain_loop", "own_lightning_module", "transformers_trainer", "sweep"]
+)
+def test_examples_of_other_trainers_are_short(name: str) -> None:
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 60
+
+
+def test_one_loss_in_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiler's front end alone: its back end needs a minute of C++."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    recall = import_module("hect_in_a_plain_loop").main(steps=60, backend="eager")
+    assert recall["i2t_r1"] > 50
+    assert recall["t2i_r1"] > 50
+
+
+QUIET = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
+
+
+def test_losses_recall_and_a_teacher_in_a_module_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    own = import_module("own_lightning_module")
+    found = own.main(accelerator="cpu", enable_model_summary=False, **QUIET)
+    assert found["i2t_r1"] > 50
+    assert found["t2i_r1"] > 50
+
+
+@pytest.mark.extras
+def test_loss_in_the_trainer_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("accelerate")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    example = import_module("transformers_trainer")
+    save_clip(tmp_path / "model", "clip")
+    _, images = save_karpathy(tmp_path)
+    paths = [str(tmp_path / name) for name in ("model", "data.json", "images", "tuned")]
+    common = {"per_device_train_batch_size": 10, "use_cpu": True, "report_to": "none"}
+    common |= {"disable_tqdm": True, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    first = example.main(*paths, max_steps=1, **common)
+    last = example.main(paths[3], *paths[1:], num_train_epochs=4, **common)
+    assert last < first
+    scores = itmkit.load(tmp_path / "tuned").scores([images / "0.jpg"], ["a red dog", "cat"])
+    assert scores.isfinite().all()
+
+
+@pytest.mark.extras
+def test_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    from tiny_runs import write_config
+
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    sweep = import_module("sweep")
+    config = str(write_config(tmp_path, "DAIM", train=3, max_epochs=2))
+    sweep.main(config, "1")
+    study = sweep.main(config, "1")  # the same study goes on
+    assert [one.state.name for one in study.trials] == ["COMPLETE"] * 2
+    lines = capsys.readouterr().out
+    assert f"best: {study.best_value:.1f} in runs/sweep-00{study.best_trial.number}" in lines
+    rates = {
+        yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+        for path in tmp_path.glob("runs/sweep-*/2*/config.yaml")
+    }
+    assert rates == {one.params["lr"] for one in study.trials}
+
+    create, worst = optuna.create_study, optuna.pruners.ThresholdPruner(lower=1000)
+    monkeypatch.setattr(optuna, "create_study", lambda **kw: create(pruner=worst, **kw))
+    pruned = sweep.main(config, "1").trials[-1]
+    assert pruned.state.name == "PRUNED"
+    assert len(pruned.intermediate_values) == 1  # after the first epoch of two
+    failed = sweep.main(config, "1", "--model.no_such=1").trials[-1]
+    assert failed.state.name == "FAIL"
+    assert [path.name for path in tmp_path.glob("runs/*-003")] == []
+
+
 @pytest.mark.extras
 @pytest.mark.filterwarnings("ignore:tokenizer.max_length is 64")
 @pytest.mark.filterwarnings("ignore:.*are unknown to the TransformersTokenizer")
@@ -60,9 +140,8 @@ def test_lora_trains_its_matrices_alone_and_is_merged(
     lora = import_module("lora")
     save_clip(tmp_path / "model")
     _, images = save_karpathy(tmp_path)
-    quiet = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
     paths = [tmp_path / name for name in ("model", "data.json", "images", "tuned")]
-    lora.main(*map(str, paths), batch_size=8, accelerator="cpu", max_steps=2, **quiet)
+    lora.main(*map(str, paths), batch_size=8, accelerator="cpu", max_steps=2, **QUIET)
     before = AutoModel.from_pretrained(tmp_path / "model").state_dict()
     after = AutoModel.from_pretrained(tmp_path / "tuned").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
