@@ -22,7 +22,8 @@ OPTIONS = {
     "random numbers are new, and all processes draw the same dropout.",
     "protocol": "How the split is searched (test, validate): f30k-1k or coco-5k, all of it; "
     "coco-1k, five folds of 1,000 images; a number, so many folds; cxc or eccv, all of MS-COCO's "
-    "test split by the judgements of Crisscrossed Captions or ECCV Caption. Where null, all.",
+    "test split by the judgements of Crisscrossed Captions or ECCV Caption; probes, all, and pairs "
+    "of a true and a false sentence about each of the built-in scenes. Where null, all.",
     "protocol_files": "Files of the judgements of cxc (sits_test.csv) or eccv (two JSON files), or "
     "their folder. Where null, those of the package eccv_caption, the extra eccv.",
     "keep": "Best items and hardest negatives of each query that queries.parquet gets, with its "

@@ -26,6 +26,7 @@ COLOURS = {
 }
 COLOUR_NAMES = tuple(COLOURS)
 SIZES = ("small", "large")
+NUMBERS = {2: "two", 3: "three", 4: "four"}  # of the things of a scene
 GRID = 3  # a scene is laid out on GRID x GRID cells
 MAX_THINGS = 4
 RADIUS = (0.1, 0.15)  # of a small and of a large thing, relative to the picture
@@ -76,11 +77,13 @@ class Sentence:
         mentions: (colour, shape, size) of every thing named; size is -1 where it is left open.
         orders: (first, second, axis) triples: mention ``first`` stands left of (axis 0) or
             above (axis 1) mention ``second``.
+        count: how many things there are in all; None where that is left open.
     """
 
     text: str
     mentions: tuple[tuple[int, int, int], ...]
     orders: tuple[tuple[int, int, int], ...] = ()
+    count: int | None = None
 
     def holds(self, scene: Scene) -> bool:
         """Whether the sentence is true of the scene.
@@ -93,6 +96,8 @@ class Sentence:
             >>> Sentence("", (blue_square, red_circle), ((0, 1, 0),)).holds(scene)
             False
         """
+        if self.count not in (None, len(scene)):
+            return False
         found = []
         for colour, shape, size in self.mentions:
             named = [t for t in scene if t.colour == colour and t.shape == shape]
@@ -165,11 +170,19 @@ _ORDERS = {  # (axis, the first mention is the lesser) -> phrases
 }
 
 
-def sentences(scene: Scene, count: int, rng: np.random.Generator) -> list[Sentence]:
-    """``count`` different true sentences about a scene, each naming at least two of its things."""
+def sentences(
+    scene: Scene, count: int, rng: np.random.Generator, *, counts: bool = False
+) -> list[Sentence]:
+    """``count`` different true sentences about a scene, each naming at least two of its things.
+
+    With ``counts`` every other one begins with the number of all things.
+    """
     found: dict[str, Sentence] = {}
     while len(found) < count:
         sentence = _sentence(scene, rng)
+        if counts and len(found) % 2 == 0:
+            text = f"{NUMBERS[len(scene)]} things, {sentence.text}"
+            sentence = replace(sentence, text=text, count=len(scene))
         found.setdefault(sentence.text, sentence)
     return list(found.values())
 
@@ -225,6 +238,9 @@ VOCABULARY = tuple(
 )
 
 
+COUNT_WORDS = (*NUMBERS.values(), "things")
+
+
 def relevance(scenes: Sequence[Scene], captions: Sequence[Sentence]) -> NDArray[np.bool_]:
     """Which sentence is true of which scene, exactly, for all pairs at once.
 
@@ -249,6 +265,9 @@ def relevance(scenes: Sequence[Scene], captions: Sequence[Sentence]) -> NDArray[
     ]
     for m, first, second, axis in claims:
         true[:, m] &= table[2 + axis][:, first] < table[2 + axis][:, second]
+    counted = [m for m, c in enumerate(captions) if c.count is not None]
+    sizes = np.array([len(scene) for scene in scenes])
+    true[:, counted] &= sizes[:, None] == np.array([captions[m].count for m in counted])
     return true
 
 

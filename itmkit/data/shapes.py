@@ -113,6 +113,7 @@ class ShapesDataset(CaptionedImages):
         overlapping: draw the things closer together, so that the boxes of neighbours overlap (most
             by an IoU of 0.2 or more) and things hide part of each other. The sentences are the
             same.
+        counts: let every other sentence say how many things there are: "three things, a red …".
 
     Raises:
         InputError: unknown split, or a length or image size that is not positive.
@@ -136,6 +137,7 @@ class ShapesDataset(CaptionedImages):
         image_size: int = 64,
         regions: bool = False,
         overlapping: bool = False,
+        counts: bool = False,
     ) -> None:
         check_choice("split", split, _SHARES)
         if isinstance(length, Mapping):
@@ -144,7 +146,9 @@ class ShapesDataset(CaptionedImages):
         check_count(length=length)
         check_count(16, image_size=image_size)
         self.seed, self.image_size, self.regions = seed, image_size, regions
-        self.overlapping = overlapping
+        self.overlapping, self.counts = overlapping, counts
+        if counts:
+            self.vocabulary = Vocabulary([*RESERVED, *scenes.VOCABULARY, *scenes.COUNT_WORDS])
         self.split = split
         self.scenes = [scene for f in range(-(-length // SIBLINGS)) for scene in self._family(f)][
             :length
@@ -168,7 +172,9 @@ class ShapesDataset(CaptionedImages):
         return [
             sentence
             for row, scene in enumerate(self.scenes)
-            for sentence in scenes.sentences(scene, CAPTIONS_PER_SCENE, self._rng("say", row))
+            for sentence in scenes.sentences(
+                scene, CAPTIONS_PER_SCENE, self._rng("say", row), counts=self.counts
+            )
         ]
 
     def _rng(self, purpose: str, index: int) -> np.random.Generator:

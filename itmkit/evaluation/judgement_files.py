@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from itmkit.checks import InputError, check_choice, did_you_mean
-from itmkit.data import ImageTextDataset
+from itmkit.data import ImageTextDataset, ShapesDataset
 from itmkit.data.table import read_table
 from itmkit.files import read_json, user_path
 from itmkit.metrics import Judgements, Protocol
@@ -119,6 +119,11 @@ def check_protocol(
         found.split(torch.arange(len(split)), split.caption_images)
     except InputError as error:
         raise InputError(f"protocol is {protocol!r}, the split {split.split!r}: {error}") from error
+    if found.probes and not isinstance(split, ShapesDataset):
+        raise InputError(
+            f"protocol is {protocol!r} and the dataset a {type(split).__name__}; expected a "
+            "ShapesDataset, whose scenes are known"
+        )
     return None if found.judgements is None else read_judgements(found.judgements, split, files)
 
 

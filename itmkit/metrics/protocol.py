@@ -29,6 +29,8 @@ class Protocol:
         captions_per_image: how many captions each image must have; None for any number.
         judgements: name of the judgements that say what matches, in place of the dataset's own
             captions; see :func:`itmkit.evaluation.read_judgements`. None: there are none.
+        probes: whether a command shows the model pairs of a true and a false sentence about each
+            image too; see :func:`itmkit.evaluation.probe_scenes`.
 
     Raises:
         InputError: a number below 1.
@@ -46,6 +48,7 @@ class Protocol:
     images: int | None = None
     captions_per_image: int | None = None
     judgements: str | None = None
+    probes: bool = False
 
     def __post_init__(self) -> None:
         check_count(folds=self.folds)
@@ -99,6 +102,7 @@ PROTOCOLS = {
     "coco-1k": Protocol(folds=5, images=5000, captions_per_image=5),
     "cxc": Protocol(images=5000, captions_per_image=5, judgements="cxc"),
     "eccv": Protocol(images=5000, captions_per_image=5, judgements="eccv"),
+    "probes": Protocol(probes=True),
 }
 
 
@@ -112,7 +116,7 @@ def find_protocol(protocol: Protocol | str | int | None) -> Protocol:
 
     Example:
         >>> find_protocol("coco-1k").folds, find_protocol(3)
-        (5, Protocol(folds=3, images=None, captions_per_image=None, judgements=None))
+        (5, Protocol(folds=3, images=None, captions_per_image=None, judgements=None, probes=False))
     """
     if isinstance(protocol, Protocol):
         return protocol

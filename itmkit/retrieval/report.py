@@ -29,6 +29,8 @@ class EvaluatedOn:
         intervals: lower and upper bound of each value, by bootstrap with 95 % confidence, where
             they were computed; see :func:`itmkit.metrics.bootstrap_recall`.
         queries: how many images and captions are queries, where judgements say which.
+        probes: of each kind of probes, accuracy, share of ties and number of pairs, where there are
+            some; see :class:`itmkit.evaluation.ProbeResult`.
 
     Example:
         >>> print(EvaluatedOn("val", 1000, 5000, "checkpoints/best.ckpt", 600))
@@ -48,6 +50,7 @@ class EvaluatedOn:
     protocol: str | None = None
     intervals: Mapping[str, tuple[float, float]] | None = None
     queries: tuple[int, int] | None = None
+    probes: Mapping[str, Mapping[str, float | None]] | None = None
 
     @property
     def gallery(self) -> str:

@@ -11,10 +11,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itmkit.data import ImageTextData
+from itmkit.evaluation import probe_scenes
 from itmkit.evaluation.judgement_files import check_protocol
-from itmkit.metrics.protocol import protocol_name
+from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import QueryRanks
-from itmkit.retrieval import EvaluatedOn, Protocol
+from itmkit.retrieval import EvaluatedOn, Protocol, encode
 from itmkit.systems import Matcher
 
 STAGES = {"validate": "val", "test": "test"}
@@ -66,10 +67,10 @@ def measure(
         SIGTERMException: where the process received SIGTERM during the evaluation.
     """
     judgements = None
+    name = data.test_split if command == "test" else data.val_split
     if protocol is not None:
         data.trainer = trainer  # knows the number of processes
         data.setup(command)
-        name = data.test_split if command == "test" else data.val_split
         if name is not None:
             judgements = check_protocol(protocol, data.split(name), protocol_files)
     model.protocol, model.judgements, model.keep = protocol, judgements, keep
@@ -92,7 +93,13 @@ def measure(
             named = path.relative_to(folder.resolve()).as_posix()
     images, captions = model.gallery_size
     part = (batches, whole) if batches < whole else None
-    logged = {name: value for result in results for name, value in result.items()}
+    logged = {key: value for result in results for key, value in result.items()}
+    probes = None
+    if name is not None and find_protocol(protocol).probes:
+        loader = data.evaluation_dataloader(name)
+        found = probe_scenes(model, encode(model, loader), data.split(name), data.tokenizer)
+        probes = {kind: one._asdict() for kind, one in found.items()}
+        logged |= {f"{stage}/probe_{kind}": one.accuracy for kind, one in found.items()}
     queries = None
     if judgements is not None:
         sides = [[len(getattr(f, side)) for f in model.query_ranks] for side in ("i2t", "t2i")]
@@ -108,6 +115,7 @@ def measure(
             part,
             protocol_name(protocol),
             queries=queries,
+            probes=probes,
         ),
         model.query_ranks,
     )

@@ -17,6 +17,7 @@ from itmkit._internals import callbacks_of
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.evaluation import write_queries, write_trec
+from itmkit.evaluation.probes import probes_line
 from itmkit.evaluation.query_file import FILE_NAME
 from itmkit.metrics import bootstrap_recall
 from itmkit.retrieval import (
@@ -272,6 +273,8 @@ class Run:
             for name, one in rows.items():
                 lines |= evaluation_rows(name, one.recall, one.on)
             print(f"\n{about}\n\n{recall_table(lines)}")
+            if about.probes is not None:
+                print(f"\n{probes_line(about.probes)}")
             if self.folder is not None:
                 write_metrics(self.folder / "metrics.json", recall, about.split, about)
                 print(f"\nrun folder: {self.folder}")

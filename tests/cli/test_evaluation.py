@@ -61,6 +61,19 @@ def test_a_protocol_that_does_not_fit_is_refused_before_anything_is_encoded(
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["tiny.yaml"]
 
 
+def test_probes(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data.dataset=ShapesDataset", "--data.dataset.length=6", "--model.words=40"]
+    folder = run("test", "--protocol=probes", *options, "--data.dataset.image_size=16")
+    told = capsys.readouterr().out
+    assert "test, protocol probes: 6 images × 30 captions" in told
+    assert "\nprobes, right of two sentences (chance 50 %): colours " in told
+    metrics = json.loads((folder / "metrics.json").read_text())
+    about = metrics["about"]["test"]["probes"]
+    assert about["colours"]["pairs"] == 30
+    for kind in ("colours", "relations"):
+        assert metrics[f"test/probe_{kind}"] == pytest.approx(about[kind]["accuracy"], abs=1e-4)
+
+
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The options of a protocol with judgements of four tiny images; one is a query."""

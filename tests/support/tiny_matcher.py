@@ -21,10 +21,10 @@ from itmkit.systems import Matcher
 class TinyMatcher(Matcher):
     """The mean colour of an image against the mean embedding of a text."""
 
-    def __init__(self, dim: int = 4, rate: float = 0.1) -> None:
+    def __init__(self, dim: int = 4, rate: float = 0.1, words: int = 16) -> None:
         super().__init__(optimizer=lambda params: torch.optim.SGD(params, lr=rate))
         self.image = nn.Linear(3, dim)
-        self.text = nn.Embedding(16, dim)
+        self.text = nn.Embedding(words, dim)
 
     def encode_image(self, images: Images) -> Encoding:
         return Encoding(vector=self.image(images.features.mean((2, 3))))

@@ -1,0 +1,115 @@
+"""How often models prefer the true sentence about a scene."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_matcher import TinyMatcher
+from torch import nn
+
+from itmkit.checks import InputError
+from itmkit.data import ImageTextData, ShapesDataset
+from itmkit.data.probes import scene_probes
+from itmkit.data.tokenizer import WordTokenizer
+from itmkit.evaluation import probe_scenes
+from itmkit.retrieval import Encoding, Gallery, encode
+
+SHAPES = ShapesDataset("test", length=40, counts=True)
+TOKENIZER = WordTokenizer(SHAPES.vocabulary)
+ROWS = torch.arange(40)
+
+
+class Reader(nn.Module):
+    """Knows the scene of each image and what each sentence says, as far as it is asked to use it.
+
+    Args:
+        kind: ``truth``, ``lies``, ``random`` or ``constant`` scores.
+        second: of the second stage; None: without one.
+    """
+
+    device = torch.device("cpu")
+    rerank_weight = 0.5
+
+    def __init__(self, kind: str, second: str | None = None) -> None:
+        super().__init__()
+        self.kind, self.second = kind, second
+        self.rerank_top_k = 0 if second is None else 4
+        said = [text for one in scene_probes(SHAPES) for text in (one.true, one.false)]
+        self.sentences = {tuple(TOKENIZER.encode(one.text).ids): one for one in said}
+        self.read: list = []
+        self.generator = torch.Generator().manual_seed(0)
+
+    def encode_text(self, texts):
+        found = []
+        for ids, mask in zip(texts.ids, texts.mask, strict=True):
+            self.read.append(self.sentences[tuple(ids[mask].tolist())])
+            found.append(len(self.read) - 1)
+        return Encoding(vector=torch.tensor(found)[:, None])
+
+    def score(self, images, texts):
+        return self.judged(self.kind, images, texts)
+
+    def rerank(self, images, texts, pairs):
+        return self.judged(self.second, images, texts)[pairs[:, 0], pairs[:, 1]]
+
+    def judged(self, kind, images, texts):
+        shape = (len(images), len(texts))
+        if kind == "random":
+            return torch.randn(shape, generator=self.generator)
+        if kind == "constant":
+            return torch.ones(shape)
+        scenes = [SHAPES.scenes[row] for row in images.vector[:, 0].tolist()]
+        said = [self.read[row] for row in texts.vector[:, 0].tolist()]
+        true = torch.tensor([[one.holds(scene) for one in said] for scene in scenes]).float()
+        return true if kind == "truth" else -true
+
+
+def gallery(rows: torch.Tensor = ROWS) -> Gallery:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    texts = Encoding(vector=nothing[:, None])
+    return Gallery(Encoding(vector=rows[:, None]), texts, rows, nothing, nothing)
+
+
+@pytest.mark.parametrize(
+    ("kind", "accuracy", "tied"), [("truth", 100, 0), ("lies", 0, 0), ("constant", 0, 100)]
+)
+@pytest.mark.parametrize("chunk_size", [7, 100])
+def test_what_is_known(kind: str, accuracy: float, tied: float, chunk_size: int) -> None:
+    found = probe_scenes(Reader(kind), gallery(), SHAPES, TOKENIZER, chunk_size=chunk_size)
+    assert list(found) == ["colours", "relations", "counts"]
+    for one in found.values():
+        assert (one.accuracy, one.tied, one.second_stage) == (accuracy, tied, None)
+    assert found["colours"].pairs == 200
+
+
+def test_chance() -> None:
+    found = probe_scenes(Reader("random"), gallery(), SHAPES, TOKENIZER)
+    for one in found.values():
+        assert abs(one.accuracy - 50) < 400 / one.pairs**0.5 / 2  # 4 standard errors
+        assert one.tied == 0
+
+
+def test_second_stage() -> None:
+    found = probe_scenes(Reader("lies", "truth"), gallery(), SHAPES, TOKENIZER)
+    assert (found["counts"].accuracy, found["counts"].second_stage) == (0, 100)
+
+
+def test_some_of_the_scenes_in_another_order() -> None:
+    rows = torch.tensor([31, 4, 17])
+    found = probe_scenes(Reader("truth"), gallery(rows), SHAPES, TOKENIZER, chunk_size=2)
+    assert found["colours"].pairs == 15
+    assert found["colours"].accuracy == found["relations"].accuracy == 100
+
+
+def test_a_bag_of_words_cannot_tell_colours_apart() -> None:
+    data = ImageTextData(lambda split: ShapesDataset(split, length=30), tokenizer=TOKENIZER)
+    model = TinyMatcher(words=len(TOKENIZER))
+    encoded = encode(model, data.test_dataloader())
+    found = probe_scenes(model, encoded, data.split("test"), TOKENIZER)
+    assert (found["colours"].accuracy, found["colours"].tied) == (0, 100)
+    assert found["relations"].tied < 100
+
+
+def test_error() -> None:
+    with pytest.raises(InputError, match="expected the scenes of ShapesDataset"):
+        probe_scenes(Reader("truth"), gallery(), [], TOKENIZER)  # type: ignore[arg-type]
