@@ -36,6 +36,10 @@ COMMANDS = {
         "compute a backbone's features of a folder of images, once, to disk",
         "extract:extract",
     ),
+    "convert": (
+        "write features of regions, or COCO's captions, of other layouts in that of itmkit",
+        "convert:convert",
+    ),
     "index": (
         "make an index of a folder of pictures with a trained model, or bring it up to date",
         "index:index",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from itmkit.data.caption_noise import CaptionNoise
     from itmkit.data.captioned_folder import CaptionedFolder, table_captions
     from itmkit.data.captions import Captions
+    from itmkit.data.convert import convert_captions, convert_features
     from itmkit.data.dataset import CaptionedImages, ImageTextDataset
     from itmkit.data.extract import extract_features
     from itmkit.data.extract_text import extract_text_features
@@ -65,6 +66,8 @@ _HOME = {
     "WordTokenizer": "tokenizer",
     "box_relations": "relations",
     "collate_images": "images",
+    "convert_captions": "convert",
+    "convert_features": "convert",
     "extract_features": "extract",
     "extract_text_features": "extract_text",
     "karpathy_captions": "karpathy",
@@ -106,6 +109,8 @@ __all__ = [
     "WordTokenizer",
     "box_relations",
     "collate_images",
+    "convert_captions",
+    "convert_features",
     "extract_features",
     "extract_text_features",
     "karpathy_captions",

@@ -209,13 +209,28 @@ def _write_texts(
     config: Mapping[str, Any] | None,
 ) -> None:
     """Write the names and captions, and last the notes, which say how many captions there are."""
-    write_text(folder / f"{dataset.split}_ids.txt", "".join(f"{line}\n" for line in dataset.names))
-    if dataset.captions:
-        groups = [dataset.captions_of(row) for row in range(len(dataset))]
-        captions = [" ".join(dataset.captions[i].split()) for group in groups for i in group]
-        write_text(folder / f"{dataset.split}_caps.txt", "".join(f"{line}\n" for line in captions))
-        if Counter(map(len, groups)).keys() != {5}:
-            rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(groups))
-            write_text(folder / f"{dataset.split}_cap_images.txt", rows)
+    groups = [dataset.captions_of(row) for row in range(len(dataset))]
+    texts = [[dataset.captions[caption] for caption in group] for group in groups]
+    write_captions(folder, dataset.split, dataset.names, texts)
     notes = {**settings, "captions": len(dataset.captions), "config": config}
     write_text(folder / f"{dataset.split}_features.json", json.dumps(notes, indent=2) + "\n")
+
+
+def write_captions(
+    folder: Path, split: str, names: Sequence[str], captions: Sequence[Sequence[str]]
+) -> None:
+    """Write names and captions in the layout of SCAN.
+
+    Args:
+        folder: to write to.
+        split: first part of the names of the files.
+        names: one an image.
+        captions: of every image; no file is written where none has any.
+    """
+    write_text(folder / f"{split}_ids.txt", "".join(f"{line}\n" for line in names))
+    lines = [" ".join(text.split()) for group in captions for text in group]
+    if lines:
+        write_text(folder / f"{split}_caps.txt", "".join(f"{line}\n" for line in lines))
+        if Counter(map(len, captions)).keys() != {5}:
+            rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(captions))
+            write_text(folder / f"{split}_cap_images.txt", rows)
