@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +39,7 @@ def model_card(retriever: Retriever, name: str, trust: list[str]) -> str:
     """
     facts, system = retriever.facts, type(retriever.model).__name__
     title = name.rpartition("/")[2]
-    evaluated = [(one["recall"], EvaluatedOn(**one["about"])) for one in facts.evaluations]
+    evaluated = [(one["recall"], _evaluated_on(one)) for one in facts.evaluations]
     tables = [
         (recall_table(evaluation_rows(system, recall, about)), about) for recall, about in evaluated
     ]
@@ -114,8 +115,10 @@ def _results(facts: ModelFacts) -> list[EvalResult]:
         EvalResult(
             task_type="image-text-retrieval",
             dataset_type=dataset.lower(),
-            dataset_name=f"{dataset}, {EvaluatedOn(**one['about']).gallery}",
-            dataset_config=one["about"]["protocol"],  # the hub joins what differs in names alone
+            dataset_name=f"{dataset}, {_evaluated_on(one).gallery}",
+            dataset_config=one["about"].get(
+                "protocol"
+            ),  # the hub joins what differs in names alone
             dataset_split=one["about"]["split"],
             metric_type=f"recall_at_{k}",
             metric_name=f"{words} R@{k}",
@@ -125,3 +128,9 @@ def _results(facts: ModelFacts) -> list[EvalResult]:
         for side, words in _SIDES.items()
         for k in (1, 5, 10)
     ]
+
+
+def _evaluated_on(evaluation: dict[str, Any]) -> EvaluatedOn:
+    """What it was measured on, as far as this version knows the entries."""
+    known = {one.name for one in fields(EvaluatedOn)}
+    return EvaluatedOn(**{n: value for n, value in evaluation["about"].items() if n in known})

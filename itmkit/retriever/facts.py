@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -78,13 +79,13 @@ class ModelFacts:
             step: optimizer steps of these.
         """
         config = yaml.safe_load(read_text(folder / "config.yaml"))
-        file = folder / "environment.yaml"
-        environment = (yaml.safe_load(read_text(file)) if file.is_file() else None) or {}
+        environment = _read(folder / "environment.yaml")
+        dataset = config["data"].get("init_args", {}).get("dataset")
         return cls(
             without_folders(environment.get("command")),
             environment.get("versions", {}),
             step,
-            without_folders(config["data"].get("init_args", {}).get("dataset")),
+            without_folders(dataset) if isinstance(dataset, dict) else None,
             environment.get("data") or {},
             _evaluations(folder.resolve(), checkpoint.resolve(), step),
         )
@@ -111,21 +112,34 @@ def _evaluations(folder: Path, checkpoint: Path, step: int) -> list[dict[str, An
     found = {}
     beside = sorted(path for path in folder.parent.iterdir() if not path.is_symlink())
     for path in (folder, *beside):
-        if not (path / "metrics.json").is_file():
-            continue
-        metrics = read_json(path / "metrics.json")
+        metrics = _read(path / "metrics.json")
         for stage, about in metrics.get("about", {}).items():
-            named = Path(about["checkpoint"] or "")  # relative to the run, or to a working folder
+            named = Path(
+                about.get("checkpoint") or ""
+            )  # relative to the run, or to a working folder
             same = checkpoint.parts[-3:] in ((path.name, *named.parts), named.parts[-3:])
-            if not same or about["step"] != step:
+            if not same or about.get("step") != step:
                 continue
             recall = {
                 name.removeprefix(f"{stage}/"): value
                 for name, value in metrics.items()
                 if name.startswith(f"{stage}/")
             }
-            found[stage, about["protocol"]] = {"recall": recall, "about": about}
+            found[stage, about.get("protocol")] = {"recall": recall, "about": about}
     return list(found.values())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record of a run; empty where there is none, and with a warning where it is broken."""
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(read_text(path))  # which reads JSON, too
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        warnings.warn(f"{path} cannot be read, so no card has it: {reason}", stacklevel=2)
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def base_models(*sections: Any) -> list[str]:

@@ -130,6 +130,18 @@ def test_runs_without_records(run: Path) -> None:
     assert facts.step == 1
 
 
+def test_broken_records_do_not_stop_a_run_from_being_loaded(run: Path) -> None:
+    (run / "environment.yaml").write_text("a: [b")
+    run.with_name("3-test").joinpath("metrics.json").write_text('{"about": {"test"')
+    run.with_name("2-test").joinpath("metrics.json").write_text("[1]")
+    with pytest.warns(UserWarning, match="cannot be read, so no card has it") as told:
+        facts = itmkit.load(run).facts
+    assert sum("no card has it" in str(one.message) for one in told) == 2
+    assert facts.command is None
+    splits = [(one["about"]["split"], one["about"]["protocol"]) for one in facts.evaluations]
+    assert splits == [("val", None), ("test", None)]
+
+
 def test_what_a_model_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here/model").mkdir(parents=True)
