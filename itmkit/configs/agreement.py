@@ -123,14 +123,21 @@ def with_option(config: Mapping[str, Any], option: str, value: Any) -> dict[str,
 
     Args:
         config: sections by name.
-        option: its place, with or without ``init_args``. A class that is given to an argument
-            which has one keeps the arguments that it takes too.
+        option: its place, with or without ``init_args``; a place in a list is one in its last item,
+            and with a ``+`` behind it, a value is put behind those of a list. A class that is given
+            to an argument which has one keeps the arguments that it takes too.
         value: its value.
 
     Example:
         >>> with_option({"model": {"class_path": "itmkit.systems.TVRN"}}, "model.dropout", 0.1)
         {'model': {'class_path': 'itmkit.systems.TVRN', 'init_args': {'dropout': 0.1}}}
     """
+    if option.endswith("+"):
+        option = option[:-1]
+        value = [
+            *(value_of(config, option) or []),
+            *(value if isinstance(value, list) else [value]),
+        ]
     return dict(_with(config, option.split("."), value))
 
 
@@ -223,6 +230,8 @@ def _filled(config: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]
 def _with(node: Any, parts: list[str], value: Any) -> Any:
     if not parts:
         return _replaced(node, value)
+    if isinstance(node, list) and node:
+        return [*node[:-1], _with(node[-1], parts, value)]
     name, *rest = parts
     node = {"class_path": node} if isinstance(node, str) else node or {}
     if name == "class_path":

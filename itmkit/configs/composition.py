@@ -63,7 +63,7 @@ def compose(
     full = [*_classes_of_arguments(full, merged), *full]
     config, given = merged, {}
     for name, text in full:
-        if text is not None and not name.endswith("+"):
+        if text is not None:
             given[name.replace(".init_args", "")] = value = _parsed(text)
             config = with_option(config, name, value)
     added = expanded(short, config)

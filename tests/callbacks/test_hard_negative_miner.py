@@ -16,8 +16,8 @@ from itmkit.callbacks import HardNegativeMiner
 from itmkit.callbacks.hard_negative_miner import mine
 from itmkit.data import ImageTextData, ShapesDataset
 from itmkit.data.images import BadSampleError
-from itmkit.data.order import EpochOrder
-from itmkit.data.rival_groups import Rivals
+from itmkit.data.order import EpochOrder, mixed_seed
+from itmkit.data.rival_groups import Rivals, rival_groups
 from itmkit.nn import BiGRU, CrossAttentionFusion, RegionProjection
 from itmkit.retrieval import encode
 from itmkit.systems import MATE
@@ -131,6 +131,39 @@ def test_mined_epochs_differ_from_random_ones(tmp_path: Path) -> None:
     for group in groups:
         true = data.split("train").relevance(own[group], group)
         assert torch.equal(true, torch.eye(4, dtype=torch.bool))
+
+
+def rows_of_epochs(folder: Path, seed: int) -> tuple[HardNegativeMiner, list[torch.Tensor]]:
+    """A miner of three epochs, and the rows of each."""
+    rows: list[torch.Tensor] = []
+
+    class Watch(HardNegativeMiner):
+        def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+            rows.append(self.state_dict()["rows"].view(10, 4))
+
+    miner = Watch(4, top_k=4, every_n_epochs=0)
+    trainer = quiet_trainer(folder, max_steps=3 * BATCHES, limit_val_batches=0, callbacks=[miner])
+    trainer.fit(make_mate(), make_data(seed=seed))
+    return miner, rows
+
+
+def test_groups_follow_from_seed_and_epoch(tmp_path: Path) -> None:
+    dataset = make_data().split("train")
+    for seed in (0, 7):
+        miner, rows = rows_of_epochs(tmp_path, seed)
+        assert len(rows) == 3
+        for epoch, found in enumerate(rows):
+            expected = rival_groups(
+                Rivals(**miner.state_dict()["rivals"]),
+                dataset.caption_images,
+                dataset.relevance,
+                groups=10,
+                size=4,
+                temperature=0.05,
+                random_share=torch.zeros(10),
+                generator=torch.Generator().manual_seed(mixed_seed(seed, epoch, 40)),
+            )
+            assert found.equal(expected)
 
 
 @pytest.mark.parametrize(

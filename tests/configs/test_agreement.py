@@ -170,3 +170,15 @@ def test_width_of_a_text_model_that_is_not_on_this_machine(monkeypatch: pytest.M
     monkeypatch.setattr("itmkit.pretrained._announce", pytest.fail)
     config = changed("mate/photos", data__text_model="group/clip")
     assert missing_values(config)["model.text_encoder.in_dim"] == 40
+
+
+def test_options_of_a_list_are_those_of_its_last_item() -> None:
+    config: dict[str, Any] = {"trainer": {"callbacks": [{"class_path": "first.Callback"}]}}
+    config = with_option(config, "trainer.callbacks+", "second.Callback")
+    config = with_option(config, "trainer.callbacks.until", 3)
+    assert config["trainer"]["callbacks"] == [
+        {"class_path": "first.Callback"},
+        {"class_path": "second.Callback", "init_args": {"until": 3}},
+    ]
+    made = with_option({}, "trainer.callbacks+", ["first.Callback"])
+    assert made == {"trainer": {"callbacks": ["first.Callback"]}}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from itmkit.data.rival_groups import Rivals, _captions_of, rival_groups
+from itmkit.data.rival_groups import Relevance, Rivals, _captions_of, rival_groups
 
 OWN = torch.arange(12).repeat_interleave(2)  # twelve images with two captions each
 
@@ -20,11 +20,19 @@ def rivals() -> Rivals:
     return Rivals((2 * near).int(), scores.half(), near[OWN].int(), scores[OWN].half())
 
 
-def draw(seed: int = 0, *, size: int = 3, share: float = 0.0) -> Tensor:
+def true_of_the_one_before(images: Tensor, captions: Tensor) -> Tensor:
+    """A caption is true of its image and of the one before, whose captions are not true of it."""
+    before = OWN[captions][None] == (images[:, None] + 1) % 12
+    return relevance(images, captions) | before
+
+
+def draw(
+    seed: int = 0, *, size: int = 3, share: float = 0.0, true: Relevance = relevance
+) -> Tensor:
     return rival_groups(
         rivals(),
         OWN,
-        relevance,
+        true,
         groups=24,
         size=size,
         temperature=0.05,
@@ -52,6 +60,13 @@ def test_nothing_in_a_group_is_true_of_another_member() -> None:
     for size in (2, 3, 5):
         for group in draw(size=size, share=0.3):
             assert len(set(OWN[group].tolist())) == size
+
+
+def test_what_is_true_one_way_is_not_in_a_group() -> None:
+    for size in (2, 3):
+        for group in draw(size=size, share=0.3, true=true_of_the_one_before):
+            true = true_of_the_one_before(OWN[group], group)
+            assert torch.equal(true, torch.eye(size, dtype=torch.bool))
 
 
 def test_same_seed_same_groups() -> None:
