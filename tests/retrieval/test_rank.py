@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from score_table import Table, gallery, naive_order
 
-from itmkit.metrics import Protocol, bootstrap_recall
+from itmkit.metrics import Judgements, Protocol, bootstrap_recall
 from itmkit.metrics.functional import cross_modal_recall, five_fold_recall, recall_from_ranks
 from itmkit.retrieval.encode import Gallery
 from itmkit.retrieval.encoding import Encoding
@@ -98,6 +98,28 @@ def test_naive_loop_reference_ties(seed, n, extra, k, levels, weight, chunk_size
         Table(scores, pairs), gallery(owners, n), top_k=k, weight=weight, chunk_size=chunk_size
     )
     assert result == pytest.approx(naive_evaluate(scores, pairs, relevant, k, weight))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(1, 7),
+    m=st.integers(1, 15),
+    k=st.integers(0, 20),
+    levels=st.integers(1, 40),
+    share=st.sampled_from([0.05, 0.3, 0.8]),
+)
+def test_naive_loop_reference_judgements(seed, n, m, k, levels, share):
+    """Images and captions without a match are searched, but are no queries."""
+    g = torch.Generator().manual_seed(seed)
+    scores, pairs = (torch.randint(levels, (n, m), generator=g).float() for _ in range(2))
+    relevant = torch.rand(n, m, generator=g) < share
+    relevant[int(torch.randint(n, (), generator=g)), 0] = True
+    own = gallery(torch.randint(n, (m,), generator=g), n)
+    judged = Judgements(relevant.nonzero())
+    table = Table(scores, pairs, top_k=k, weight=0.5)
+    result = evaluate(table, own, relevance=judged, lists=False)
+    assert result == pytest.approx(naive_evaluate(scores, pairs, relevant, k, 0.5))
 
 
 @pytest.mark.parametrize(("k", "weight"), [(1, 1.0), (3, 0.5), (100, 1.0)])
