@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -262,23 +264,74 @@ def test_queries_have_their_ranks(trained: list[Path]) -> None:
     assert {one["rank"] for one in found if one["kind"] == "best"} == {1}
 
 
-def test_page_in_a_browser(report_page: Path) -> None:
-    """Opens from disk without a network or a fault; filters and sorts; contrast is enough."""
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
     with browser() as chromium:
-        for scheme, width in (("light", 1280), ("dark", 390)):
-            with opened(chromium, report_page, scheme=scheme, width=width) as tab:
-                rows = tab.locator(".query-row")
-                count = rows.count()
-                assert tab.locator("#count").text_content() == f"{count} of {count} queries"
-                tab.get_by_label("Direction").select_option("i2t")
-                shown = tab.locator(".query-row:visible")
-                assert 0 < shown.count() < count
-                tab.get_by_label("Order").select_option("rank")
-                ranks = [int(row.get_attribute("data-rank")) for row in shown.all()]
-                assert ranks == sorted(ranks)
-                tab.get_by_label("Words").fill("no such words")
-                assert shown.count() == 0
-                tab.get_by_role("button", name="Score", exact=True).press("Enter")
-                cells = tab.locator(".sortable tbody tr td:nth-child(3)").all_text_contents()
-                assert cells == sorted(cells, key=float)
-                assert contrast_faults(tab) == []
+        yield chromium
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_filters_and_orders_in_a_browser(
+    chromium: Any, report_page: Path, scheme: str, width: int
+) -> None:
+    """Opens from disk without a network or a fault; contrast is enough."""
+    with opened(chromium, report_page, scheme=scheme, width=width) as tab:
+        rows, shown = tab.locator(".query-row"), tab.locator(".query-row:visible")
+        count = rows.count()
+        assert tab.locator("#count").text_content() == f"{count} of {count} queries"
+        tab.get_by_label("Direction").select_option("i2t")
+        assert 0 < shown.count() < count
+        assert {row.get_attribute("data-side") for row in shown.all()} == {"i2t"}
+        tab.get_by_label("Show").select_option("worst")
+        assert {row.get_attribute("data-kind") for row in shown.all()} == {"worst"}
+        tab.get_by_label("Show").select_option("")
+        for order, sign in (("rank", 1), ("-rank", -1)):
+            tab.get_by_label("Order").select_option(order)
+            ranks = [int(row.get_attribute("data-rank")) for row in shown.all()]
+            assert ranks == sorted(ranks, key=lambda rank: sign * rank)
+        assert len(set(ranks)) > 1
+        tab.get_by_label("Direction").select_option("")
+        word = rows.first.locator("h3").text_content().split()[1]
+        tab.get_by_label("Words").fill(word.upper())
+        assert 0 < shown.count() <= count
+        assert all(word in row.text_content() for row in shown.all())
+        tab.get_by_label("Words").fill("no such words")
+        assert shown.count() == 0
+        assert contrast_faults(tab) == []
+
+
+def test_keyboard_alone(chromium: Any, report_page: Path) -> None:
+    with opened(chromium, report_page, scheme="dark", width=390) as tab:
+
+        def go_to(expression: str) -> None:
+            """Tab on until an expression on the focused element is true."""
+            for _ in range(80):
+                tab.keyboard.press("Tab")
+                if tab.evaluate(f"() => ((one) => {expression})(document.activeElement)"):
+                    return
+            raise AssertionError(f"{expression} is not reached")
+
+        go_to("one.id === 'words'")
+        tab.keyboard.type("no such words")
+        assert tab.locator("#count").text_content().startswith("0 of ")
+        tab.keyboard.press("ControlOrMeta+a")
+        tab.keyboard.press("Delete")
+        go_to("one.id === 'kind'")
+        tab.keyboard.press("ArrowDown")
+        kinds = [row.get_attribute("data-kind") for row in tab.locator(".query-row:visible").all()]
+        assert set(kinds) == {"worst"}
+        go_to("one.matches('.sortable button') && one.textContent === 'Score'")
+        head = tab.locator(".sortable th", has_text="Score").first
+        cells = tab.locator(".sortable tbody tr td:nth-child(3)")
+        for key, order in (("Enter", "ascending"), ("Space", "descending")):
+            tab.keyboard.press(key)
+            assert head.get_attribute("aria-sort") == order
+            numbers = [float(text) for text in cells.all_text_contents()]
+            assert numbers == sorted(numbers, reverse=order == "descending")
+        assert numbers[0] > numbers[-1]
+        closed = "one.tagName === 'SUMMARY' && !one.parentNode.open"
+        go_to(closed)
+        tab.keyboard.press("Enter")
+        assert not tab.evaluate(f"() => ((one) => {closed})(document.activeElement)")
+        picture = tab.locator("details[open] img.map").last
+        assert picture.evaluate("(one) => one.naturalWidth") > 300
