@@ -37,7 +37,7 @@ Size = Literal["small", "large"]
 class SearchPage:
     """The search page of an index: what it shows, as text, bytes and dictionaries.
 
-    Pictures are known by their number, the row in :attr:`itmkit.index.Index.items`; no file that is
+    Pictures are known by their number, the row in ``index.items``; no file that is
     not in the index can be asked for. The model is used by one thread at a time.
 
     Args:

@@ -64,7 +64,7 @@ class Hit:
             two scores, each in standard deviations from the mean of the gallery.
         probability: an estimate in [0, 1] that the hit is right; None without calibration.
         columns: the user's own columns.
-        row: of the picture in :attr:`Index.items`, which changes when the index does; equal hits
+        row: of the picture in ``Index.items``, which changes when the index does; equal hits
             may have different ones.
     """
 

@@ -79,11 +79,14 @@ def lines(
     log_x: bool = False,
     log_y: bool = False,
 ) -> str:
-    """Curves by name, each of its x and y values."""
+    """Curves by name, each of its whole x and of its y values."""
+    from matplotlib.ticker import MaxNLocator
+
     chart = Chart(key, label)
+    chart.axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     for number, (name, (steps, values)) in enumerate(curves.items()):
         style = "-" if number < len(COLOURS) else "--"
-        few = "o" if len(steps) == 1 else None
+        few = "o" if len(set(steps)) == 1 else None  # no line would be seen
         colour = COLOURS[number % len(COLOURS)]
         chart.axes.plot(steps, values, style, marker=few, color=colour, label=name, linewidth=1.5)
     if log_x:
