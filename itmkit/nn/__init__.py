@@ -26,7 +26,9 @@ from itmkit.nn.layers.synchronised_batch_norm import synchronise_batch_norm
 from itmkit.nn.pooling.attention_filtration import AttentionFiltration
 from itmkit.nn.pooling.external_attention import ExternalSpatialAttention
 from itmkit.nn.pooling.feature_discriminability import FeatureDiscriminability
+from itmkit.nn.pooling.global_branch import GlobalBranch
 from itmkit.nn.pooling.guided_pooling import GuidedPooling
+from itmkit.nn.pooling.mean_path import MeanPath
 from itmkit.nn.refinement.graph_reasoning import GraphReasoning
 from itmkit.nn.refinement.refined_similarity import RefinedSimilarity
 from itmkit.nn.refinement.text_refinement import TextRefinement
@@ -44,10 +46,12 @@ __all__ = [
     "ExternalSpatialAttention",
     "FeatureDiscriminability",
     "FusionEncoder",
+    "GlobalBranch",
     "GraphReasoning",
     "GuidedPooling",
     "MaskedBatchNorm",
     "MatchingHead",
+    "MeanPath",
     "RefinedSimilarity",
     "RegionProjection",
     "ScanAttention",

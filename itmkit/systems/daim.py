@@ -8,16 +8,14 @@ from torch import Tensor, nn
 
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.losses import AdaptiveMarginTripletLoss
-from itmkit.losses.kind import check_kind
 from itmkit.nn import CrossAttentionSimilarity
 from itmkit.nn.contract import Tokens, common_levels, common_width
 from itmkit.retrieval import Encoding
-from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.explanation import Explanation, check_pair, token_maps
-from itmkit.systems.matcher import Matcher
+from itmkit.systems.local_matcher import LocalMatcher
 
 
-class DAIM(Matcher):
+class DAIM(LocalMatcher):
     r"""High feature distinguishability for adaptive image–text matching.
 
     Image and text are encoded on several levels, from parts to the whole scene, each level with
@@ -40,7 +38,8 @@ class DAIM(Matcher):
         loss: any loss of scores in :mod:`itmkit.losses`, or one of your own that takes scores
             ``(n, n)`` and the true pairs ``(n, n)``; None: :class:`AdaptiveMarginTripletLoss` of
             the published numbers, which sums.
-        **kwargs: see :class:`Matcher`; the published system has no ``warmup``.
+        **kwargs: see :class:`LocalMatcher`, such as a ``global_branch`` (ours), whose tokens are
+            those of the last level, and :class:`Matcher`; the published system has no ``warmup``.
 
     Raises:
         InputError: if widths or numbers of levels do not agree, or a number is out of its range.
@@ -55,27 +54,24 @@ class DAIM(Matcher):
         loss: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         common_width(image_encoder=image_encoder, text_encoder=text_encoder)
         levels = common_levels(image_encoder=image_encoder, text_encoder=text_encoder)
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
+        loss = loss or AdaptiveMarginTripletLoss(reduction="sum")
+        super().__init__(image_encoder, text_encoder, loss, **kwargs)
         self.levels = levels
         self.similarity = similarity or CrossAttentionSimilarity()
-        self.score_loss = loss or AdaptiveMarginTripletLoss(reduction="sum")
-        check_kind("scores", loss=self.score_loss)
-        self.warm_up(score_loss=self.score_loss)
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)
-        return _encoding(self.image_encoder(images.features, images.mask))
+        levels = _levels(self.image_encoder(images.features, images.mask))
+        return _encoding(levels, self._vector_of_images(images, levels[-1]))
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
-        return _encoding(self.text_encoder(texts.inputs, texts.mask))
+        levels = _levels(self.text_encoder(texts.inputs, texts.mask))
+        return _encoding(levels, self._vector_of_texts(texts, levels[-1]))
 
-    def score(self, images: Encoding, texts: Encoding) -> Tensor:
-        check_encodings(images=images, texts=texts)
+    def local_scores(self, images: Encoding, texts: Encoding) -> Tensor:
         scores = [
             self.similarity(image, text, image_mask, text_mask)
             for (image, image_mask), (text, text_mask) in zip(
@@ -95,12 +91,7 @@ class DAIM(Matcher):
             )
         ]
         maps = token_maps(shares, self.image_encoder)
-        return [Explanation("shares", "score", maps, float(self.score(image, text)))]
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        scores, positives = self.batch_scores(batch)
-        self.choose_negatives()
-        return {"loss": self.score_loss(scores, positives)}
+        return [Explanation("shares", "score", maps, float(self.local_scores(image, text)))]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -118,9 +109,13 @@ class DAIM(Matcher):
         ]
 
 
-def _encoding(levels: list[Tokens] | Tokens) -> Encoding:
-    """What an encoder of several levels, or of one, gives."""
-    fields: dict[str, Tensor | None] = {}
-    for level, (tokens, mask) in enumerate(levels if isinstance(levels, list) else [levels]):
+def _levels(given: list[Tokens] | Tokens) -> list[Tokens]:
+    """The levels of an encoder of several, or of one."""
+    return given if isinstance(given, list) else [given]
+
+
+def _encoding(levels: list[Tokens], vector: Tensor | None) -> Encoding:
+    fields: dict[str, Tensor | None] = {} if vector is None else {"vector": vector}
+    for level, (tokens, mask) in enumerate(levels):
         fields |= {f"level{level}_tokens": tokens, f"level{level}_mask": mask}
     return Encoding(**fields)

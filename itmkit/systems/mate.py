@@ -24,7 +24,7 @@ from itmkit.losses import (
 )
 from itmkit.losses.kind import check_kind
 from itmkit.modes import evaluation_mode
-from itmkit.nn import ExternalSpatialAttention, MatchingHead, l2_normalize
+from itmkit.nn import ExternalSpatialAttention, MatchingHead, MeanPath, Tokens, l2_normalize
 from itmkit.nn.contract import Fusion, common_width
 from itmkit.nn.pooling.external_attention import pooled_shares
 from itmkit.nn.weights import freeze_unused
@@ -76,6 +76,8 @@ class MATE(Matcher):
         matching_head: judges the read-outs of the fusion encoder; None for their cosine.
         views: views K of an image in a batch, and of its caption (``caption_views`` of the data).
         token_drop: probability in [0, 1) that a view of an image drops a token.
+        mean_path: vectors of mean features that are joined with those of the tokens (ours), whose
+            pooling then starts as the mean; None: the tokens alone, as published.
         triplet: loss of the global scores ``(n·K, n·K)`` of all views and their true pairs, any
             loss of scores; None: :class:`GroupTripletLoss` of K views. The published system sums:
             ``reduction: sum``.
@@ -128,6 +130,7 @@ class MATE(Matcher):
         matching_head: MatchingHead | None = None,
         views: int = 2,
         token_drop: float = 0.2,
+        mean_path: MeanPath | None = None,
         triplet: nn.Module | None = None,
         hect: nn.Module | None = None,
         distillation: nn.Module | None = None,
@@ -208,8 +211,15 @@ class MATE(Matcher):
         self.momentum = momentum
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        self.image_pool = ExternalSpatialAttention(dim, num_views=views, drop=token_drop)
-        self.text_pool = ExternalSpatialAttention(dim, num_views=1, drop=0.0)
+        at_mean = mean_path is not None
+        self.image_pool = ExternalSpatialAttention(
+            dim, num_views=views, drop=token_drop, start_at_mean=at_mean
+        )
+        self.text_pool = ExternalSpatialAttention(dim, num_views=1, drop=0.0, start_at_mean=at_mean)
+        self.mean_path = mean_path
+        if mean_path is not None:
+            mean_path.complete(image_encoder, text_encoder)
+            dim += mean_path.dim
         self.fusion = fusion
         self.matching_head = matching_head
         self._taught: tuple[Tensor, Tensor, Tensor] | None = None
@@ -239,6 +249,7 @@ class MATE(Matcher):
     def configure_callbacks(self) -> Sequence[Callback]:
         """The momentum teacher, where something is learnt from it; what freezes each stage."""
         branch = ["image_encoder", "text_encoder", "image_pool", "text_pool"]
+        branch += ["mean_path"] if self.mean_path is not None else []
         callbacks: list[Callback] = []
         if self.weights["distillation"]:
             callbacks.append(MomentumTeacher(self.momentum, list(branch)))
@@ -272,13 +283,29 @@ class MATE(Matcher):
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)
-        tokens, mask = self.image_encoder(images.features, images.mask)
-        return _encoding(l2_normalize(self.image_pool(tokens, mask)), tokens, mask)
+        tokens = self.image_encoder(images.features, images.mask)
+        return _encoding(self._image_vectors(self, images, tokens), *tokens)
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
-        tokens, mask = self.text_encoder(texts.inputs, texts.mask)
-        return _encoding(l2_normalize(self.text_pool(tokens, mask)), tokens, mask)
+        tokens = self.text_encoder(texts.inputs, texts.mask)
+        return _encoding(self._text_vectors(self, texts, tokens), *tokens)
+
+    def _image_vectors(self, parts: Any, images: Images, tokens: Tokens) -> Tensor:
+        """Unit vectors of all views, by the layers of this model or of its teacher."""
+        attended = l2_normalize(parts.image_pool(*tokens))
+        if self.mean_path is None:
+            return attended
+        mean = parts.mean_path.image(images.features, images.mask, Tokens(*tokens))
+        views = attended.shape[0] // mean.shape[0]
+        return parts.mean_path.join(mean.repeat_interleave(views, dim=0), attended)
+
+    def _text_vectors(self, parts: Any, texts: Texts, tokens: Tokens) -> Tensor:
+        attended = l2_normalize(parts.text_pool(*tokens))
+        if self.mean_path is None:
+            return attended
+        mean = parts.mean_path.text(texts.inputs, texts.mask, Tokens(*tokens))
+        return parts.mean_path.join(mean, attended)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)
@@ -287,7 +314,10 @@ class MATE(Matcher):
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         if self.fusion is None:
             return super().rerank(images, texts, pairs)
-        sides = (images.vector, images.tokens, images.mask, texts.vector, texts.tokens, texts.mask)
+        image, text = images.vector, texts.vector
+        if self.mean_path is not None:
+            image, text = self.mean_path.attended(image), self.mean_path.attended(text)
+        sides = (image, images.tokens, images.mask, text, texts.tokens, texts.mask)
         if self.matching_head is None:
             return self.fusion.pair_score(*sides, pairs=pairs)
         return at_least_float32(self.matching_head(*self.fusion(*sides, pairs=pairs)))
@@ -299,16 +329,23 @@ class MATE(Matcher):
     def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
         """Shares of words and regions in the global score, and the attention of the fusion.
 
-        The global vectors are sums over tokens, so the cosine is a sum over their pairs.
+        The global vectors are sums over tokens, so the cosine is a sum over their pairs; that of the
+        means of a ``mean_path``, which has no tokens, is left out.
         """
         check_pair(image, text)
         regions, words = (image.tokens, image.mask), (text.tokens, text.mask)
-        shares = pooled_shares(self.image_pool, *regions, self.text_pool, *words)
-        maps, score = token_maps([shares[0]], self.image_encoder), self.score(image, text)
-        found = [Explanation("shares", "global score", maps, float(score))]
+        shares = pooled_shares(self.image_pool, *regions, self.text_pool, *words)[0]
+        title, score = "global score", self.score(image, text)
+        vectors = image.vector, text.vector
+        if self.mean_path is not None:
+            shares = shares * (1 - self.mean_path.share)
+            title, score = "attended part of the global score", shares.sum()
+            vectors = self.mean_path.attended(vectors[0]), self.mean_path.attended(vectors[1])
+        maps = token_maps([shares], self.image_encoder)
+        found = [Explanation("shares", title, maps, float(score))]
         attention = getattr(self.fusion, "attention", None)
         if attention is not None:
-            looks = attention(image.vector, *regions, text.vector, *words)
+            looks = attention(vectors[0], *regions, vectors[1], *words)
             pair = torch.zeros(1, 2, dtype=torch.int64, device=image.device)
             maps, score = token_maps([looks[0]], self.image_encoder), self.rerank(image, text, pair)
             found.append(Explanation("attention", "fusion score", maps, float(score)))
@@ -330,10 +367,10 @@ class MATE(Matcher):
         if self.fusion_start is not None and not self.trained_less_than(self.fusion_start, "step"):
             return self._second_stage_loss(batch)
         fuses = self.weights["fusion"] and self.fusion_start is None
-        image_tokens, image_mask = self.image_encoder(batch.images.features, batch.images.mask)
-        text_tokens, text_mask = self.text_encoder(batch.texts.inputs, batch.texts.mask)
-        image = l2_normalize(self.image_pool(image_tokens, image_mask))
-        text = l2_normalize(self.text_pool(text_tokens, text_mask))
+        regions = self.image_encoder(batch.images.features, batch.images.mask)
+        words = self.text_encoder(batch.texts.inputs, batch.texts.mask)
+        image = self._image_vectors(self, batch.images, regions)
+        text = self._text_vectors(self, batch.texts, words)
         dim, own = image.shape[1], len(batch.images)
         # All that the loss needs of the other processes, a row an image: the views side by side.
         sides: dict[str, Tensor | None] = {
@@ -341,6 +378,7 @@ class MATE(Matcher):
             "text": text.reshape(own, -1),
         }
         if fuses:  # which takes one view of each pair
+            (image_tokens, image_mask), (text_tokens, text_mask) = regions, words
             sides |= {"image_tokens": image_tokens, "text_tokens": text_tokens[:: self.views]}
             sides |= {"image_mask": image_mask}
             sides |= {"text_mask": None if text_mask is None else text_mask[:: self.views]}
@@ -401,12 +439,13 @@ class MATE(Matcher):
                 "distillation_weight is not 0, but there is no teacher: train with a Trainer, or "
                 "use MomentumTeacher"
             )
-        image = teacher.image_pool(
-            *teacher.image_encoder(batch.images.features, batch.images.mask)
-        ).repeat_interleave(self.views, dim=0)
-        text = teacher.text_pool(*teacher.text_encoder(batch.texts.inputs, batch.texts.mask))
+        regions = teacher.image_encoder(batch.images.features, batch.images.mask)
+        words = teacher.text_encoder(batch.texts.inputs, batch.texts.mask)
+        image = self._image_vectors(teacher, batch.images, regions)  # one view
+        image = image.repeat_interleave(self.views, dim=0)
+        text = self._text_vectors(teacher, batch.texts, words)
         sizes = batch.sizes and [self.views * size for size in batch.sizes]
-        image, text = gather_all([l2_normalize(image), l2_normalize(text)], sizes=sizes)
+        image, text = gather_all([image, text], sizes=sizes)
         self._taught = image, text, view_ids
         return self._taught
 

@@ -8,21 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
+from itmkit.data.batch import Images, Texts, check_images, check_texts
 from itmkit.losses import HingeCrossEntropyLoss
-from itmkit.losses.kind import check_kind
 from itmkit.nn import RefinedSimilarity, l2_normalize
 from itmkit.nn.attention.focal import Focal
-from itmkit.nn.contract import common_width
+from itmkit.nn.contract import Tokens, common_width
 from itmkit.nn.refinement.refined_similarity import Reasoning
 from itmkit.nn.refinement.visual_refinement import RefinedImage
 from itmkit.retrieval import Encoding
-from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.explanation import Explanation, check_pair, token_maps
-from itmkit.systems.matcher import Matcher
+from itmkit.systems.local_matcher import LocalMatcher
 
 
-class TVRN(Matcher):
+class TVRN(LocalMatcher):
     """Mutually textual and visual refinement network.
 
     Regions are refined by their semantic and geometric relations, words by the image that they are
@@ -52,7 +50,8 @@ class TVRN(Matcher):
         loss: any loss of scores in :mod:`itmkit.losses`, or one of your own that takes logits
             ``(n, n)`` and the true pairs ``(n, n)``; None: :class:`HingeCrossEntropyLoss` of the
             published numbers.
-        **kwargs: see :class:`Matcher`.
+        **kwargs: see :class:`LocalMatcher`, such as a ``global_branch`` (ours), and
+            :class:`Matcher`.
 
     Raises:
         InputError: if widths do not agree, or a number is out of its range; in use, for region
@@ -73,10 +72,9 @@ class TVRN(Matcher):
         loss: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         dim = common_width(image_encoder=image_encoder, text_encoder=text_encoder)
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
+        loss = loss or HingeCrossEntropyLoss(weight=0.5)
+        super().__init__(image_encoder, text_encoder, loss, **kwargs)
         self.similarity = RefinedSimilarity(
             dim,
             similarity_dim,
@@ -86,16 +84,14 @@ class TVRN(Matcher):
             dropout=dropout,
             chunk_pairs=chunk_pairs,
         )
-        self.score_loss = loss or HingeCrossEntropyLoss(weight=0.5)
-        check_kind("scores", loss=self.score_loss)
-        self.warm_up(score_loss=self.score_loss)
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)
         tokens, mask = self.image_encoder(images.features, images.mask)
         refined = self.similarity.visual(l2_normalize(tokens), _relations(images, tokens), mask)
         return Encoding(
-            vector=refined.vector,
+            vector=self._vector_of_images(images, Tokens(tokens, mask)),
+            refined_vector=refined.vector,
             tokens=refined.tokens,
             mask=refined.mask,
             context_tokens=refined.context,
@@ -105,10 +101,10 @@ class TVRN(Matcher):
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
         tokens, mask = self.text_encoder(texts.inputs, texts.mask)
-        return Encoding(tokens=l2_normalize(tokens), mask=mask)
+        vector = self._vector_of_texts(texts, Tokens(tokens, mask))
+        return Encoding(vector=vector, tokens=l2_normalize(tokens), mask=mask)
 
-    def score(self, images: Encoding, texts: Encoding) -> Tensor:
-        check_encodings(images=images, texts=texts)
+    def local_scores(self, images: Encoding, texts: Encoding) -> Tensor:
         return self.similarity.score(*self._sides(images, texts))
 
     def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
@@ -116,7 +112,7 @@ class TVRN(Matcher):
         check_pair(image, text)
         attention = self.similarity.attention(*self._sides(image, text))[0, 0]
         maps = token_maps([attention], self.image_encoder)
-        return [Explanation("attention", "comparison", maps, float(self.score(image, text)))]
+        return [Explanation("attention", "comparison", maps, float(self.local_scores(image, text)))]
 
     def _sides(
         self, images: Encoding, texts: Encoding
@@ -127,14 +123,9 @@ class TVRN(Matcher):
             context_mask=images.context_mask,
             tokens=images.tokens.to(dtype),
             mask=images.mask,
-            vector=images.vector.to(dtype),
+            vector=images.refined_vector.to(dtype),
         )
         return refined, texts.tokens.to(dtype), texts.mask
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        logits, positives = self.batch_scores(batch)
-        self.choose_negatives()
-        return {"loss": self.score_loss(logits, positives)}
 
 
 def _relations(images: Images, tokens: Tensor) -> Tensor:

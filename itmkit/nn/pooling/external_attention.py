@@ -27,6 +27,8 @@ class ExternalSpatialAttention(nn.Module):
         dim: width D of the tokens.
         num_views: views K an item gets in training. In eval mode there is one, of all tokens.
         drop: probability in [0, 1) that a view drops a token, in training only. Zero for none.
+        start_at_mean: whether the attention starts at zero, so that a vector is the mean of its
+            tokens (ours); else Xavier-uniform.
 
     Shape:
         - x: ``(B, N, D)``
@@ -47,7 +49,9 @@ class ExternalSpatialAttention(nn.Module):
         (torch.Size([6, 8]), torch.Size([3, 8]))
     """
 
-    def __init__(self, dim: int, num_views: int = 1, drop: float = 0.2) -> None:
+    def __init__(
+        self, dim: int, num_views: int = 1, drop: float = 0.2, *, start_at_mean: bool = False
+    ) -> None:
         super().__init__()
         check_count(dim=dim)
         check_count(num_views=num_views)
@@ -56,6 +60,8 @@ class ExternalSpatialAttention(nn.Module):
         self.num_views = num_views
         self.drop = drop
         self.linear = xavier_linear(dim, dim)
+        if start_at_mean:
+            nn.init.zeros_(self.linear.weight)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_views={self.num_views}, drop={self.drop}"

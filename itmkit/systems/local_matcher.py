@@ -1,0 +1,161 @@
+"""Systems that compare every word with every region, behind a global branch or alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from itmkit.checks import InputError, check_count, check_non_negative
+from itmkit.data.batch import Batch, Images, Texts
+from itmkit.distributed import gather_all, world_size
+from itmkit.losses import InfoNCELoss
+from itmkit.losses.kind import check_kind
+from itmkit.nn.contract import Tokens
+from itmkit.nn.pooling.global_branch import GlobalBranch
+from itmkit.retrieval import Encoding
+from itmkit.retrieval.encoding import check_encodings
+from itmkit.systems.matcher import Matcher, check_one_caption, cosine_scores
+
+
+class LocalMatcher(Matcher):
+    """Scores pairs by their tokens, :meth:`local_scores`; with a global branch, only candidates.
+
+    Alone, the local scores of all pairs of a batch are trained by ``local_loss``, and an evaluation
+    computes them for all pairs. With a ``global_branch``, vectors of the same tokens are trained
+    beside them by ``global_loss`` on the whole batch, the local scores on the first ``local_pairs``
+    pairs of it. The vectors then rank, in evaluation, index and search, and the local scores put
+    the best ``rerank_top_k`` candidates in order.
+
+    Args:
+        image_encoder: images to tokens.
+        text_encoder: captions to tokens of the same width.
+        local_loss: any loss of scores.
+        global_branch: see above; None: none.
+        global_loss: any loss of scores; None: :class:`InfoNCELoss` of temperature 0.05.
+        local_weight: of the loss of the local scores beside the global one, at least 0.
+        local_pairs: pairs of a global batch whose local scores are trained; None: all.
+        **kwargs: see :class:`Matcher`; ``rerank_top_k`` needs a ``global_branch``.
+
+    Raises:
+        InputError: options of a global branch without one, or a number out of its range.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        local_loss: nn.Module,
+        *,
+        global_branch: GlobalBranch | None = None,
+        global_loss: nn.Module | None = None,
+        local_weight: float = 1.0,
+        local_pairs: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.score_loss = local_loss
+        check_kind("scores", loss=local_loss)
+        self.global_branch = global_branch
+        check_non_negative(local_weight=local_weight)
+        if global_branch is None:
+            options = {
+                "global_loss": global_loss is not None,
+                "local_weight": local_weight != 1.0,
+                "local_pairs": local_pairs is not None,
+                "rerank_top_k": self.rerank_top_k > 0,
+            }
+            for name, given in options.items():
+                if given:
+                    raise InputError(f"{name} is given, but there is no global_branch")
+        else:
+            global_branch.complete(image_encoder, text_encoder)
+            global_loss = global_loss or InfoNCELoss(0.05)
+            check_kind("scores", global_loss=global_loss)
+        if local_pairs is not None:
+            check_count(2, local_pairs=local_pairs)
+        self.global_loss = global_loss
+        self.local_weight = local_weight
+        self.local_pairs = local_pairs
+        self.warm_up(score_loss=self.score_loss)
+
+    @abstractmethod
+    def local_scores(self, images: Encoding, texts: Encoding) -> Tensor:
+        """Scores ``(n, m)`` by the tokens, at least fp32."""
+
+    @property
+    def score_fields(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Fields that :meth:`score` reads; None: all."""
+        return None if self.global_branch is None else ("vector",)
+
+    @property
+    def has_second_stage(self) -> bool:
+        return self.global_branch is not None
+
+    def score(self, images: Encoding, texts: Encoding) -> Tensor:
+        check_encodings(images=images, texts=texts)
+        if self.global_branch is None:
+            return self.local_scores(images, texts)
+        return cosine_scores(images.vector, texts.vector)
+
+    def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
+        if self.global_branch is None:
+            return super().rerank(images, texts, pairs)
+        # All pairs of an image at once, or all of a caption, whichever are fewer calls.
+        side = int(pairs[:, 1].unique().numel() < pairs[:, 0].unique().numel())
+        scores: Tensor | None = None
+        for row in pairs[:, side].unique().tolist():
+            at = (pairs[:, side] == row).nonzero().squeeze(1)
+            others = pairs[at, 1 - side]
+            block = (
+                self.local_scores(images[row], texts[others])
+                if side == 0
+                else self.local_scores(images[others], texts[row])
+            )
+            if scores is None:
+                scores = block.new_zeros(len(pairs))
+            scores[at] = block.flatten()
+        return torch.zeros(0, device=pairs.device) if scores is None else scores
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        self.choose_negatives()
+        if self.global_branch is None:
+            return {"loss": self.score_loss(*self.batch_scores(batch))}
+        check_one_caption(batch)
+        images, texts = self.encode_image(batch.images), self.encode_text(batch.texts)
+        image, text, ids = gather_all(
+            [images.vector, texts.vector, batch.image_ids], sizes=batch.sizes
+        )
+        assert self.global_loss is not None
+        terms = {"global": self.global_loss(cosine_scores(image, text), ids[:, None] == ids)}
+        if self.local_weight:
+            terms["local"] = self._local_loss(images, texts, batch)
+        terms["loss"] = terms["global"] + self.local_weight * terms.get("local", 0.0)
+        return terms
+
+    def _local_loss(self, images: Encoding, texts: Encoding, batch: Batch) -> Tensor:
+        """On the first pairs of every process."""
+        own, sizes = len(images), batch.sizes
+        if self.local_pairs is not None:
+            share = max(1, self.local_pairs // world_size())
+            own = min(own, share)
+            sizes = sizes and [min(size, share) for size in sizes]
+        scores = self.local_scores(images[:own], texts[:own].gathered(sizes=sizes))
+        scores, ids = gather_all([scores, batch.image_ids[:own]], sizes=sizes)
+        loss: Tensor = self.score_loss(scores, ids[:, None] == ids)
+        return loss
+
+    def _vector_of_images(self, images: Images, tokens: Tokens) -> Tensor | None:
+        """Global vectors; None without a global branch."""
+        if self.global_branch is None:
+            return None
+        return self.global_branch.image(images.features, images.mask, Tokens(*tokens))
+
+    def _vector_of_texts(self, texts: Texts, tokens: Tokens) -> Tensor | None:
+        if self.global_branch is None:
+            return None
+        return self.global_branch.text(texts.inputs, texts.mask, Tokens(*tokens))
