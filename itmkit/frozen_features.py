@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.data import (
     CaptionedImages,
     ImageTextData,
@@ -41,6 +41,9 @@ class FrozenFeatureData(ImageTextData):
         image_checkpoint_by_order: match the tensors of ``image_checkpoint`` by order and shape,
             not by name.
         image_size: side of the photos in pixels; None: that of the model.
+        image_views: features of so many views of every training photo: the whole one, and others
+            that are cropped at random as ``crop_scale`` and ``flip`` of the dataset say. Training
+            draws one of them. Extracting takes as many times as long.
         text_model: name or folder of a transformers model, whose last hidden states are taken; the
             text encoder is then a :class:`itmkit.nn.StoredTokens`. None: captions are words.
         cache: folder for the features; None: ``itmkit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
@@ -59,6 +62,7 @@ class FrozenFeatureData(ImageTextData):
         image_checkpoint: str | Path | None = None,
         image_checkpoint_by_order: bool = False,
         image_size: int | None = None,
+        image_views: int = 1,
         text_model: str | Path | None = None,
         cache: str | Path | None = None,
         **kwargs: Any,
@@ -74,7 +78,8 @@ class FrozenFeatureData(ImageTextData):
         super().__init__(dataset, **kwargs)
         self.image_model, self.image_checkpoint = image_model, image_checkpoint
         self.image_checkpoint_by_order = image_checkpoint_by_order
-        self.image_size, self.text_model = image_size, text_model
+        check_count(image_views=image_views)
+        self.image_size, self.image_views, self.text_model = image_size, image_views, text_model
 
     def split(self, name: str) -> ImageTextDataset:
         """The features of a split; extracted when first asked for, where the cache has none."""
@@ -107,7 +112,12 @@ class FrozenFeatureData(ImageTextData):
         source.augments = False
         own = Preprocessing.for_timm(self.image_model, size=self.image_size, crop=1.0)
         source.preprocessing = own
-        plain = photos.with_images(source)
+        plain, augmented = photos.with_images(source), None
+        views = self.image_views if photos.split == self.train_split else 1
+        if views > 1:
+            source = copy(source)
+            source.augments = True
+            augmented = photos.with_images(source)
         checkpoint = None if self.image_checkpoint is None else user_path(self.image_checkpoint)
         if checkpoint is not None and not checkpoint.is_file():
             raise FileNotFoundError(f"image_checkpoint '{checkpoint}' is not a file")
@@ -117,11 +127,13 @@ class FrozenFeatureData(ImageTextData):
             "" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
             str(self.image_checkpoint_by_order),
             *(f"{name} {source.state(row)}" for row, name in enumerate(photos.names)),
+            f"{views} views {source.crop_scale} {source.flip}" if views > 1 else "",
         ]
         folder = self._once(
-            f"features of {len(photos)} photos ({photos.split})",
+            f"features of {len(photos)} photos ({photos.split})"
+            + (f" in {views} views" if views > 1 else ""),
             f"{self.image_model.replace('/', '-')}-{_digest(made_of)}",
-            lambda output: self._extract_images(plain, own.size, output),
+            lambda output: self._extract_images(plain, augmented, views, own.size, output),
         )
         return photos.with_images(extracted_features(photos.split, photos.names, folder))
 
@@ -132,7 +144,14 @@ class FrozenFeatureData(ImageTextData):
         fill_once(folder, extract)
         return folder
 
-    def _extract_images(self, photos: CaptionedImages, size: int, output: Path) -> Path:
+    def _extract_images(
+        self,
+        photos: CaptionedImages,
+        augmented: CaptionedImages | None,
+        views: int,
+        size: int,
+        output: Path,
+    ) -> Path:
         return extract_by_timm(
             photos,
             self.image_model,
@@ -141,6 +160,8 @@ class FrozenFeatureData(ImageTextData):
             checkpoint_by_order=self.image_checkpoint_by_order,
             pretrained=self.image_checkpoint is None,
             image_size=size,
+            augmented=augmented,
+            views=views,
             num_workers=self.num_workers,
             device=_device(),
         )

@@ -147,5 +147,5 @@ def _text(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     elif tokenizer is not None and not extracts and accepts(tokenizer, "name_or_path"):
         found["data.tokenizer.name_or_path"] = value
     if name == "text_features" or (extracts and value != "bigru"):
-        kind, argument = STORED, "token_drop"
+        kind, argument = STORED, "in_dim"
     return found if accepts(current, argument) else {owner: kind, **found}

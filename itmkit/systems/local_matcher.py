@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -139,7 +140,8 @@ class LocalMatcher(Matcher):
 
     def _local_loss(self, images: Encoding, texts: Encoding, batch: Batch) -> Tensor:
         """On the first pairs of every process."""
-        own, sizes = len(images), batch.sizes
+        own = len(images)
+        sizes: Sequence[int] | None = batch.sizes
         if self.local_pairs is not None:
             share = max(1, self.local_pairs // world_size())
             own = min(own, share)

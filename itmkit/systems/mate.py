@@ -329,8 +329,8 @@ class MATE(Matcher):
     def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
         """Shares of words and regions in the global score, and the attention of the fusion.
 
-        The global vectors are sums over tokens, so the cosine is a sum over their pairs; that of the
-        means of a ``mean_path``, which has no tokens, is left out.
+        The global vectors are sums over tokens, so the cosine is a sum over their pairs; the part
+        of a ``mean_path``, which has no tokens, is left out.
         """
         check_pair(image, text)
         regions, words = (image.tokens, image.mask), (text.tokens, text.mask)

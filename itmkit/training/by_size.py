@@ -13,11 +13,10 @@ from itmkit.data.exclusion import kept_captions
 from itmkit.frozen_features import FrozenFeatureData
 from itmkit.systems.build import build
 
-#: most captions of a batch, and most images to validate on, of systems that score every pair
-MOST_OF_PAIRS = {"DAIM": (128, 1000), "TVRN": (64, 256)}
-MOST = (128, 5000)
+MOST_CAPTIONS = 1024  # of a batch
+MOST_IMAGES = 5000  # to validate on
 FEW = 500  # photos to train on that deserve a warning
-STEPS, STEPS_FOR = 300, 30_000  # steps for so many captions, about as in mate/karpathy
+STEPS, STEPS_FOR = 300, 30_000  # steps for so many captions, as in mate/karpathy
 EPOCHS = 20  # at most
 
 
@@ -32,8 +31,7 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
     The batch is at most a quarter of the training captions, so that an epoch has steps; a run is of
     20 epochs or 300 steps, whichever is less, and beyond 30,000 captions of more steps by the
-    square root of their number; it is validated six times, on at most 256 images with TVRN, 1,000
-    with DAIM and 5,000 else. All are ours.
+    square root of their number; it is validated six times, on at most 5,000 images. All are ours.
 
     Args:
         config: sections by name.
@@ -48,9 +46,7 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     train = data.dataset(data.train_split)
     images = len(data.dataset(data.val_split)) if data.val_split is not None else 0
     captions = len(kept_captions(train, data.exclude))
-    system = (class_of(config, "model") or "").rpartition(".")[2]
-    most_captions, most_images = MOST_OF_PAIRS.get(system, MOST)
-    batch_size = min(most_captions, 2 ** int(math.log2(max(2, captions // 4))))
+    batch_size = min(MOST_CAPTIONS, 2 ** int(math.log2(max(2, captions // 4))))
     epochs = EPOCHS * -(-captions // batch_size)
     steps = min(epochs, round(STEPS * max(1.0, math.sqrt(captions / STEPS_FOR))))
     own: dict[str, Any] = {"data.batch_size": batch_size}
@@ -61,8 +57,8 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         if not _has(config, "trainer", "val_check_interval", "check_val_every_n_epoch"):
             own["trainer.val_check_interval"] = max(1, steps // 6)
             own["trainer.check_val_every_n_epoch"] = None
-    if images > most_images:
-        own["trainer.limit_val_batches"] = max(1, most_images // data.eval_batch_size)
+    if images > MOST_IMAGES:
+        own["trainer.limit_val_batches"] = max(1, MOST_IMAGES // data.eval_batch_size)
     own = {name: value for name, value in own.items() if not _has(config, *name.rsplit(".", 1))}
     if len(train) < FEW:
         rank_zero_warn(

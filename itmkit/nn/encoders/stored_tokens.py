@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_count, check_dropout, type_of
 from itmkit.nn.contract import Tokens
 from itmkit.nn.functional import check_tokens, fill_padding
 from itmkit.nn.layers.linear import Linear
-from itmkit.nn.layers.token_dropout import TokenDropout
+from itmkit.nn.layers.token_dropout import TokenDropout, kept_tokens
 
 
 class StoredTokens(nn.Module):
@@ -83,7 +82,7 @@ class StoredTokens(nn.Module):
             )
         check_tokens("features", features, self.in_dim * len(self.projections), mask, "mask")
         if self.training and self.token_drop:
-            mask = self._kept(features, mask)
+            mask = kept_tokens(features, mask, self.token_drop)
         out = [
             Tokens(fill_padding(projection(self.dropout(level)), mask), mask)
             for level, projection in zip(
@@ -91,10 +90,3 @@ class StoredTokens(nn.Module):
             )
         ]
         return out if hasattr(self, "levels") else out[0]
-
-    def _kept(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        drawn = torch.rand(features.shape[:2], device=features.device)
-        if mask is not None:
-            drawn = drawn.masked_fill(~mask, -1.0)
-        last = torch.arange(drawn.shape[1], device=drawn.device) == drawn.argmax(1, keepdim=True)
-        return ((drawn >= self.token_drop) | last) & (drawn >= 0)

@@ -11,6 +11,7 @@ from itmkit.checks import check_count, check_dropout
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.transformer_backbone import ModelConfig, TransformerBackbone
 from itmkit.nn.functional import fill_padding
+from itmkit.nn.layers.token_dropout import TokenDropout, kept_tokens
 
 
 class TransformerText(TransformerBackbone):
@@ -26,11 +27,15 @@ class TransformerText(TransformerBackbone):
             one before it.
         frozen: the model is never trained: no gradient, always in eval mode.
         dropout: dropout on the hidden state before the Linear, in [0, 1).
+        shared_dropout: whether all tokens of a caption lose the same channels, which regularises
+            more where they are pooled.
+        token_drop: probability in [0, 1) that a token is left out in training, after the model has
+            read it; one always stays.
 
     Shape:
         - ids: ``(B, L)`` int64
         - mask: ``(B, L)`` bool, True on real tokens
-        - output: tokens ``(B, L, D)``, zero on padding, and ``mask``
+        - output: tokens ``(B, L, D)``, zero on padding, and ``mask``, less the tokens left out
 
     Attributes:
         dim: width D of the tokens.
@@ -61,16 +66,21 @@ class TransformerText(TransformerBackbone):
         layer: int = -1,
         frozen: bool = False,
         dropout: float = 0.0,
+        shared_dropout: bool = False,
+        token_drop: float = 0.0,
     ) -> None:
         if dim is not None:
             check_count(dim=dim)
-        check_dropout(dropout=dropout)
+        check_dropout(dropout=dropout, token_drop=token_drop)
         super().__init__(name_or_path, config, layers=[layer], layers_name="layer", frozen=frozen)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = TokenDropout(dropout, shared=shared_dropout)
+        self.token_drop = token_drop
         self.projection = nn.Identity() if dim is None else nn.Linear(self.width, dim)
         self.dim: int = self.width if dim is None else dim
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tokens:
         (hidden,) = self.hidden_states(ids, mask)
+        if self.training and self.token_drop:
+            mask = kept_tokens(hidden, mask, self.token_drop)
         tokens = self.projection(self.dropout(hidden))
         return Tokens(fill_padding(tokens, mask), mask)

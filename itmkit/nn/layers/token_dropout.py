@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,3 +39,12 @@ class TokenDropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}, shared={self.shared}"
+
+
+def kept_tokens(tokens: Tensor, mask: Tensor | None, drop: float) -> Tensor:
+    """Which real tokens of ``(B, L, D)`` are kept ``(B, L)``, at random; one always is."""
+    drawn = torch.rand(tokens.shape[:2], device=tokens.device)
+    if mask is not None:
+        drawn = drawn.masked_fill(~mask, -1.0)
+    last = torch.arange(drawn.shape[1], device=drawn.device) == drawn.argmax(1, keepdim=True)
+    return ((drawn >= drop) | last) & (drawn >= 0)

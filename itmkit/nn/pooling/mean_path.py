@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,19 +79,16 @@ class MeanPath(nn.Module):
         Raises:
             InputError: an encoder that does not say its width.
         """
-        self._reads_features = tuple(
+        encoders = {"image_encoder": image_encoder, "text_encoder": text_encoder}
+        self._reads_features = [
             hasattr(encoder, "in_dim") and not hasattr(encoder, "levels")
-            for encoder in (image_encoder, text_encoder)
-        )
-        image, text = (
+            for encoder in encoders.values()
+        ]
+        widths: list[Any] = [
             encoder.in_dim if reads else encoder_width(name, encoder)
-            for name, encoder, reads in zip(
-                ("image_encoder", "text_encoder"),
-                (image_encoder, text_encoder),
-                self._reads_features,
-                strict=True,
-            )
-        )
+            for (name, encoder), reads in zip(encoders.items(), self._reads_features, strict=True)
+        ]
+        image, text = widths
         self.image_head = RegionProjection(
             image, self.dim, hidden_dim=self.hidden_dim, dropout=self.image_dropout
         )
