@@ -112,12 +112,9 @@ class FrozenFeatureData(ImageTextData):
         source.augments = False
         own = Preprocessing.for_timm(self.image_model, size=self.image_size, crop=1.0)
         source.preprocessing = own
-        plain, augmented = photos.with_images(source), None
+        plain, augmented = photos.with_images(source), copy(source)
+        augmented.augments = True
         views = self.image_views if photos.split == self.train_split else 1
-        if views > 1:
-            source = copy(source)
-            source.augments = True
-            augmented = photos.with_images(source)
         checkpoint = None if self.image_checkpoint is None else user_path(self.image_checkpoint)
         if checkpoint is not None and not checkpoint.is_file():
             raise FileNotFoundError(f"image_checkpoint '{checkpoint}' is not a file")
@@ -147,7 +144,7 @@ class FrozenFeatureData(ImageTextData):
     def _extract_images(
         self,
         photos: CaptionedImages,
-        augmented: CaptionedImages | None,
+        augmented: Photos,
         views: int,
         size: int,
         output: Path,
@@ -160,7 +157,7 @@ class FrozenFeatureData(ImageTextData):
             checkpoint_by_order=self.image_checkpoint_by_order,
             pretrained=self.image_checkpoint is None,
             image_size=size,
-            augmented=augmented,
+            augmented=augmented if views > 1 else None,
             views=views,
             num_workers=self.num_workers,
             device=_device(),

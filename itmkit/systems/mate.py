@@ -338,7 +338,7 @@ class MATE(Matcher):
         title, score = "global score", self.score(image, text)
         vectors = image.vector, text.vector
         if self.mean_path is not None:
-            shares = shares * (1 - self.mean_path.share)
+            shares = shares * (1 - self.mean_path.share.detach())
             title, score = "attended part of the global score", shares.sum()
             vectors = self.mean_path.attended(vectors[0]), self.mean_path.attended(vectors[1])
         maps = token_maps([shares], self.image_encoder)

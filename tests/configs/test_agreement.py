@@ -99,7 +99,7 @@ def test_two_values_that_differ_are_an_error(name: str, options: dict[str, Any],
 
 def test_null_is_a_value_that_stays() -> None:
     config = changed("mate/karpathy", model__text_encoder__dim=None, data__tokenizer=None)
-    assert missing_values(config) == {"data.caption_views": 2}
+    assert missing_values(config) == {"data.caption_views": 1}
 
 
 def test_a_config_takes_the_place_of_a_name() -> None:
@@ -136,7 +136,7 @@ def test_a_class_that_is_changed_keeps_what_it_takes_too() -> None:
     config = with_option(load_config("mate/karpathy"), "model.text_encoder", "itmkit.nn.BiGRU")
     assert value_of(config, "model.text_encoder.dropout") == 0.1
     assert value_of(config, "model.text_encoder.name_or_path") is None
-    assert missing_values(config) == {"model.text_encoder.dim": 512, "data.caption_views": 2}
+    assert missing_values(config) == {"model.text_encoder.dim": 256, "data.caption_views": 1}
     assert class_of(config, "model.text_encoder") == "itmkit.nn.BiGRU"
 
 

@@ -24,7 +24,9 @@ from itmkit.nn import (
     CrossAttentionFusion,
     FeatureDiscriminability,
     FusionEncoder,
+    GlobalBranch,
     MatchingHead,
+    MeanPath,
     RegionProjection,
     SharedLevels,
     StoredTokens,
@@ -122,6 +124,14 @@ def _mate_groups(image: nn.Module, text: nn.Module) -> MATE:
     return _mate(image, text, fusion=fusion, fusion_group=7)
 
 
+def _mate_mean_path(image: nn.Module, text: nn.Module) -> MATE:
+    return _mate(image, text, fusion=None, mean_path=_mean_path())
+
+
+def _mean_path() -> MeanPath:
+    return MeanPath(8, hidden_dim=8, image_dropout=0.0, text_dropout=0.0)
+
+
 def _daim(image: nn.Module, text: nn.Module, kind: type[DAIM] = DAIM, **options: Any) -> DAIM:
     loss = AdaptiveMarginTripletLoss(margin=0.4, min_rows=2)
     return kind(image, text, loss=loss, **options)
@@ -144,6 +154,14 @@ def _tvrn(image: nn.Module, text: nn.Module, **options: Any) -> TVRN:
     return TVRN(image, text, similarity_dim=8, **{"chunk_pairs": 20} | options)
 
 
+def _daim_branch(image: nn.Module, text: nn.Module) -> DAIM:
+    return _daim(image, text, global_branch=GlobalBranch(_mean_path()))
+
+
+def _tvrn_branch(image: nn.Module, text: nn.Module) -> TVRN:
+    return _tvrn(image, text, global_branch=GlobalBranch(), local_weight=0.5)
+
+
 SYSTEMS: dict[str, Case] = {
     "mate": Case(_mate, views=2),
     "mate_matching_head": Case(partial(_mate, head=True), views=2),
@@ -159,6 +177,9 @@ VARIANTS: dict[str, Case] = {
     "mate_one_view": Case(partial(_mate, views=1, distillation_weight=0.0)),
     "mate_no_fusion": Case(partial(_mate, fusion=None), views=2),
     "mate_groups": Case(_mate_groups, views=2),
+    "mate_mean_path": Case(_mate_mean_path, views=2),
+    "daim_branch": Case(_daim_branch),
+    "tvrn_branch": Case(_tvrn_branch),
     "mate_few_pairs": Case(partial(_mate, fusion_pairs=3), views=2),
     "daim_warming_up": Case(partial(_daim, warmup=1)),
     "tvrn_saf": Case(partial(_tvrn, reasoning="saf")),

@@ -16,6 +16,7 @@ from itmkit.nn import (
     CrossAttentionFusion,
     FusionEncoder,
     MatchingHead,
+    MeanPath,
     RegionProjection,
     TimmGrid,
 )
@@ -329,3 +330,31 @@ def test_error_without_a_teacher():
     batch = next(iter(make_data().train_dataloader()))
     with pytest.raises(ValueError, match="there is no teacher"):
         make_mate().loss(batch)
+
+
+def test_mean_path_is_a_share_of_the_score_and_the_rest_is_explained():
+    mate = make_mate(regions=True, mean_path=MeanPath(8, hidden_dim=8, share=0.25)).eval()
+    gallery = encode(mate, make_data(regions=True).val_dataloader())
+    image, text = gallery.images[:1], gallery.texts[:1]
+    assert image.vector.shape == (1, 8 + DIM)
+    with torch.no_grad():
+        shares = mate.explain(image, text)[0]
+    cosine = (mate.mean_path.attended(image.vector) * mate.mean_path.attended(text.vector)).sum()
+    assert shares.score == pytest.approx(0.75 * float(cosine), abs=1e-5)
+    assert float(shares.maps[0].values.sum()) == pytest.approx(shares.score, abs=1e-5)
+
+
+def test_mean_path_is_trained_taught_and_left_out_of_the_fusion(tmp_path):
+    mate = make_mate(regions=True, mean_path=MeanPath(8, hidden_dim=8), queue_size=8)
+    before = {name: value.clone() for name, value in mate.mean_path.named_parameters()}
+    fit = quiet_trainer(tmp_path)
+    fit.fit(mate, make_data(regions=True))
+    assert not [n for n, value in mate.mean_path.named_parameters() if value.equal(before[n])]
+    gallery = encode(mate, make_data(regions=True).val_dataloader())
+    pairs = torch.tensor([[0, 0], [1, 2]])
+    mate.eval()
+    plain = mate.rerank(gallery.images, gallery.texts, pairs)
+    with torch.no_grad():
+        mate.mean_path.share_logit.add_(1.0)
+    again = encode(mate, make_data(regions=True).val_dataloader())
+    torch.testing.assert_close(mate.rerank(again.images, again.texts, pairs), plain)
