@@ -240,8 +240,9 @@ class MATE(Matcher):
                     module.requires_grad_(False)
         if self.weights["fusion"] and _is_learnt(self.fusion):  # a head reads other outputs of it
             assert self.fusion is not None
-            vector = next(self.fusion.parameters()).new_ones(1, self.image_pool.dim)
-            side = _encoding(vector, vector[:, None], None)
+            token = next(self.fusion.parameters()).new_ones(1, self.image_pool.dim)
+            means = token.new_ones(1, 0 if self.mean_path is None else self.mean_path.dim)
+            side = _encoding(torch.cat([means, token], dim=1), token[:, None], None)
             pair = torch.zeros(1, 2, dtype=torch.int64, device=vector.device)
             with evaluation_mode(self.fusion):
                 freeze_unused(self.fusion, self.rerank(side, side, pair))
