@@ -243,7 +243,7 @@ class MATE(Matcher):
             token = next(self.fusion.parameters()).new_ones(1, self.image_pool.dim)
             means = token.new_ones(1, 0 if self.mean_path is None else self.mean_path.dim)
             side = _encoding(torch.cat([means, token], dim=1), token[:, None], None)
-            pair = torch.zeros(1, 2, dtype=torch.int64, device=vector.device)
+            pair = torch.zeros(1, 2, dtype=torch.int64, device=token.device)
             with evaluation_mode(self.fusion):
                 freeze_unused(self.fusion, self.rerank(side, side, pair))
 
