@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_table_shows_the_best_checkpoint_not_the_last(capsys: pytest.CaptureFixt
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["val/rsum"] == pytest.approx(max(recalls[1:]), abs=1e-3)
     assert max(recalls) > recalls[0]
+
+
+def test_nothing_of_the_parser_is_deprecated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run("fit", "--untrained=false", "--trainer.max_steps=1")
+    found = {str(one.message) for one in seen if "Jsonargparse" in one.category.__name__}
+    assert not found
 
 
 def test_untrained_row_does_not_change_training() -> None:

@@ -24,6 +24,14 @@ pytestmark = pytest.mark.extras
 pytest.importorskip("matplotlib", reason="needs itmkit[report]")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_map() -> Iterator[None]:
+    """Explain one pair of each report: drawing takes most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("itmkit.report.run_report.MAPS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A run of DAIM, whose margin adapts, and one of MATE on the same scenes."""
@@ -199,14 +207,14 @@ def test_second_run_on_other_scenes_is_refused(trained: list[Path], tmp_path: Pa
 
 
 def test_hubs_wrong_pairs_and_ranks_of_a_known_table(trained: list[Path]) -> None:
-    from itmkit.report import run_report
+    from itmkit.report import run_charts, run_report
 
     own = EvaluatedRun.of(trained[0], "val")
     scores = torch.zeros_like(own.table.scores)
     scores[5] = 1.0  # an image that is found for every caption
     scores[:, 20] += 0.5
     own.table.scores = scores
-    counts = run_report._top_counts(scores, dim=0)
+    counts = run_charts.top_counts(scores, dim=0)
     assert int(counts.argmax()) == 5
     assert int(counts[5]) == 300
     (first, *_) = run_report._wrong_pairs(own, run_report._Pictures(own))
