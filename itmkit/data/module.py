@@ -20,15 +20,15 @@ from itmkit.checks import InputError, check_choice, check_count, check_share
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.exclusion import kept_captions
-from itmkit.data.items import (
+from itmkit.data.loader import (
     Collated,
     EvaluationImages,
+    Loader,
     OnError,
     Skipped,
     Skips,
     TrainingPairs,
 )
-from itmkit.data.loader import Loader
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
 from itmkit.data.photos import Photos
 from itmkit.data.preprocessing import Preprocessing

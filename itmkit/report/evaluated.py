@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.data.dataset import ImageTextDataset
-from itmkit.data.items import EvaluationImages
+from itmkit.data.loader import EvaluationImages
 from itmkit.data.photos import PhotoFolder, Photos, open_photos
 from itmkit.evaluation.judgement_files import check_protocol
 from itmkit.metrics.protocol import find_protocol, protocol_name
