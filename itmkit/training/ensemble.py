@@ -17,7 +17,7 @@ from itmkit.evaluation.judgement_files import check_protocol
 from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME
 from itmkit.files import check_different, path_inside, user_path, write_text
 from itmkit.metrics import Protocol, bootstrap_recall
-from itmkit.metrics.protocol import protocol_name
+from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import recall_of_folds
 from itmkit.retrieval import (
     EvaluatedOn,
@@ -73,6 +73,11 @@ def evaluate_ensemble(
     check_name(name)
     if trec and not keep:
         raise InputError("keep is 0 with trec; expected how many items a query has")
+    if find_protocol(protocol).probes:
+        raise InputError(
+            f"protocol is {protocol!r} with an ensemble; expected one without probes, or each run "
+            "on its own"
+        )
     loaded = [load_run(run) for run in runs]
     split = _same_split(runs, [data for _, data in loaded])
     judgements = None if protocol is None else check_protocol(protocol, split, protocol_files)

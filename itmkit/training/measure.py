@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.evaluation import probe_scenes
 from itmkit.evaluation.judgement_files import check_protocol
@@ -73,6 +74,8 @@ def measure(
         data.setup(command)
         if name is not None:
             judgements = check_protocol(protocol, data.split(name), protocol_files)
+            if find_protocol(protocol).probes:
+                _check_probes(trainer, data)
     model.protocol, model.judgements, model.keep = protocol, judgements, keep
     try:
         results: list[Mapping[str, float]] = getattr(trainer, command)(
@@ -119,3 +122,17 @@ def measure(
         ),
         model.query_ranks,
     )
+
+
+def _check_probes(trainer: Trainer, data: ImageTextData) -> None:
+    """Raise if other sentences than those of the split cannot be read, or not in fp32."""
+    if data.text_features is not None:
+        raise InputError(
+            "text_features is given with the protocol 'probes', whose sentences are not stored; "
+            "expected a model that reads words"
+        )
+    if str(trainer.precision) in ("bf16-true", "16-true"):
+        raise InputError(
+            f"trainer.precision is {trainer.precision!r} with the protocol 'probes', which are "
+            "measured in fp32; expected 32-true or a mixed precision"
+        )

@@ -70,6 +70,9 @@ def test_probes(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     about = metrics["about"]["test"]["probes"]
     assert about["colours"]["pairs"] == 30
+    with pytest.raises(SystemExit):
+        run("test", "--protocol=probes", *options, "--trainer.precision=bf16-true")
+    assert "trainer.precision is 'bf16-true' with the protocol" in capsys.readouterr().err
     for kind in ("colours", "relations"):
         assert metrics[f"test/probe_{kind}"] == pytest.approx(about[kind]["accuracy"], abs=1e-4)
 
@@ -167,6 +170,7 @@ def test_an_ensemble_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str
         (["a"], "ensemble has 1 runs; expected two or more"),
         (["a", "nothing"], "run is 'nothing': neither the folder of a run nor the NAME"),
         (["a", "runs/a"], "ensemble has 'a' and 'runs/a', which are both "),
+        (["a", "b", "--protocol=probes"], "protocol is 'probes' with an ensemble; expected one"),
         (["a", "c", "--protocol=3"], "folds is 3; expected a divisor of the 4 images"),
         (["a", "b"], "other captions in its test split than"),
     ]:

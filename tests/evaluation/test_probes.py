@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from systems import SYSTEMS
 from tiny_matcher import TinyMatcher
 from torch import nn
 
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData, ShapesDataset
 from itmkit.data.probes import scene_probes
-from itmkit.data.tokenizer import WordTokenizer
+from itmkit.data.tokenizer import CaptionTokens, WordTokenizer
 from itmkit.evaluation import probe_scenes
-from itmkit.retrieval import Encoding, Gallery, encode
+from itmkit.retrieval import Encoding, Gallery, encode, score_matrix
 
 SHAPES = ShapesDataset("test", length=40, counts=True)
 TOKENIZER = WordTokenizer(SHAPES.vocabulary)
@@ -108,6 +109,36 @@ def test_a_bag_of_words_cannot_tell_colours_apart() -> None:
     found = probe_scenes(model, encoded, data.split("test"), TOKENIZER)
     assert (found["colours"].accuracy, found["colours"].tied) == (0, 100)
     assert found["relations"].tied < 100
+
+
+@pytest.mark.parametrize("name", ["mate", "daim", "tvrn_sgr", "dual_encoder"])
+def test_every_system(name: str) -> None:
+    case = SYSTEMS[name]
+    options = {"image_size": 32} if case.images == "pixels" else {"regions": True}
+    data = ImageTextData(lambda split: ShapesDataset(split, length=4, **options))
+    if name == "tvrn_sgr":
+        data.relation_threshold = 0.2
+    torch.manual_seed(0)
+    model = case.make()
+    model.rerank_top_k = 3 if name == "mate" else 0
+    encoded = encode(model, data.test_dataloader())
+    found = probe_scenes(model, encoded, data.split("test"), data.tokenizer)
+    assert list(found) == ["colours", "relations"]
+    assert found["colours"].pairs == 20
+    assert (found["colours"].second_stage is None) == (name != "mate")
+    # All relations at once, by their own scores.
+    whole = score_matrix(model, encoded.images, encoded.texts)
+    probes = [one for one in scene_probes(data.split("test")) if one.kind == "relations"]
+    texts = [sentence.text for one in probes for sentence in (one.true, one.false)]
+    tokens = CaptionTokens(map(data.tokenizer.encode, texts))
+    with torch.no_grad():
+        said = model.eval().encode_text(tokens.padded(range(len(texts)), data.tokenizer.pad_id))
+    scores = score_matrix(model, encoded.images, said)
+    rows = [one.image for one in probes]
+    right = [bool(scores[row, 2 * i] > scores[row, 2 * i + 1] + 1e-5) for i, row in enumerate(rows)]
+    assert found["relations"].accuracy == pytest.approx(100 * sum(right) / len(right))
+    first = data.split("test").captions.index(probes[0].true.text)
+    torch.testing.assert_close(scores[rows[0], 0], whole[rows[0], first])
 
 
 def test_error() -> None:
