@@ -71,5 +71,6 @@ class StepClock(Callback):
         return {"seconds": time.perf_counter() - self._start, "megabytes": round(memory)}
 
     def _write(self, trainer: Trainer, found: dict[str, Any]) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            write_text(Path(trainer.log_dir) / FILE_NAME, json.dumps(found, indent=1) + "\n")
+        folder = trainer.log_dir  # all processes ask for it together
+        if trainer.is_global_zero and folder is not None:
+            write_text(Path(folder) / FILE_NAME, json.dumps(found, indent=1) + "\n")
