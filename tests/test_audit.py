@@ -142,7 +142,9 @@ def trained(name: str, folder: Path) -> tuple[Matcher, Batch]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.long if name.startswith("tvrn_") else ())
+        pytest.param(
+            name, marks=() if name in ("mate", "daim", "dual_encoder") else pytest.mark.long
+        )
         for name in SYSTEMS
     ],
 )
