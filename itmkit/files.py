@@ -187,6 +187,18 @@ def check_folder(argument: str, folder: Path) -> None:
         raise FileNotFoundError(f"{argument}={str(folder)!r} is not a folder")
 
 
+def check_new_file(argument: str, path: Path) -> None:
+    """Raise unless a file can get this path; its folder is made.
+
+    Raises:
+        InputError: if the path is that of a folder.
+        OSError: if there can be no such folder.
+    """
+    if path.is_dir():  # also of the empty path
+        raise InputError(f"{argument} is '{path}', a folder; expected the path of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def path_inside(folder: Path, path: str | Path) -> Path:
     """A path relative to a folder that it is in, with the folders between; else its name alone."""
     full = Path(path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from itmkit.checks import InputError, constructor_errors, raised_in
@@ -37,7 +39,7 @@ def report_user_errors() -> Iterator[None]:
     With the environment variable ``ITMKIT_DEBUG=1`` every error keeps its traceback.
     """
     try:
-        with constructor_errors():
+        with constructor_errors(), _one_line_warnings():
             yield
     except KeyboardInterrupt:
         print("itmkit: interrupted", file=sys.stderr)
@@ -47,6 +49,29 @@ def report_user_errors() -> Iterator[None]:
         if message is None or os.environ.get("ITMKIT_DEBUG") == "1":
             raise
         fail(message)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Show warnings to users, which itmkit raises, without the line of code that raised them."""
+    package, before = str(Path(__file__).parents[1]), warnings.formatwarning
+
+    def formatted(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if category is UserWarning and filename.startswith(package):
+            return f"itmkit: warning: {_line(str(message))}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def one_line(error: Exception) -> str | None:

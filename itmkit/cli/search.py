@@ -11,6 +11,7 @@ from typing import Any
 
 from itmkit.checks import InputError
 from itmkit.cli.parser import OneLineParser
+from itmkit.files import check_new_file, user_path
 
 
 def search(words: Sequence[str]) -> None:
@@ -47,15 +48,21 @@ def search(words: Sequence[str]) -> None:
 def _found(options: Any) -> tuple[Any, list[Any]]:
     from itmkit.report.page import write_hits
     from itmkit.retriever.loading import open_index
+    from itmkit.retriever.queries import query_notes
 
     if options.query is None and options.image is None:
         raise InputError("query is null; expected a sentence, or --image FILE")
-    index = open_index(options.index, model=options.model, device=options.device)
+    if options.html is not None:
+        check_new_file("html", user_path(options.html))
+    index: Any = open_index(options.index, model=options.model, device=options.device)
     image = options.image
     hits = index.search(
         options.query, options.k, image=image, where=options.where, top_k=options.top_k
     )
+    if options.query is not None:
+        for note in query_notes(index.encoder.tokenizer, options.query):
+            print(note)
     if options.html is not None:
-        write_hits(options.html, index, hits, options.query, image=image)
+        write_hits(user_path(options.html), index, hits, options.query, image=image)
         print(f"page: {options.html}")
     return index, hits

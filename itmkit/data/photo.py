@@ -131,16 +131,21 @@ def photo_names(folder: Path, follow_links: bool) -> list[str]:
     return names
 
 
-def find_photo_names(folder: Path, follow_links: bool) -> list[str]:
+def find_photo_names(folder: Path, follow_links: bool, *, argument: str = "images") -> list[str]:
     """The photos in a folder and the folders inside it, by the endings of their names, sorted.
 
     Hidden files and folders are left out.
+
+    Args:
+        folder: that is searched.
+        follow_links: whether links to folders are followed.
+        argument: name of ``folder``, for errors.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         InputError: if it has no photo.
     """
-    check_folder("images", folder)
+    check_folder(argument, folder)
     names = []
     for parent, folders, files in os.walk(folder, followlinks=follow_links):
         folders[:] = [
@@ -155,7 +160,7 @@ def find_photo_names(folder: Path, follow_links: bool) -> list[str]:
             if not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
         ]
     if not names:
-        raise InputError(f"images={str(folder)!r} has no photo; expected {' '.join(SUFFIXES)}")
+        raise InputError(f"{argument}={str(folder)!r} has no photo; expected {' '.join(SUFFIXES)}")
     return sorted(names)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +72,9 @@ def build_index(
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        InputError: if the folder has no readable picture, the index is of another model or of
-            another folder that is still there, or is being written, ``output`` holds other files,
-            or an argument is out of its range.
+        InputError: if the folder has no readable picture, the index is of another model, of
+            another part, or of another folder that is still there, or is being written, ``output``
+            holds other files, or an argument is out of its range.
     """
     root, folder = user_path(photos), user_path(output)
     check_count(batch_size=batch_size, chunk_size=chunk_size, max_pixels=max_pixels)
@@ -83,7 +83,7 @@ def build_index(
     part, parts = shard
     if not 1 <= part <= parts:
         raise InputError(f"shard is {part}/{parts}; expected i/k with i from 1 to k")
-    every = find_photo_names(root, follow_links)
+    every = find_photo_names(root, follow_links, argument="photos")
     found = [name for name in every if fits_a_line(name)]
     if not found or not fits_a_line(str(root.resolve())):
         raise InputError(f"{root!a} has no photo whose path is one line of UTF-8; rename it")
@@ -101,14 +101,15 @@ def build_index(
     made_here = not folder.exists()
     try:
         with store.writing(folder):
-            work = _Work(encoder, root, folder, names, dtype)
+            work = _Work(encoder, root, folder, names, dtype, shard)
             if part == 1:
                 work.skip_names(name for name in every if not fits_a_line(name))
             reading = {"batch_size": batch_size, "num_workers": num_workers}
             work.encode(chunk_size, progress, max_pixels=max_pixels, **reading)
             return work.commit(columns, shard)
     finally:
-        if made_here and not store.exists(folder) and not (folder / "partial").exists():
+        kept = store.exists(folder) or any(map(store.exists, folder.glob("partial/part-*")))
+        if made_here and not kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -116,7 +117,13 @@ class _Work:
     """What is to be encoded, what was encoded before, and where the result goes."""
 
     def __init__(
-        self, encoder: PictureEncoder, root: Path, folder: Path, names: list[str], dtype: str
+        self,
+        encoder: PictureEncoder,
+        root: Path,
+        folder: Path,
+        names: list[str],
+        dtype: str,
+        shard: tuple[int, int],
     ) -> None:
         self.encoder, self.root, self.folder, self.dtype = encoder, root, folder, dtype
         self.partial = folder / "partial"
@@ -133,6 +140,7 @@ class _Work:
         if self.old is not None:
             self._check_identity(self.old.manifest, folder)
             self._check_root(Path(self.old.manifest["root"]))
+            self._check_shard(self.old.manifest["shard"], shard)
             self._hold(self.old)
         self.states = file_states(root, names)
         self.skipped: list[Skipped] = []
@@ -153,6 +161,14 @@ class _Work:
             raise InputError(
                 f"{self.folder} is the index of {before}; expected that folder instead of "
                 f"{self.root}, or another output"
+            )
+
+    def _check_shard(self, before: Sequence[int], shard: tuple[int, int]) -> None:
+        """Refuse to drop pictures because they are of another part."""
+        if list(shard) not in (list(before), [1, 1]):
+            raise InputError(
+                f"{self.folder} is the index of part {before[0]}/{before[1]}; expected that shard, "
+                f"or another output for {shard[0]}/{shard[1]}"
             )
 
     def _hold(self, stored: store.Stored) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 _KEY = b"itmkit"
+_AGAIN = "remove this index and make it again"
 _BLOCK = 4096  # rows copied at a time
 
 Array = np.ndarray[Any, Any]
@@ -102,7 +103,7 @@ def _read(folder: Path) -> Stored:
         manifest = json.loads(items.schema.metadata[_KEY])
         version = int(manifest["format_version"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not the table of an index: {error}") from error
+        raise InputError(f"{path} is not the table of an index: {error}; {_AGAIN}") from error
     if version > FORMAT_VERSION:
         raise InputError(
             f"{path} has the format version {version}; expected at most {FORMAT_VERSION}: this "
@@ -116,11 +117,13 @@ def _open(path: Path, rows: int) -> Array:
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": pages are never written
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: a part of the index") from None
+        raise FileNotFoundError(f"{path} is missing: a part of the index; {_AGAIN}") from None
     except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is not readable, perhaps cut short: {error}") from error
+        raise InputError(f"{path} is not readable, perhaps cut short: {error}; {_AGAIN}") from error
     if len(array) != rows:
-        raise InputError(f"{path} has {len(array)} rows; expected {rows}, as items.parquet")
+        raise InputError(
+            f"{path} has {len(array)} rows; expected {rows}, as items.parquet; {_AGAIN}"
+        )
     return array
 
 
@@ -185,8 +188,17 @@ def _gather(target: Path, arrays: list[Array], places: Array) -> None:
 
 def read_calibration(folder: Path) -> Any:
     """The calibration of an index as a dictionary; None where there is none."""
-    path = folder / "calibration.json"
-    return read_json(path) if path.is_file() else None
+    return _read_beside(folder / "calibration.json", "itmkit index learns it again")
+
+
+def _read_beside(path: Path, again: str) -> Any:
+    """What a file that an index can do without holds; None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; remove this file: {again}") from error
 
 
 def write_calibration(folder: Path, content: Mapping[str, Any]) -> None:
@@ -196,8 +208,7 @@ def write_calibration(folder: Path, content: Mapping[str, Any]) -> None:
 
 def read_faiss(folder: Path) -> Any:
     """What is known of the faiss index of an index, as a dictionary; None where there is none."""
-    path = folder / "faiss.json"
-    return read_json(path) if path.is_file() else None
+    return _read_beside(folder / "faiss.json", "itmkit index --factory builds it again")
 
 
 def new_faiss_file(folder: Path) -> str:

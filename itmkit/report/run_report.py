@@ -14,7 +14,7 @@ from torch import Tensor
 import itmkit
 from itmkit.checks import InputError
 from itmkit.extras import require_extra
-from itmkit.files import user_path, write_text
+from itmkit.files import check_new_file, user_path, write_text
 from itmkit.report.evaluated import EvaluatedRun, Split, flat_config
 from itmkit.report.explain import caption_words, draw_explanations
 from itmkit.report.page import data_address, figure_webp, render, thumbnail
@@ -64,9 +64,7 @@ def write_report(
     """
     require_extra("report", "matplotlib>=3.9")
     target = run / "report.html" if path is None else user_path(path)
-    if target.is_dir():
-        raise InputError(f"output is '{target}', a folder; expected the path of a file")
-    target.parent.mkdir(parents=True, exist_ok=True)  # an error before the run is evaluated
+    check_new_file("output", target)
     own = EvaluatedRun.of(run, split, protocol=protocol, photos=photos, device=device)
     second = None
     if other is not None:

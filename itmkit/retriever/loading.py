@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, did_you_mean
 from itmkit.data.array_writer import digest_of_weights
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.token_file import digest_of_tokenizer
@@ -23,7 +23,7 @@ from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.pretrained import fetching, weights_follow
 from itmkit.retriever.facts import HUB_NAME, ModelFacts, base_models
 from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
-from itmkit.retriever.names import find_index
+from itmkit.retriever.names import RUNS, find_index
 from itmkit.retriever.retriever import Retriever
 from itmkit.systems import DualEncoder, Matcher
 from itmkit.systems.build import build, check_class_paths, restore_system
@@ -71,7 +71,7 @@ def load(
         raise InputError(f"path_or_name is {path_or_name!r}; expected a folder or a name")
     path = user_path(path_or_name)
     if not path.exists():
-        run = Path("runs") / path / "latest"
+        run = RUNS / path / "latest"
         if run.exists():
             path = run
         elif not HUB_NAME.fullmatch(str(path_or_name)):
@@ -79,7 +79,13 @@ def load(
         else:
             name = str(path_or_name)
             source = name if revision is None else f"{name}@{revision}"
-            return _with_source(_from_hub(name, revision, trust), source, device)
+            try:
+                retriever = _from_hub(name, revision, trust)
+            except InputError as error:
+                runs = [one.name for one in RUNS.glob("*")]
+                hint = did_you_mean(name, runs)
+                raise InputError(f"{error}; nor is there a run {RUNS / path}{hint}") from error
+            return _with_source(retriever, source, device)
     if revision is not None:
         raise InputError(f"revision is {revision!r}, and '{path}' is local; expected None")
     path = path.resolve() if path.name == "latest" else path

@@ -1,11 +1,35 @@
-"""Sentences that the recall of a faiss index is measured with."""
+"""Sentences that are searched: what a model cannot read of them, and those of a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from itmkit.checks import InputError
+from itmkit.data.tokenizer import Tokenizer
 from itmkit.systems import load_run
+
+
+def query_notes(tokenizer: Tokenizer, query: str) -> list[str]:
+    """What a model does not see of a sentence: words that it does not know, and what is cut off.
+
+    Args:
+        tokenizer: of the model.
+        query: the sentence.
+
+    Returns:
+        A line each; none where all is seen, or the tokenizer does not tell.
+    """
+    notes, query = [], query.encode("utf-8", "replace").decode("utf-8")
+    ids, places = tokenizer.encode(query)
+    words = tokenizer.words(query)
+    known = {place for one, place in zip(ids, places, strict=True) if one != tokenizer.unk_id}
+    unknown = [word for place, word in enumerate(words) if place in {*places} - known]
+    if unknown:
+        told = ", ".join(map(repr, list(dict.fromkeys(unknown))[:5]))
+        notes.append(f"{len(unknown)} of {len(words)} words of the query are not known: {told}")
+    if tokenizer.max_length is not None and len(ids) >= tokenizer.max_length:
+        notes.append(f"the query is cut to the {tokenizer.max_length} tokens that the model takes")
+    return notes
 
 
 def validation_captions(source: str | None) -> list[str]:

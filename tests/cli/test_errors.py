@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -59,6 +60,19 @@ def test_wrong_trainer_and_weights_are_the_users() -> None:
     assert told is not None
     assert "size mismatch for weight" in told
     assert "\n" not in told
+
+
+def test_warnings_of_itmkit_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    inside, outside = config_path("mate/shapes").parent / "x.py", "/elsewhere/x.py"
+    with report_user_errors():
+        told = [
+            warnings.formatwarning("two\nlines", UserWarning, str(path), 1, "code")
+            for path in (inside, outside)
+        ]
+    assert told == [
+        "itmkit: warning: two lines\n",
+        "/elsewhere/x.py:1: UserWarning: two\nlines\n  code\n",
+    ]
 
 
 def test_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

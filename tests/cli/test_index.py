@@ -122,6 +122,8 @@ def test_factory(
             "merge is given with factory or queries; expected them in a later run",
         ),
         (["search", "nothing"], "query is null; expected a sentence, or --image"),
+        (["search", "mine", "a dog", "--html", "runs"], "html is 'runs', a folder; expected the"),
+        (["search", "mine", "a dog", "--html", ""], "html is '.', a folder; expected the path"),
     ],
 )
 def test_one_line_errors(

@@ -437,7 +437,10 @@ class TestErrors:
         vectors = output / "vector-0001.npy"
         whole = vectors.read_bytes()
         vectors.write_bytes(whole[:-5])
-        with pytest.raises(InputError, match=r"vector-0001\.npy is not readable, perhaps cut"):
+        with pytest.raises(
+            InputError,
+            match=r"vector-0001\.npy is not readable, .*; remove this index",
+        ):
             Index(output, ColourEncoder())
         np.save(vectors, np.zeros((6, 3), np.float32))
         with pytest.raises(InputError, match=r"vector-0001\.npy has 6 rows; expected 5"):
@@ -453,6 +456,9 @@ class TestErrors:
         build_index(ColourEncoder(), photos, tmp_path / "i", progress=False)
         (tmp_path / "i" / "calibration.json").write_text("{}")
         with pytest.raises(InputError, match=r"calibration\.json has wrong or missing entries"):
+            Index(tmp_path / "i", ColourEncoder())
+        (tmp_path / "i" / "calibration.json").write_text("{")
+        with pytest.raises(InputError, match=r"is not JSON: .*; remove this file: itmkit index"):
             Index(tmp_path / "i", ColourEncoder())
 
     def test_newer_version(
@@ -473,9 +479,21 @@ class TestErrors:
             raise OSError(28, "No space left on device", "items.parquet")
 
         monkeypatch.setattr("pyarrow.parquet.write_table", full)
-        with pytest.raises(OSError, match="No space left"):
-            build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        for output in ("index", "new"):
+            with pytest.raises(OSError, match="No space left"):
+                build_index(ColourEncoder(), photos, tmp_path / output, progress=False)
         assert content(tmp_path / "index") == old
+        assert not (tmp_path / "new").exists()
+
+    def test_part_in_place_of_another(self, photos: Path, tmp_path: Path) -> None:
+        index = tmp_path / "index"
+        build_index(ColourEncoder(), photos, index, shard=(1, 2), progress=False)
+        with pytest.raises(InputError, match="is the index of part 1/2; expected that shard, or"):
+            build_index(ColourEncoder(), photos, index, shard=(2, 2), progress=False)
+        whole = build_index(ColourEncoder(), photos, index, progress=False)
+        assert (whole.count, whole.removed) == (5, 0)
+        with pytest.raises(InputError, match="is the index of part 1/1"):
+            build_index(ColourEncoder(), photos, index, shard=(1, 2), progress=False)
 
     @pytest.mark.parametrize("shard", [(0, 2), (3, 2), (6, 6)])
     def test_shard(self, photos: Path, tmp_path: Path, shard: tuple[int, int]) -> None:

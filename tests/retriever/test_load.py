@@ -150,6 +150,9 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         itmkit.load("/no/such")
     with pytest.raises(InputError, match=r"^[^\n]*'no-one/no-model', which is not on this machine"):
         itmkit.load("no-one/no-model")
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"; nor is there a run runs/mime. Did you mean 'mine'\?"):
+        itmkit.load("mime")
     with pytest.raises(InputError, match=r"a folder without config\.yaml"):
         itmkit.load("empty")
     for nothing in ("", None):

@@ -20,6 +20,7 @@ from itmkit import Retriever
 from itmkit.checks import InputError
 from itmkit.data import BadSampleError, Vocabulary, WordTokenizer
 from itmkit.nn import BagOfWords, TimmGrid
+from itmkit.retriever.queries import query_notes
 from itmkit.systems import DAIM
 
 TEXTS = ["a red dog", "a cat", "", "🦊 ☃ ωμέγα", "word " * 10_000, "\ud800 half a character"]
@@ -304,3 +305,15 @@ def test_what_is_not_saved(retriever: Retriever, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="model is a DAIM that was built in code; expected one"):
         built.save_pretrained(tmp_path / "built")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_notes_on_a_query() -> None:
+    words = WordTokenizer(Vocabulary.build(["a red dog"], min_count=1), max_length=6)
+    assert query_notes(words, "A red dog") == []
+    assert query_notes(words, "a красный dog") == [
+        "1 of 3 words of the query are not known: 'красный'"
+    ]
+    assert query_notes(words, "a red dog runs away") == [
+        "1 of 4 words of the query are not known: 'runs'",
+        "the query is cut to the 6 tokens that the model takes",
+    ]
