@@ -54,7 +54,7 @@ def test_marks(tmp_path: Path) -> None:
 
 
 def test_page_in_a_browser(index: Index, tmp_path: Path) -> None:
-    write_hits(tmp_path / "hits.html", index, index.search("red", k=3), "red")
+    write_hits(tmp_path / "hits.html", index, index.search("red", k=3), "red" * 40)
     with browser() as chromium:
         for scheme, width in (("light", 1280), ("dark", 390)):
             with opened(chromium, tmp_path / "hits.html", scheme=scheme, width=width) as tab:
