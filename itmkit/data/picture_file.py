@@ -497,6 +497,7 @@ class DatasetPictures(PictureFile):
             dataset = dataset.cast_column(column, Image(decode=False))
         arrow = dataset.with_format("arrow")
         self._pictures, self._column = arrow.select_columns([column]), column
+        self._mapped: Any = None
         beside = arrow.remove_columns([column])
         columns = beside[:].to_pydict() if beside.column_names else {}
         paths = self._paths(dataset)
@@ -523,6 +524,8 @@ class DatasetPictures(PictureFile):
         lines = [f"row {row + 1}" for row in range(len(names))]
         self.table = Table(self.path, {**columns, _NAME: names}, lines, unit="")
 
+    _on_disk = False  # whether its rows are in the file in their order
+
     @classmethod
     def from_disk(
         cls, paths: Sequence[Path], split: str, *, column: str | None = None, path: Path
@@ -546,7 +549,9 @@ class DatasetPictures(PictureFile):
                 raise InputError(f"{own} is not a whole dataset: {reason}") from error
             opened.append(dataset)
         whole = opened[0] if len(opened) == 1 else datasets.concatenate_datasets(opened)
-        return cls(whole, column=column, path=path)
+        found = cls(whole, column=column, path=path)
+        found._on_disk = True
+        return found
 
     def _paths(self, dataset: Dataset) -> list[str | None]:
         path = f"{self._column}.path"
@@ -560,7 +565,12 @@ class DatasetPictures(PictureFile):
         return [len(content) for _, content in map(self._find, rows)]
 
     def _find(self, row: int) -> tuple[str | None, bytes]:
-        found = self._pictures[row].column(self._column)[0].as_py()
+        if self._on_disk and self._mapped is None:
+            self._mapped = self._pictures[:].column(self._column)  # without a copy
+        if self._mapped is not None:
+            found = self._mapped[row].as_py()
+        else:  # rows may be in another order than in memory, where all would be copied
+            found = self._pictures[row].column(self._column)[0].as_py()
         name, content = (found["path"], found["bytes"]) if isinstance(found, dict) else ("", found)
         if not content and name and Path(name).is_file():  # of a dataset made of paths
             content = Path(name).read_bytes()
@@ -572,6 +582,9 @@ class DatasetPictures(PictureFile):
             path = f" but the path {name!r}" if name else ""
             raise BadSampleError(f"{self.path}, {self.names[row]!r} has no bytes{path}")
         return content
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None}
 
     def state(self, row: int) -> str:
         return blake2b(self.read(row), digest_size=16).hexdigest()
