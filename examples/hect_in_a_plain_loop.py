@@ -1,6 +1,7 @@
 """One loss of itmkit in a plain PyTorch loop, with mixed precision and torch.compile.
 
 Two heads learn to align two views. Run: python examples/hect_in_a_plain_loop.py
+The compiler needs a C++ compiler on a CPU; ``main(backend="eager")`` does without.
 """
 
 import torch

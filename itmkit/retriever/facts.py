@@ -114,9 +114,8 @@ def _evaluations(folder: Path, checkpoint: Path, step: int) -> list[dict[str, An
     for path in (folder, *beside):
         metrics = _read(path / "metrics.json")
         for stage, about in metrics.get("about", {}).items():
-            named = Path(
-                about.get("checkpoint") or ""
-            )  # relative to the run, or to a working folder
+            # relative to its run, or to the folder that the command was given in
+            named = Path(about.get("checkpoint") or "")
             same = checkpoint.parts[-3:] in ((path.name, *named.parts), named.parts[-3:])
             if not same or about.get("step") != step:
                 continue
