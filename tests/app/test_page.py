@@ -132,3 +132,13 @@ def test_html(search_page: SearchPage) -> None:
     assert "://" not in html
     assert "style=" not in html  # the Content-Security-Policy has no inline styles and scripts
     assert "onclick" not in html
+
+
+def test_a_model_that_compares_no_pictures(
+    search_page: SearchPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DAIM and TVRN have no vectors: there is nothing to choose or to drop."""
+    monkeypatch.setattr(Index, "has_vectors", False)
+    html = search_page.html()
+    assert 'data-likes="no"' in html
+    assert "Choose a picture" not in html

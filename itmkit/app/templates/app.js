@@ -133,6 +133,8 @@ async function explain(hit) {
   if (byId("why").hidden) return;
   byId("why-title").textContent = `Why “${words}” has its score here`;
   byId("why-status").textContent = "Drawing …";
+  await new Promise((resolve) => setTimeout(resolve, 200)); // the next one may be wanted at once
+  if (place !== shown) return;
   let problem = "";
   try {
     const response = await fetch(address(`/explain/${hit.item}`, { q: words }));
