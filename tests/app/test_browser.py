@@ -111,8 +111,8 @@ def test_keyboard_alone(chromium: Any, address: str) -> None:
         tab.keyboard.press("ArrowLeft")  # there is none before the first
         assert heading.text_content() == names[0]
         tab.keyboard.press("Escape")
+        tab.locator("#hits button:focus").and_(tab.get_by_title(names[0])).wait_for()
         assert not tab.get_by_role("dialog").is_visible()
-        assert tab.evaluate(focused) == names[0]
 
 
 def test_pictures_as_queries(chromium: Any, address: str, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_filters_and_the_way_back(chromium: Any, address: str) -> None:
         tab.keyboard.press("Enter")
         tab.get_by_text("4 pictures, the first by path").wait_for()
         tab.go_back()
-        tab.get_by_text("14 pictures").wait_for()
+        tab.get_by_text("14 pictures, the first by path").wait_for()
         assert tab.get_by_label("Filter").input_value() == ""
         tab.get_by_label("Filter").fill("objects = 9")
         tab.keyboard.press("Enter")
