@@ -9,7 +9,16 @@ PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.itmkit-installed
 
-.PHONY: env demo test test-long test-extras docs bench lint types build clean
+# `make photos DATA=folder`: its images/ and dataset_*.json (Karpathy's form); weights are fetched, or
+# local: IMAGE_WEIGHTS="--checkpoint FILE --checkpoint_by_order true" TEXT_MODEL=FOLDER.
+SYSTEM ?= mate
+VIEWS ?= 3
+FEATURES ?= runs/photos-features
+IMAGE_WEIGHTS ?= --pretrained true
+TEXT_MODEL ?= sentence-transformers/all-MiniLM-L6-v2
+ANNOTATIONS = $(firstword $(wildcard $(DATA)/dataset_*.json))
+
+.PHONY: env demo photos test test-long test-extras docs bench lint types build clean
 
 env: $(INSTALLED)
 
@@ -27,6 +36,18 @@ demo: env
 	$(BIN)/itmkit test --config mate/shapes --name demo --untrained true \
 		--ckpt_path runs/demo/latest/checkpoints/best.ckpt
 	$(BIN)/python examples/hits_of_shapes.py runs/demo/latest
+
+# From captioned photos to recall (docs/results.md): features of frozen models, then a system on them.
+photos: env
+	test -f "$(ANNOTATIONS)"  # DATA=folder, with dataset_*.json in it
+	$(BIN)/itmkit extract --annotations "$(ANNOTATIONS)" --images "$(DATA)/images" --split train \
+		--model tf_efficientnet_lite0 $(IMAGE_WEIGHTS) --text_model "$(TEXT_MODEL)" \
+		--views $(VIEWS) --output "$(FEATURES)"
+	$(BIN)/itmkit extract --annotations "$(ANNOTATIONS)" --images "$(DATA)/images" --split val \
+		--model tf_efficientnet_lite0 $(IMAGE_WEIGHTS) --text_model "$(TEXT_MODEL)" \
+		--output "$(FEATURES)"
+	$(BIN)/itmkit fit --config $(SYSTEM)/karpathy --captions "$(ANNOTATIONS)" \
+		--features "$(FEATURES)" --text_features "$(FEATURES)" --name photos
 
 test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
