@@ -240,6 +240,7 @@ class Processes:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         environment |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # many on one GPU
+        environment |= {"ITMKIT_REPORT": "false"}
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command, cwd=cwd, env=environment, stdout=file, stderr=subprocess.STDOUT
