@@ -129,7 +129,16 @@ def command(folder: Path) -> Comparison:
         return _run([sys.executable, "-m", "itmkit", *words], folder)
 
     data = ["--data.dataset.length", "128", "--untrained", "false"]
-    itmkit("fit", "--config", "mate/shapes", "--name", "run", "--trainer.max_steps=1", "--report=false", *data)()
+    itmkit(
+        "fit",
+        "--config",
+        "mate/shapes",
+        "--name",
+        "run",
+        "--trainer.max_steps=1",
+        "--report=false",
+        *data,
+    )()
     dataset = ShapesDataset("test", length=50)
     (folder / "scenes").mkdir()
     for row in range(len(dataset)):
