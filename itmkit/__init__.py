@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from itmkit.retriever.retriever import Retriever
 
 __all__ = ["Retriever", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 _OF_RETRIEVER = ("Retriever", "load")
