@@ -29,6 +29,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.features)
 
+    def first(self, count: int) -> Images:
+        """The first ``count`` images."""
+        rest = (self.mask, self.boxes, self.relations)
+        return Images(
+            self.features[:count], *(None if part is None else part[:count] for part in rest)
+        )
+
     def pin_memory(self) -> Images:
         """The same images in page-locked memory, for a quick copy to a GPU."""
         return Images(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
+from itmkit.data.batch import Batch, Images
 from itmkit.losses import AdaptiveMarginTripletLoss
 from itmkit.nn import CrossAttentionSimilarity
 from itmkit.nn.contract import Tokens, common_levels, common_width
@@ -61,15 +61,11 @@ class DAIM(LocalMatcher):
         self.levels = levels
         self.similarity = similarity or CrossAttentionSimilarity()
 
-    def encode_image(self, images: Images) -> Encoding:
-        check_images(images)
-        levels = _levels(self.image_encoder(images.features, images.mask))
-        return _encoding(levels, self._vector_of_images(images, levels[-1]))
+    def local_image(self, levels: list[Tokens], images: Images) -> Encoding:
+        return _encoding(levels)
 
-    def encode_text(self, texts: Texts) -> Encoding:
-        check_texts(texts)
-        levels = _levels(self.text_encoder(texts.inputs, texts.mask))
-        return _encoding(levels, self._vector_of_texts(texts, levels[-1]))
+    def local_text(self, levels: list[Tokens]) -> Encoding:
+        return _encoding(levels)
 
     def local_scores(self, images: Encoding, texts: Encoding) -> Tensor:
         scores = [
@@ -109,13 +105,8 @@ class DAIM(LocalMatcher):
         ]
 
 
-def _levels(given: list[Tokens] | Tokens) -> list[Tokens]:
-    """The levels of an encoder of several, or of one."""
-    return given if isinstance(given, list) else [given]
-
-
-def _encoding(levels: list[Tokens], vector: Tensor | None) -> Encoding:
-    fields: dict[str, Tensor | None] = {} if vector is None else {"vector": vector}
+def _encoding(levels: list[Tokens]) -> Encoding:
+    fields: dict[str, Tensor | None] = {}
     for level, (tokens, mask) in enumerate(levels):
         fields |= {f"level{level}_tokens": tokens, f"level{level}_mask": mask}
     return Encoding(**fields)

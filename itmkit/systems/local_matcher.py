@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_count, check_non_negative
-from itmkit.data.batch import Batch, Images, Texts
+from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather_all, world_size
 from itmkit.losses import InfoNCELoss
 from itmkit.losses.kind import check_kind
@@ -85,6 +85,14 @@ class LocalMatcher(Matcher):
         self.warm_up(score_loss=self.score_loss)
 
     @abstractmethod
+    def local_image(self, levels: list[Tokens], images: Images) -> Encoding:
+        """What :meth:`local_scores` needs of images, from their tokens on every level."""
+
+    @abstractmethod
+    def local_text(self, levels: list[Tokens]) -> Encoding:
+        """What :meth:`local_scores` needs of captions, from their tokens on every level."""
+
+    @abstractmethod
     def local_scores(self, images: Encoding, texts: Encoding) -> Tensor:
         """Scores ``(n, m)`` by the tokens, at least fp32."""
 
@@ -96,6 +104,16 @@ class LocalMatcher(Matcher):
     @property
     def has_second_stage(self) -> bool:
         return self.global_branch is not None
+
+    def encode_image(self, images: Images) -> Encoding:
+        check_images(images)
+        levels = _levels(self.image_encoder(images.features, images.mask))
+        return _joined(self.local_image(levels, images), self._image_vectors(images, levels))
+
+    def encode_text(self, texts: Texts) -> Encoding:
+        check_texts(texts)
+        levels = _levels(self.text_encoder(texts.inputs, texts.mask))
+        return _joined(self.local_text(levels), self._text_vectors(texts, levels))
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)
@@ -127,37 +145,57 @@ class LocalMatcher(Matcher):
         if self.global_branch is None:
             return {"loss": self.score_loss(*self.batch_scores(batch))}
         check_one_caption(batch)
-        images, texts = self.encode_image(batch.images), self.encode_text(batch.texts)
-        image, text, ids = gather_all(
-            [images.vector, texts.vector, batch.image_ids], sizes=batch.sizes
-        )
         assert self.global_loss is not None
+        regions = _levels(self.image_encoder(batch.images.features, batch.images.mask))
+        words = _levels(self.text_encoder(batch.texts.inputs, batch.texts.mask))
+        vectors = self._image_vectors(batch.images, regions), self._text_vectors(batch.texts, words)
+        image, text, ids = gather_all([*vectors, batch.image_ids], sizes=batch.sizes)
         terms = {"global": self.global_loss(cosine_scores(image, text), ids[:, None] == ids)}
         if self.local_weight:
-            terms["local"] = self._local_loss(images, texts, batch)
+            terms["local"] = self._local_loss(regions, words, batch)
         terms["loss"] = terms["global"] + self.local_weight * terms.get("local", 0.0)
         return terms
 
-    def _local_loss(self, images: Encoding, texts: Encoding, batch: Batch) -> Tensor:
+    def _local_loss(self, regions: list[Tokens], words: list[Tokens], batch: Batch) -> Tensor:
         """On the first pairs of every process."""
-        own = len(images)
+        own = len(batch)
         sizes: Sequence[int] | None = batch.sizes
         if self.local_pairs is not None:
             share = max(1, self.local_pairs // world_size())
             own = min(own, share)
             sizes = sizes and [min(size, share) for size in sizes]
-        scores = self.local_scores(images[:own], texts[:own].gathered(sizes=sizes))
+        images = self.local_image(_first(regions, own), batch.images.first(own))
+        texts = self.local_text(_first(words, own)).gathered(sizes=sizes)
+        scores = self.local_scores(images, texts)
         scores, ids = gather_all([scores, batch.image_ids[:own]], sizes=sizes)
         loss: Tensor = self.score_loss(scores, ids[:, None] == ids)
         return loss
 
-    def _vector_of_images(self, images: Images, tokens: Tokens) -> Tensor | None:
+    def _image_vectors(self, images: Images, levels: list[Tokens]) -> Any:
         """Global vectors; None without a global branch."""
         if self.global_branch is None:
             return None
-        return self.global_branch.image(images.features, images.mask, Tokens(*tokens))
+        return self.global_branch.image(images.features, images.mask, levels[-1])
 
-    def _vector_of_texts(self, texts: Texts, tokens: Tokens) -> Tensor | None:
+    def _text_vectors(self, texts: Texts, levels: list[Tokens]) -> Any:
         if self.global_branch is None:
             return None
-        return self.global_branch.text(texts.inputs, texts.mask, Tokens(*tokens))
+        return self.global_branch.text(texts.inputs, texts.mask, levels[-1])
+
+
+def _levels(given: list[Tokens] | Tokens) -> list[Tokens]:
+    """The levels of an encoder of several, or of one."""
+    return [Tokens(*level) for level in (given if isinstance(given, list) else [given])]
+
+
+def _first(levels: list[Tokens], count: int) -> list[Tokens]:
+    """The tokens of the first items."""
+    return [
+        Tokens(tokens[:count], None if mask is None else mask[:count]) for tokens, mask in levels
+    ]
+
+
+def _joined(local: Encoding, vector: Tensor | None) -> Encoding:
+    if vector is None:
+        return local
+    return Encoding(vector=vector, **local.items(), **dict.fromkeys(local.absent()))

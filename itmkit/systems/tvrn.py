@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError
-from itmkit.data.batch import Images, Texts, check_images, check_texts
+from itmkit.data.batch import Images
 from itmkit.losses import HingeCrossEntropyLoss
 from itmkit.nn import RefinedSimilarity, l2_normalize
 from itmkit.nn.attention.focal import Focal
@@ -85,12 +85,10 @@ class TVRN(LocalMatcher):
             chunk_pairs=chunk_pairs,
         )
 
-    def encode_image(self, images: Images) -> Encoding:
-        check_images(images)
-        tokens, mask = self.image_encoder(images.features, images.mask)
+    def local_image(self, levels: list[Tokens], images: Images) -> Encoding:
+        tokens, mask = levels[-1]
         refined = self.similarity.visual(l2_normalize(tokens), _relations(images, tokens), mask)
         return Encoding(
-            vector=self._vector_of_images(images, Tokens(tokens, mask)),
             refined_vector=refined.vector,
             tokens=refined.tokens,
             mask=refined.mask,
@@ -98,11 +96,9 @@ class TVRN(LocalMatcher):
             context_mask=refined.context_mask,
         )
 
-    def encode_text(self, texts: Texts) -> Encoding:
-        check_texts(texts)
-        tokens, mask = self.text_encoder(texts.inputs, texts.mask)
-        vector = self._vector_of_texts(texts, Tokens(tokens, mask))
-        return Encoding(vector=vector, tokens=l2_normalize(tokens), mask=mask)
+    def local_text(self, levels: list[Tokens]) -> Encoding:
+        tokens, mask = levels[-1]
+        return Encoding(tokens=l2_normalize(tokens), mask=mask)
 
     def local_scores(self, images: Encoding, texts: Encoding) -> Tensor:
         return self.similarity.score(*self._sides(images, texts))
