@@ -19,8 +19,8 @@ for folds in (1, 4):
     print(f"{folds} galleries of {200 // folds} images: t2i R@1 {recall['t2i_r1']:.1f}")
 
 # %% [markdown]
-# The same model, and the smaller gallery gives the larger number: two numbers compare only where
-# the protocol is one. Intervals resample queries, an image with all of its captions:
+# The same model, and the smaller gallery gives the larger number: two numbers can be compared only
+# under the same protocol. Intervals resample queries, an image with all of its captions:
 
 # %%
 intervals = bootstrap_recall(rank_queries(model, gallery), samples=500, seed=0)

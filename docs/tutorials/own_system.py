@@ -48,8 +48,9 @@ def make() -> MeanMatcher:
 ''')
 
 # %% [markdown]
-# The laws that itmkit holds its own systems to are checks for yours: a score depends on its pair
-# alone, any number of processes gives one result, numbers are finite, a checkpoint brings all back.
+# The same checks that itmkit runs on its own systems work for yours: a score depends on its pair
+# alone, any number of processes gives the same result, numbers are finite, a checkpoint restores
+# everything.
 
 # %%
 from mine import make
@@ -59,7 +60,7 @@ from itmkit.testing import check_matcher
 
 data = ImageTextData(lambda split: ShapesDataset(split, length=8, regions=True), batch_size=7)
 check_matcher(make, next(iter(data.train_dataloader())))
-print("all laws hold")
+print("all checks passed")
 
 # %% [markdown]
 # Train it. The command line knows the arguments of the constructor, and those of `Matcher`:

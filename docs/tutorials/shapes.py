@@ -2,8 +2,8 @@
 # # Shapes: from nothing to a search in two minutes
 #
 # The built-in dataset draws scenes of coloured shapes and says true sentences about them
-# ([more](../../shapes.md)). Nothing is downloaded. Train for a moment; the numbers below are those
-# of 60 steps on 1,000 scenes, the shipped configuration has 600 steps on 6,000:
+# ([more](../../shapes.md)). Nothing is downloaded. Train MATE, one of the systems of itmkit, for a
+# moment: 60 steps on 1,000 scenes. The shipped configuration takes 600 steps on 6,000 scenes:
 
 # %% language="bash"
 # itmkit fit --config mate/shapes --name demo --trainer.max_steps 60 \
