@@ -60,6 +60,7 @@ class DAIM(LocalMatcher):
         super().__init__(image_encoder, text_encoder, loss, **kwargs)
         self.levels = levels
         self.similarity = similarity or CrossAttentionSimilarity()
+        self.freeze_unused()
 
     def local_image(self, levels: list[Tokens], images: Images) -> Encoding:
         return _encoding(levels)

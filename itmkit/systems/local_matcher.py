@@ -36,7 +36,8 @@ class LocalMatcher(Matcher):
         local_loss: any loss of scores.
         global_branch: see above; None: none.
         global_loss: any loss of scores; None: :class:`InfoNCELoss` of temperature 0.05.
-        local_weight: of the loss of the local scores beside the global one, at least 0.
+        local_weight: of the loss of the local scores beside the global one, at least 0; at 0 what
+            the local scores alone read is not trained, and the encoders give one level.
         local_pairs: pairs of a global batch whose local scores are trained; None: all.
         **kwargs: see :class:`Matcher`; ``rerank_top_k`` needs a ``global_branch``.
 
@@ -84,6 +85,26 @@ class LocalMatcher(Matcher):
         self.local_pairs = local_pairs
         self.warm_up(score_loss=self.score_loss)
 
+    def freeze_unused(self) -> None:
+        """Stop training what no loss reads: DDP waits for a gradient of all that is trained.
+
+        A system calls it when it is built.
+
+        Raises:
+            InputError: ``local_weight`` is 0 with encoders of several levels.
+        """
+        if self.local_weight:
+            return
+        levels = getattr(self.image_encoder, "levels", 1)
+        if levels > 1:
+            raise InputError(
+                f"local_weight is 0 with encoders of {levels} levels, of which the global_branch "
+                "reads the last alone; expected a number above 0, or encoders of one level"
+            )
+        for module in (self.score_loss, getattr(self, "similarity", None)):
+            if module is not None:
+                module.requires_grad_(False)
+
     @abstractmethod
     def local_image(self, levels: list[Tokens], images: Images) -> Encoding:
         """What :meth:`local_scores` needs of images, from their tokens on every level."""
@@ -124,6 +145,8 @@ class LocalMatcher(Matcher):
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         if self.global_branch is None:
             return super().rerank(images, texts, pairs)
+        if torch.compiler.is_exporting():  # whose graph has no loop over values
+            return self.local_scores(images, texts)[pairs[:, 0], pairs[:, 1]]
         # All pairs of an image at once, or all of a caption, whichever are fewer calls.
         side = int(pairs[:, 1].unique().numel() < pairs[:, 0].unique().numel())
         scores: Tensor | None = None

@@ -84,6 +84,7 @@ class TVRN(LocalMatcher):
             dropout=dropout,
             chunk_pairs=chunk_pairs,
         )
+        self.freeze_unused()
 
     def local_image(self, levels: list[Tokens], images: Images) -> Encoding:
         tokens, mask = levels[-1]

@@ -8,7 +8,7 @@ from quiet_trainer import quiet_trainer
 
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData, ShapesDataset
-from itmkit.nn import BiGRU, GlobalBranch, MeanPath, RegionProjection
+from itmkit.nn import BiGRU, GlobalBranch, MeanPath, RegionProjection, SharedLevels
 from itmkit.retrieval import encode, evaluate
 from itmkit.systems import DAIM, TVRN, Matcher
 
@@ -114,3 +114,39 @@ def test_a_checkpoint_is_loaded_with_its_branch(kind, tmp_path):
         again.eval()(batch.images, batch.texts), model.eval()(batch.images, batch.texts)
     )
     assert isinstance(model, Matcher)
+
+
+@both
+def test_every_trained_parameter_has_a_gradient_without_a_local_loss(kind):
+    model = system(kind, local_weight=0.0)
+    model.loss(next(iter(data().train_dataloader())))["loss"].backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_levels_that_no_loss_would_read():
+    encoders = [SharedLevels(encoder, 2, DIM) for encoder in (RegionProjection(437), BiGRU(64))]
+    with pytest.raises(InputError, match="local_weight is 0 with encoders of 2 levels"):
+        DAIM(*encoders, global_branch=GlobalBranch(), local_weight=0.0)
+
+
+@both
+def test_second_stage_in_an_exported_graph(kind):
+    """It scores all pairs and takes those asked for: no loop over values."""
+    model = system(kind).eval().requires_grad_(False)
+    batch = next(iter(data().val_dataloader()))
+    images, texts = model.encode_image(batch.images), model.encode_text(batch.texts)
+
+    class Rerank(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pairs):
+            return self.model.rerank(images, texts, pairs)
+
+    pairs = torch.tensor([[2, 1], [0, 3], [2, 4]])
+    program = torch.export.export(
+        Rerank(), (pairs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
+    for asked in (pairs, pairs[:2]):
+        torch.testing.assert_close(program.module()(asked), model.rerank(images, texts, asked))
