@@ -124,7 +124,7 @@ class LocalMatcher(Matcher):
 
     @property
     def has_second_stage(self) -> bool:
-        return self.global_branch is not None
+        return self.global_branch is not None and self.local_weight > 0
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)

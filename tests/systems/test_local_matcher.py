@@ -150,3 +150,10 @@ def test_second_stage_in_an_exported_graph(kind):
     )
     for asked in (pairs, pairs[:2]):
         torch.testing.assert_close(program.module()(asked), model.rerank(images, texts, asked))
+
+
+@both
+def test_scores_that_are_not_trained_are_no_second_stage(kind):
+    assert system(kind).has_second_stage
+    assert not system(kind, local_weight=0.0).has_second_stage
+    assert not system(kind, branch=False).has_second_stage
