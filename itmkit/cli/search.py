@@ -15,7 +15,7 @@ from itmkit.files import check_new_file, user_path
 
 
 def search(words: Sequence[str]) -> None:
-    """Run the command with the words after ``itmkit search``."""
+    """Find the pictures of an index that fit a sentence, a picture, or both."""
     parser = OneLineParser(prog="itmkit search", allow_abbrev=False, description=search.__doc__)
     add = parser.add_argument
     add("index", type=str, help="Folder of an index, or NAME of a run for runs/NAME/index.")

@@ -87,7 +87,8 @@ class BatchEncoder:
         trust: see :func:`itmkit.load`.
 
     Raises:
-        InputError: at the first batch, if the model makes no vectors (DAIM, TVRN).
+        InputError: at the first batch, if the model makes no vectors (DAIM and TVRN without a
+            ``global_branch``).
 
     Example:
         ``dataset.map_batches(BatchEncoder, fn_constructor_args=("mine", "photos/"),
