@@ -34,6 +34,7 @@ BASES = {
     "Explanation",
     "HingeLoss",
     "Items",
+    "LocalMatcher",
     "Matcher",
     "ScoreLoss",
     "TrainingPairs",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import blake2b, sha256
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from itmkit.checks import InputError, did_you_mean
 from itmkit.data.captions import check_name, split_names
@@ -27,9 +27,6 @@ from itmkit.data.table import (
 )
 from itmkit.extras import require_extra
 from itmkit.files import atomic_write, default_cache, file_state, fill_once, user_path
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 #: Endings of files that hold pictures.
 ENDINGS = (".tar", ".parquet", ".arrow")
@@ -483,7 +480,7 @@ class DatasetPictures(PictureFile):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Any,
         *,
         column: str | None = None,
         path: str | Path = "dataset",
@@ -553,7 +550,7 @@ class DatasetPictures(PictureFile):
         found._on_disk = True
         return found
 
-    def _paths(self, dataset: Dataset) -> list[str | None]:
+    def _paths(self, dataset: Any) -> list[str | None]:
         path = f"{self._column}.path"
         flat = dataset.select_columns([self._column]).flatten()
         if path not in flat.column_names:

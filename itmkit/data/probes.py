@@ -51,9 +51,9 @@ def scene_probes(dataset: ShapesDataset, *, seed: int = 0) -> list[Probe]:
     Example:
         >>> probes = scene_probes(ShapesDataset("test", length=2))
         >>> probes[1].true.text
-        'a small purple cross to the left of a large green circle, with a small white ring'
+        'a large white cross is to the left of a large green ring'
         >>> probes[1].kind, probes[1].false.text
-        ('relations', 'a small purple cross to the right of a large green circle, with ...')
+        ('relations', 'a large white cross is to the right of a large green ring')
     """
     rng = np.random.default_rng(seed)
     found: list[Probe] = []

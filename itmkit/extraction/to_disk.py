@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from itmkit.checks import InputError, check_count
 from itmkit.files import user_path
-
-if TYPE_CHECKING:
-    from itmkit.data import PictureFile
 
 _RGB = tuple[float, float, float]
 
@@ -176,7 +173,7 @@ def extract_to_disk(
     return written
 
 
-def _captions_inside(images: Path | None, split: str) -> PictureFile | None:
+def _captions_inside(images: Path | None, split: str) -> Any:
     """The files that hold pictures and their captions; None where they hold pictures alone."""
     from itmkit.data import open_pictures
     from itmkit.data.captioned_folder import CAPTION_COLUMNS

@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from inspect import isabstract
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -504,7 +505,9 @@ def check_system(checkpoint: Mapping[str, Any], system: type, *, name: str) -> N
     Raises:
         InputError: with the ``name`` of the checkpoint.
     """
-    own = [one.__name__ for one in system.__mro__ if issubclass(one, Matcher) and one != Matcher]
+    own = [
+        one.__name__ for one in system.__mro__ if issubclass(one, Matcher) and not isabstract(one)
+    ]
     found = checkpoint.get("system")
     if found not in own:
         of = f"of the system {found}" if found else "of no system of itmkit"

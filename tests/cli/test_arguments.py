@@ -38,7 +38,7 @@ def test_values_that_follow_are_full_options() -> None:
         "--model.views=3",
         "--model.text_encoder.name_or_path=words",
         "--data.dataset.annotations=a.json",
-        "--model.text_encoder.dim=512",
+        "--model.text_encoder.dim=256",
         "--data.caption_views=3",
         '--data.tokenizer={"class_path": "itmkit.data.TransformersTokenizer", '
         '"init_args": {"name_or_path": "words"}}',
@@ -58,7 +58,7 @@ def test_argument_of_a_class_that_nothing_names_names_it() -> None:
 
 def test_the_known_options_are_those_of_the_parser() -> None:
     parser = command_parser("fit")
-    names = {name.lstrip("-") for name in parser._option_string_actions} - {"c"}
+    names = {name.lstrip("-").rstrip("+") for name in parser._option_string_actions} - {"c"}
     alone = {name for name in names if "." not in name} - set(SECTIONS)
     assert alone == {*OPTIONS, "h"} - {"help_trainer"}
     assert {name.partition(".")[0] for name in names if "." in name} == set(SECTIONS)

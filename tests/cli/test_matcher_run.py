@@ -60,6 +60,8 @@ def test_a_part_of_a_split_is_told(
         "step": 0,
         "batches": [1, 2],
         "protocol": None,
+        "queries": None,
+        "probes": None,
     }
     told = capsys.readouterr().out
     assert "2 images × 2 captions, no checkpoint, step 0; only 1 of 2 batches\n" in told
@@ -119,7 +121,7 @@ def test_the_last_step_inside_an_epoch_is_validated_too(steps: int) -> None:
 def test_saved_config_reproduces_the_run() -> None:
     first = run("fit", "--model.rate", "0.3", "--name", "mine")
     saved = yaml.safe_load((first / "config.yaml").read_text())
-    assert saved["model"]["init_args"] == {"dim": 4, "rate": 0.3}
+    assert saved["model"]["init_args"] == {"dim": 4, "rate": 0.3, "words": 16}
     assert str(first) not in (first / "config.yaml").read_text()
     Path("tiny.yaml").write_text((first / "config.yaml").read_text())
     again = run("fit")

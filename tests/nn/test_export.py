@@ -131,6 +131,19 @@ def _clip(sizes: Sizes) -> Inputs:
     return *_pixels(sizes), *_words(sizes)
 
 
+class Means(nn.Module):
+    """The vectors of images of a mean path, or of a branch that has one."""
+
+    def __init__(self, branch: bool) -> None:
+        super().__init__()
+        self.encoder, path = parts.RegionProjection(6, D), parts.MeanPath(4, hidden_dim=4)
+        self.part = parts.GlobalBranch(path) if branch else path
+        self.part.complete(self.encoder, parts.StoredTokens(5, D))
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        return self.part.image(features, mask, self.encoder(features, mask))
+
+
 #: names of the modules, with what further cases are about, and how they and their inputs are made
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Sizes], Inputs]]] = {
     "AttentionFiltration": (lambda: parts.AttentionFiltration(D), _regions),
@@ -148,10 +161,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Sizes], Inputs]]] = {
     "ExternalSpatialAttention": (lambda: parts.ExternalSpatialAttention(D), _regions),
     "FeatureDiscriminability": (lambda: SPREAD, _regions),
     "FusionEncoder": (lambda: parts.FusionEncoder(D, 2, 2), _pairs),
+    "GlobalBranch": (lambda: Means(branch=True), lambda s: _regions(s, 6)),
     "GraphReasoning": (lambda: parts.GraphReasoning(D), _regions),
     "GuidedPooling": (lambda: parts.GuidedPooling(D, norm="layer"), _regions),
     "MaskedBatchNorm": (lambda: parts.MaskedBatchNorm(D), _regions),
     "MatchingHead": (lambda: parts.MatchingHead(D), _two_vectors),
+    "MeanPath": (lambda: Means(branch=False), lambda s: _regions(s, 6)),
     "RefinedSimilarity": (lambda: parts.RefinedSimilarity(D, 6, chunk_pairs=2), _tvrn),
     "RefinedSimilarity saf": (
         lambda: parts.RefinedSimilarity(D, 6, reasoning="saf", focal="global"),

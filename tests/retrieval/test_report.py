@@ -94,6 +94,8 @@ def test_what_metrics_are_of_stands_beside_them(tmp_path):
         "batches": None,
         "protocol": None,
         "intervals": None,
+        "queries": None,
+        "probes": None,
     }
     assert content["about"]["test"]["batches"] == [1, 4]
     bounds = {"rsum": (1.23456, 3.0)}

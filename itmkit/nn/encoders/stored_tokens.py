@@ -43,6 +43,7 @@ class StoredTokens(nn.Module):
             ``mask``.
 
     Example:
+        >>> import torch
         >>> tokens, mask = StoredTokens(16, 8)(torch.randn(2, 5, 16))
         >>> tokens.shape, mask is None
         (torch.Size([2, 5, 8]), True)
