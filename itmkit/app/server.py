@@ -1,4 +1,4 @@
-"""The search page over HTTP: for this machine, unless told otherwise."""
+"""The search page over HTTP, on this machine alone unless another host is given."""
 
 from __future__ import annotations
 

@@ -199,10 +199,10 @@ class _Work:
     def skip_names(self, names: Iterable[str]) -> None:
         """Note pictures whose names an index cannot hold."""
         for name, state in file_states(self.root, names).items():
-            told = os.fsencode(name).decode("utf-8", "backslashreplace")
-            told = "".join(one if fits_a_line(one) else repr(one)[1:-1] for one in told)
-            reason = f"{self.root / told} has a path that is not one line of UTF-8; rename it"
-            self.skipped.append(Skipped(told, reason, *state))
+            readable = os.fsencode(name).decode("utf-8", "backslashreplace")
+            readable = "".join(one if fits_a_line(one) else repr(one)[1:-1] for one in readable)
+            reason = f"{self.root / readable} has a path that is not one line of UTF-8; rename it"
+            self.skipped.append(Skipped(readable, reason, *state))
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped.append(Skipped(name, reason, *self.states[name]))

@@ -25,8 +25,8 @@ def query_notes(tokenizer: Tokenizer, query: str) -> list[str]:
     known = {place for one, place in zip(ids, places, strict=True) if one != tokenizer.unk_id}
     unknown = [word for place, word in enumerate(words) if place in {*places} - known]
     if unknown:
-        told = ", ".join(map(repr, list(dict.fromkeys(unknown))[:5]))
-        notes.append(f"{len(unknown)} of {len(words)} words of the query are not known: {told}")
+        first = ", ".join(map(repr, list(dict.fromkeys(unknown))[:5]))
+        notes.append(f"{len(unknown)} of {len(words)} words of the query are not known: {first}")
     if tokenizer.max_length is not None and len(ids) >= tokenizer.max_length:
         notes.append(f"the query is cut to the {tokenizer.max_length} tokens that the model takes")
     return notes

@@ -298,8 +298,9 @@ class MATE(Matcher):
         if self.mean_path is None:
             return attended
         mean = parts.mean_path.image(images.features, images.mask, Tokens(*tokens))
-        views = attended.shape[0] // mean.shape[0]
-        return parts.mean_path.join(mean.repeat_interleave(views, dim=0), attended)
+        if parts.image_pool.training and self.views > 1:  # which has pooled so many views
+            mean = mean.repeat_interleave(self.views, dim=0)
+        return parts.mean_path.join(mean, attended)
 
     def _text_vectors(self, parts: Any, texts: Texts, tokens: Tokens) -> Tensor:
         attended = l2_normalize(parts.text_pool(*tokens))
