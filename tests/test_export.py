@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from systems import SYSTEMS, dataset_of, make_batch
+from systems import ALL, SYSTEMS, dataset_of, make_batch
 
 from itmkit.checks import InputError
 from itmkit.cli import main
@@ -26,7 +26,7 @@ pytestmark = [
 
 def _export(name: str, folder: Path) -> None:
     torch.manual_seed(0)
-    case = SYSTEMS[name]
+    case = ALL[name]
     batches = [make_batch(case, length=8), make_batch(case, length=6, batch_size=5)]
     export_onnx(case.make(), [(one.images, one.texts) for one in batches], folder)
 
@@ -35,7 +35,10 @@ def _export(name: str, folder: Path) -> None:
     "name",
     [
         "dual_encoder",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("mate", "daim", "tvrn_sgr")),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("mate", "mate_mean_path", "daim", "daim_branch", "tvrn_sgr", "tvrn_branch")
+        ),
     ],
 )
 def test_the_files_compute_what_the_system_does(
@@ -46,7 +49,7 @@ def test_the_files_compute_what_the_system_does(
     assert "Skipping" not in caplog.text
     files = {path.name for path in (tmp_path / "onnx").iterdir()}
     assert {"image_encoder.onnx", "text_encoder.onnx", "score.onnx", "certificate.json"} <= files
-    assert ("rerank.onnx" in files) == (name == "mate")
+    assert ("rerank.onnx" in files) == (name in ("mate", "daim_branch", "tvrn_branch"))
     certificate = json.loads((tmp_path / "onnx/certificate.json").read_text())
     found = [one["largest_difference"] for one in certificate["checks"]]
     assert 0 < max(found) <= certificate["largest_difference"] <= certificate["tolerance"]
