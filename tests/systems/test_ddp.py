@@ -107,8 +107,18 @@ def run(folder: Path) -> None:
         found[case]["padding"] = regions, words, batch.images.mask is not None
     if world_size() == 2:
         found["collectives"] = {case: collectives_of(case, rank) for case in COUNTED}
+        found["first pairs"] = [first_pairs(rank, sizes) for sizes in (None, (4, 3))]
     torch.save(found, folder / f"{rank}.pt")
     leave()
+
+
+def first_pairs(rank: int, sizes: tuple[int, int] | None) -> Tensor:
+    """The local loss where each process trains the local scores of its first two pairs."""
+    system = make_system("daim_branch")
+    system.local_pairs = 4
+    rows = slice(*BOUNDS[2][rank : rank + 2])
+    batch = share(global_batch("daim_branch"), rows, sizes=sizes)
+    return nn.parallel.DistributedDataParallel(Loss(system))(batch)["local"].detach()
 
 
 def collectives_of(case: str, rank: int) -> list[str]:
@@ -163,6 +173,19 @@ def test_ddp_step_is_that_of_one_process(
                     rtol=tolerance,
                     msg=lambda text, name=name: f"{name}: {text}",
                 )
+
+
+def test_ddp_local_scores_are_those_of_the_first_pairs(
+    found: dict[int, list[dict[str, Any]]],
+) -> None:
+    system, whole = make_system("daim_branch"), global_batch("daim_branch")
+    rows = torch.tensor([0, 1, 4, 5])  # the first two of either process
+    images, texts = system.encode_image(whole.images)[rows], system.encode_text(whole.texts)[rows]
+    same = whole.image_ids[rows][:, None] == whole.image_ids[rows]
+    expected = system.score_loss(system.local_scores(images, texts), same)
+    for own in found[2]:
+        for loss in own["first pairs"]:
+            torch.testing.assert_close(loss, expected.detach(), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("case", COUNTED)

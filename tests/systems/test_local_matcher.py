@@ -157,3 +157,10 @@ def test_scores_that_are_not_trained_are_no_second_stage(kind):
     assert system(kind).has_second_stage
     assert not system(kind, local_weight=0.0).has_second_stage
     assert not system(kind, branch=False).has_second_stage
+
+
+@both
+def test_more_local_pairs_than_the_batch_has_are_all_of_it(kind):
+    batch = next(iter(data().train_dataloader()))
+    losses = [system(kind, local_pairs=count).eval().loss(batch)["loss"] for count in (None, 999)]
+    torch.testing.assert_close(*losses)
