@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_count, check_non_negative
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
-from itmkit.distributed import gather_all, world_size
+from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import InfoNCELoss
 from itmkit.losses.kind import check_kind
 from itmkit.nn.contract import Tokens
@@ -38,7 +38,8 @@ class LocalMatcher(Matcher):
         global_loss: any loss of scores; None: :class:`InfoNCELoss` of temperature 0.05.
         local_weight: of the loss of the local scores beside the global one, at least 0; at 0 what
             the local scores alone read is not trained, and the encoders give one level.
-        local_pairs: pairs of a global batch whose local scores are trained; None: all.
+        local_pairs: so many pairs of a global batch, its first, have trained local scores; None:
+            all.
         **kwargs: see :class:`Matcher`; ``rerank_top_k`` needs a ``global_branch``.
 
     Raises:
@@ -180,17 +181,20 @@ class LocalMatcher(Matcher):
         return terms
 
     def _local_loss(self, regions: list[Tokens], words: list[Tokens], batch: Batch) -> Tensor:
-        """On the first pairs of every process."""
-        own = len(batch)
-        sizes: Sequence[int] | None = batch.sizes
+        """On the first pairs of the global batch."""
+        own, sizes = len(batch), batch.sizes
         if self.local_pairs is not None:
-            share = max(1, self.local_pairs // world_size())
-            own = min(own, share)
-            sizes = sizes and [min(size, share) for size in sizes]
+            sizes = _sizes_of_first(self.local_pairs, batch)
+            own = sizes[rank()]
         images = self.local_image(_first(regions, own), batch.images.first(own))
         texts = self.local_text(_first(words, own)).gathered(sizes=sizes)
-        scores = self.local_scores(images, texts)
-        scores, ids = gather_all([scores, batch.image_ids[:own]], sizes=sizes)
+        scored: Sequence[int] | None = sizes  # rows of the scores, by process
+        if self.local_pairs is not None:  # few processes may have them, all score a share
+            parts = torch.arange(len(texts)).tensor_split(world_size())
+            images = images.gathered(sizes=sizes)[parts[rank()]]
+            scored = [len(part) for part in parts]
+        scores = gather(self.local_scores(images, texts), sizes=scored)
+        ids = gather(batch.image_ids[:own], sizes=sizes)
         loss: Tensor = self.score_loss(scores, ids[:, None] == ids)
         return loss
 
@@ -216,6 +220,16 @@ def _first(levels: list[Tokens], count: int) -> list[Tokens]:
     return [
         Tokens(tokens[:count], None if mask is None else mask[:count]) for tokens, mask in levels
     ]
+
+
+def _sizes_of_first(count: int, batch: Batch) -> tuple[int, ...]:
+    """How many of the first pairs of the global batch every process has."""
+    sizes: Sequence[int] | None = batch.sizes
+    if sizes is None:
+        own = torch.tensor([len(batch)], device=batch.image_ids.device)
+        sizes = gather(own, sizes=[1] * world_size()).tolist()
+    before = [sum(sizes[:place]) for place in range(len(sizes))]
+    return tuple(max(0, min(size, count - rows)) for size, rows in zip(sizes, before, strict=True))
 
 
 def _joined(local: Encoding, vector: Tensor | None) -> Encoding:

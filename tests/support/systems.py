@@ -155,11 +155,11 @@ def _tvrn(image: nn.Module, text: nn.Module, **options: Any) -> TVRN:
 
 
 def _daim_branch(image: nn.Module, text: nn.Module) -> DAIM:
-    return _daim(image, text, global_branch=GlobalBranch(_mean_path()))
+    return _daim(image, text, global_branch=GlobalBranch(_mean_path()), local_pairs=5)
 
 
 def _tvrn_branch(image: nn.Module, text: nn.Module) -> TVRN:
-    return _tvrn(image, text, global_branch=GlobalBranch(), local_weight=0.5)
+    return _tvrn(image, text, global_branch=GlobalBranch(), local_weight=0.5, local_pairs=4)
 
 
 SYSTEMS: dict[str, Case] = {

@@ -107,18 +107,16 @@ def run(folder: Path) -> None:
         found[case]["padding"] = regions, words, batch.images.mask is not None
     if world_size() == 2:
         found["collectives"] = {case: collectives_of(case, rank) for case in COUNTED}
-        found["first pairs"] = [first_pairs(rank, sizes) for sizes in (None, (4, 3))]
+        found["sizes"] = loss_of_given_sizes(rank)
     torch.save(found, folder / f"{rank}.pt")
     leave()
 
 
-def first_pairs(rank: int, sizes: tuple[int, int] | None) -> Tensor:
-    """The local loss where each process trains the local scores of its first two pairs."""
-    system = make_system("daim_branch")
-    system.local_pairs = 4
+def loss_of_given_sizes(rank: int) -> Tensor:
+    """The local loss of some pairs where a batch knows how many every process has."""
     rows = slice(*BOUNDS[2][rank : rank + 2])
-    batch = share(global_batch("daim_branch"), rows, sizes=sizes)
-    return nn.parallel.DistributedDataParallel(Loss(system))(batch)["local"].detach()
+    batch = share(global_batch("daim_branch"), rows, sizes=(4, 3))
+    return make_system("daim_branch").loss(batch)["local"].detach()
 
 
 def collectives_of(case: str, rank: int) -> list[str]:
@@ -175,17 +173,15 @@ def test_ddp_step_is_that_of_one_process(
                 )
 
 
-def test_ddp_local_scores_are_those_of_the_first_pairs(
+def test_ddp_first_pairs_are_those_of_the_global_batch(
     found: dict[int, list[dict[str, Any]]],
+    expected: dict[str, dict[str, dict[str, Tensor | None]]],
 ) -> None:
-    system, whole = make_system("daim_branch"), global_batch("daim_branch")
-    rows = torch.tensor([0, 1, 4, 5])  # the first two of either process
-    images, texts = system.encode_image(whole.images)[rows], system.encode_text(whole.texts)[rows]
-    same = whole.image_ids[rows][:, None] == whole.image_ids[rows]
-    expected = system.score_loss(system.local_scores(images, texts), same)
-    for own in found[2]:
-        for loss in own["first pairs"]:
-            torch.testing.assert_close(loss, expected.detach(), atol=1e-10, rtol=1e-10)
+    """Where one process has all of them, or another has one; with sizes that are given."""
+    for case, own in (("daim_branch", 1), ("tvrn_branch", 0)):
+        assert ALL[case].make().local_pairs - BOUNDS[2][1] == own
+    for one in found[2]:
+        torch.testing.assert_close(one["sizes"], expected["daim_branch"]["terms"]["local"])
 
 
 @pytest.mark.parametrize("case", COUNTED)
