@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,16 +106,24 @@ def picture_columns(table: str | Path) -> dict[str, dict[str, Any]]:
     return columns
 
 
+def number_of(text: str) -> float | None:
+    """The number that is written as ``12``, ``-0.5`` or ``1e3``; None where it is another text."""
+    if _WHOLE.fullmatch(text):
+        return int(text) if len(text) < 99 and abs(int(text)) < 2**63 else None
+    number = float(text) if _DECIMAL.fullmatch(text) else nan
+    return number if isfinite(number) else None
+
+
 def _numbers(values: list[Any]) -> list[Any]:
     """Strings as whole numbers or floats where all of them are; empty ones are missing."""
     if not all(value is None or isinstance(value, str) for value in values):
         return values
     given = [value for value in values if value]
-    numbers: list[Any] = given
-    if all(_WHOLE.fullmatch(value) for value in given):
-        if all(abs(int(value)) < 2**63 for value in given):
-            numbers = [int(value) for value in given]
-    elif all(_DECIMAL.fullmatch(value) and isfinite(float(value)) for value in given):
-        numbers = [float(value) for value in given]
-    filled = iter(numbers)
+    numbers = [number for value in given if (number := number_of(value)) is not None]
+    if len(numbers) < len(given):
+        filled: Iterator[Any] = iter(given)
+    elif all(isinstance(number, int) for number in numbers):
+        filled = iter(numbers)
+    else:
+        filled = map(float, numbers)
     return [next(filled) if value else None for value in values]

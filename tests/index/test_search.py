@@ -94,7 +94,7 @@ def test_where(index: Index) -> None:
         "1) UNION SELECT 999 FROM sqlite_master WHERE (1",
         "(SELECT count(*) FROM items a, items b) > 0",
         "randomblob(900000000) IS NULL",
-        "year > '\udce9'",
+        "place > '\udce9'",
         "",
     ],
 )
@@ -118,6 +118,60 @@ def test_where_on_other_types() -> None:
     nested = pa.table({"a": [{"b": 1}, {"b": 2}], "c": [[1, 2], None]})
     assert matching_rows(nested, "json_extract(a, '$.b') = 2").tolist() == [1]
     assert matching_rows(nested, "c = '[1, 2]'").tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("year > 2019", [1]),
+        ("NOT year <= 2019.5", [1]),
+        ('2019 < "Year"', [1]),
+        ("items.year >= +300 AND place = 'beach'", [0]),
+        ("year BETWEEN 2018 AND 2019", [0]),
+        ("year NOT IN (2018, 5)", [1, 2]),
+        ("[year] IS NOT 2018", [1, 2, 3]),
+        ("year = '2020.0' OR year = '300'", [2]),
+        ("year > size", [0, 1]),
+        ("size < year", [0, 1]),
+        ("year LIKE '20%' OR place = 'year > 300'", [0]),
+        ("size > '5' AND '1000' >= size", [1, 2]),
+        ("3000 > items.year AND items.size < 9", [0]),
+    ],
+)
+def test_numbers_are_compared_as_numbers(where: str, rows: list[int]) -> None:
+    table = pa.table(
+        {
+            "year": ["2018", " 2020", "300", ""],
+            "place": ["beach", "town", "5", None],
+            "size": [5, 1000, 1000, 2000],
+        }
+    )
+    assert matching_rows(table, where).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("year > 2019", r"column 'year' has 'unknown'; expected numbers in it, or CAST"),
+        ("day > 2019", r"column 'day' has '1970-01-02'"),
+        ('"o\'clock" > 3', r"column \"o'clock\" has 'x'"),
+        ("size > 'large'", "column 'size' holds numbers, not 'large'; expected a number"),
+        ("size != ''", "column 'size' holds numbers, not ''"),
+        ("2018 < size <= 2020", "not read as a range; expected two conditions, such as size > 1"),
+    ],
+)
+def test_numbers_and_other_text(where: str, message: str) -> None:
+    table = pa.table(
+        {
+            "year": ["2018", "unknown"],
+            "day": pa.array([1, 2], pa.date32()),
+            "o'clock": ["x", "y"],
+            "size": [1, 2],
+        }
+    )
+    with pytest.raises(InputError, match=message):
+        matching_rows(table, where)
+    assert matching_rows(table, "year <> 'unknown' AND CAST(year AS REAL) > 2000").tolist() == [0]
 
 
 def test_where_that_nothing_meets(index: Index, recwarn: pytest.WarningsRecorder) -> None:
