@@ -271,7 +271,7 @@ def integer_vector(
     """
     import torch
 
-    found = values
+    found: Tensor = values
     if not isinstance(values, torch.Tensor):
         try:
             found = torch.tensor(values)

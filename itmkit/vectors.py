@@ -41,7 +41,8 @@ def l2_normalize(x: Tensor, dim: int = -1, eps: float = EPS) -> Tensor:
     norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     long = norm >= eps  # at the bound, the gradient of one branch alone
     share = (norm / eps).where(~long, 1).square()
-    return (wide * (_fade(share) / norm.where(long, eps))).to(x.dtype)
+    scaled: Tensor = wide * (_fade(share) / norm.where(long, eps))
+    return scaled.to(x.dtype)
 
 
 def inverse_norm(square: Tensor, eps: float = EPS) -> Tensor:

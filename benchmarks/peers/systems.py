@@ -113,7 +113,8 @@ class SCAN(PooledHeads):
         return Encoding(tokens=l2_normalize(tokens), mask=mask)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
-        return self.similarity(images.tokens, texts.tokens, images.mask, texts.mask)
+        scores: Tensor = self.similarity(images.tokens, texts.tokens, images.mask, texts.mask)
+        return scores
 
 
 class CCA(Matcher):
@@ -182,4 +183,5 @@ def _whitening(centred: Tensor, ridge: float) -> Tensor:
     """The inverse square root ``(D, D)`` of the covariance of ``(n, D)``."""
     covariance = centred.T @ centred / len(centred)
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * (values + ridge * values.mean()).rsqrt()) @ vectors.T
+    whitening: Tensor = (vectors * (values + ridge * values.mean()).rsqrt()) @ vectors.T
+    return whitening

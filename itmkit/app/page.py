@@ -136,7 +136,7 @@ class SearchPage:
         """
         if not 0 <= item < len(self.index):
             raise InputError(f"item is {item}; expected a number below {len(self.index)}")
-        name = self.index.items["path"][item].as_py()
+        name: str = self.index.items["path"][item].as_py()
         check_name(name, self.index.folder)
         return self.index.root / name
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ RADIUS = (0.1, 0.15)  # of a small and of a large thing, relative to the picture
 OVERLAPPING_RADIUS = (0.11, 0.17)
 OVERLAPPING_PITCH = 0.145  # of the cells, so that neighbours overlap; else 1 / GRID
 JITTER = 0.015  # how far a thing strays from the middle of its cell; never into another column
+
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -302,28 +305,32 @@ def _nearness(thing: Thing) -> int:
     return -away if thing.overlapping else 0
 
 
-def _ground(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _ground(size: int, rng: np.random.Generator) -> Floats:
     """Dim, dull, blotchy and grainy: no two alike."""
     coarse = rng.normal(0, 18, (6, 6))
     steps = np.linspace(0, 5, size)
     blend = np.maximum(0, 1 - np.abs(steps[:, None] - np.arange(6)))  # linear interpolation
     blotches = blend @ coarse @ blend.T
     tint = 85 + rng.normal(0, 14) + rng.normal(0, 6, 3)
-    return blotches[..., None] + rng.normal(0, 5, (size, size, 1)) + tint
+    ground: Floats = blotches[..., None] + rng.normal(0, 5, (size, size, 1)) + tint
+    return ground
 
 
-def _distance(shape: str, x: NDArray, y: NDArray, r: float) -> NDArray:
+def _distance(shape: str, x: Floats, y: Floats, r: float) -> Floats:
     """About how far, in pixels, a point lies outside the outline (negative inside)."""
+    found: Floats
     if shape == "circle":
-        return np.hypot(x, y) - r
-    if shape == "ring":
-        return np.abs(np.hypot(x, y) - 0.72 * r) - 0.28 * r
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - 0.88 * r
-    if shape == "diamond":
-        return (np.abs(x) + np.abs(y) - 1.08 * r) / 2**0.5
-    if shape == "triangle":  # point up
-        return np.maximum((2 * np.abs(x) - y - r) / 5**0.5, y - 0.85 * r)
-    bar = 0.3 * r  # a cross
-    upright = np.maximum(np.abs(x) - bar, np.abs(y) - r)
-    return np.minimum(upright, np.maximum(np.abs(x) - r, np.abs(y) - bar))
+        found = np.hypot(x, y) - r
+    elif shape == "ring":
+        found = np.abs(np.hypot(x, y) - 0.72 * r) - 0.28 * r
+    elif shape == "square":
+        found = np.maximum(np.abs(x), np.abs(y)) - 0.88 * r
+    elif shape == "diamond":
+        found = (np.abs(x) + np.abs(y) - 1.08 * r) / 2**0.5
+    elif shape == "triangle":  # point up
+        found = np.maximum((2 * np.abs(x) - y - r) / 5**0.5, y - 0.85 * r)
+    else:  # a cross
+        bar = 0.3 * r
+        upright = np.maximum(np.abs(x) - bar, np.abs(y) - r)
+        found = np.minimum(upright, np.maximum(np.abs(x) - r, np.abs(y) - bar))
+    return found

@@ -146,7 +146,7 @@ class TransformersTokenizer(Tokenizer):
         self.unk_id = tokenizer.unk_token_id
         pieces = tokenizer.get_vocab()
         unused = {i for piece, i in pieces.items() if piece.startswith("[unused")}
-        self._size = max(pieces.values()) + 1  # an id may be left out
+        self._size: int = max(pieces.values()) + 1  # an id may be left out
         self.content_ids = _content_ids(self._size, self.special_ids | unused)
 
     @property

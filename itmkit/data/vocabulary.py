@@ -185,7 +185,7 @@ class Vocabulary:
 
 def _words_of(content: Any) -> list[str]:
     if isinstance(content, dict) and isinstance(content.get("words"), list):
-        words = content["words"]
+        words: list[str] = content["words"]
     elif isinstance(content, dict) and isinstance(content.get("word2idx"), dict):
         ids: dict[str, int] = content["word2idx"]
         if sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):

@@ -115,7 +115,8 @@ def _read(folder: Path) -> Stored:
 
 def _open(path: Path, rows: int) -> Array:
     try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": pages are never written
+        # "c": pages are never written
+        array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: a part of the index; {_AGAIN}") from None
     except (ValueError, EOFError, OSError) as error:

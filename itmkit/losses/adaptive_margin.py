@@ -278,7 +278,7 @@ class AdaptiveMarginTripletLoss(HingeLoss):
     ) -> AdaptiveMarginTripletLoss:
         """Follow ``.to(device)``, but not a cast: half precision would lose the small steps."""
         margin = self.margin
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # of torch
         if self.margin.dtype != margin.dtype:
             self.margin = margin.to(self.margin.device)
         return self

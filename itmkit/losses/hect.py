@@ -145,7 +145,7 @@ def _mined(image: Tensor, text: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Te
     return positive, negatives, valid
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
 def _mined_in_tiles(
     image: Tensor, text: Tensor, ids: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:

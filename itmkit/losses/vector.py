@@ -57,7 +57,8 @@ class VectorLoss(nn.Module):
             image_ids = integer_vector("image_ids", image_ids, len(image), image.device)
         image, text = at_least_float32(image), at_least_float32(text)
         if isinstance(self.loss, ScoreLoss) and len(image) * len(text) > WHOLE:
-            return _in_tiles(self.loss, image, text, image_ids)
+            in_tiles: Tensor = _in_tiles(self.loss, image, text, image_ids)
+            return in_tiles
         positives = None if image_ids is None else image_ids[:, None] == image_ids
         with autocast_off(image):
             scores = l2_normalize(image) @ l2_normalize(text).T
@@ -65,7 +66,7 @@ class VectorLoss(nn.Module):
         return loss
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
 def _in_tiles(loss: ScoreLoss, image: Tensor, text: Tensor, image_ids: Tensor | None) -> Tensor:
     def rows_of(scores: Tensor, rows: slice) -> Rows:
         positives = None if image_ids is None else image_ids[rows, None] == image_ids

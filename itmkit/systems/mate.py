@@ -228,7 +228,7 @@ class MATE(Matcher):
         self.register_buffer("queue_text", torch.zeros(queue_size, dim))
         self.register_buffer("queue_ids", torch.full((queue_size,), -1))
         self._filled: int | None = None  # rows of the queue; None where they are to be counted
-        self.register_load_state_dict_post_hook(_count_anew)
+        self.register_load_state_dict_post_hook(_count_anew)  # type: ignore[no-untyped-call]
 
     def _freeze_unused(self) -> None:
         """Stop training what no loss reads: DDP waits for a gradient of all that is trained."""
@@ -300,14 +300,16 @@ class MATE(Matcher):
         mean = parts.mean_path.image(images.features, images.mask, Tokens(*tokens))
         if parts.image_pool.training and self.views > 1:  # which has pooled so many views
             mean = mean.repeat_interleave(self.views, dim=0)
-        return parts.mean_path.join(mean, attended)
+        joined: Tensor = parts.mean_path.join(mean, attended)
+        return joined
 
     def _text_vectors(self, parts: Any, texts: Texts, tokens: Tokens) -> Tensor:
         attended = l2_normalize(parts.text_pool(*tokens))
         if self.mean_path is None:
             return attended
         mean = parts.mean_path.text(texts.inputs, texts.mask, Tokens(*tokens))
-        return parts.mean_path.join(mean, attended)
+        joined: Tensor = parts.mean_path.join(mean, attended)
+        return joined
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)
@@ -524,7 +526,8 @@ class MATE(Matcher):
             return core.from_similarities(positive, negative[:, None], valid[:, None])
         # Where all captions are of one image, the pairs taken for wrong ones are true.
         is_true = torch.stack([torch.ones_like(valid), ~valid], dim=1)
-        return self.fusion_loss(torch.stack([positive, negative], dim=1), is_true)
+        loss: Tensor = self.fusion_loss(torch.stack([positive, negative], dim=1), is_true)
+        return loss
 
 
 def _is_learnt(module: nn.Module | None) -> bool:

@@ -31,7 +31,7 @@ def check_encoder(make: Callable[[], nn.Module], inputs: Tensor, mask: Tensor | 
     expect(len(found) == levels, f"the encoder gives {len(found)} levels; it says {levels}")
     for tokens, out_mask in found:
         expect(
-            tokens.ndim == 3 and (len(tokens), tokens.shape[2]) == (len(inputs), encoder.dim),
+            tokens.ndim == 3 and tokens.shape[::2] == (len(inputs), encoder.dim),
             f"tokens have the shape {tuple(tokens.shape)}; "
             f"expected ({len(inputs)}, tokens, {encoder.dim})",
         )

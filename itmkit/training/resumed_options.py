@@ -158,8 +158,10 @@ def _describe_group(group: Mapping[str, Any], names: Mapping[int, str]) -> dict[
 
 
 def _describe_schedule(config: LRSchedulerConfig) -> dict[str, Any]:
-    run = {name: getattr(config, name) for name in ("interval", "frequency", "monitor")}
-    return _plain(config.scheduler) | run
+    run: dict[str, Any] = {
+        name: getattr(config, name) for name in ("interval", "frequency", "monitor")
+    }
+    return {**_plain(config.scheduler), **run}
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

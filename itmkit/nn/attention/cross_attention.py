@@ -308,7 +308,7 @@ def _rows(mask: Tensor | None, start: int, count: int) -> Tensor | None:
 def _split(packed: Tensor, groups: list[tuple[int, int]]) -> tuple[Tensor, ...]:
     if len(groups) == 1:
         return (packed,)
-    return packed.split([length * count for length, count in groups])
+    return torch.split(packed, [length * count for length, count in groups])
 
 
 def _block_shape(n: int, regions: int, m: int, words: int, elements: int) -> tuple[int, int]:

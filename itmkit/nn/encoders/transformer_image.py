@@ -102,14 +102,16 @@ class TransformerImage(FreezableBackbone):
 
     def _map(self, pixels: Tensor) -> Tensor:
         """The last hidden state ``(B, rows, columns, width)``."""
-        hidden = self.backbone(**pixel_inputs(self.backbone, pixels)).last_hidden_state
+        hidden: Tensor = self.backbone(**pixel_inputs(self.backbone, pixels)).last_hidden_state
         if hidden.ndim == 4:  # a convolutional model
             return hidden.permute(0, 2, 3, 1)
         patch = getattr(_config(self.backbone), "patch_size", None)
         side = self.image_size // patch if isinstance(patch, int) else math.isqrt(hidden.shape[1])
         if hidden.ndim != 3 or hidden.shape[1] < side**2:
             raise InputError(f"{self._kind} gives {tuple(hidden.shape)}; expected a grid of tokens")
-        return hidden[:, hidden.shape[1] - side**2 :].unflatten(1, (side, side))
+        hidden = hidden[:, hidden.shape[1] - side**2 :]
+        grid: Tensor = hidden.unflatten(1, (side, side))
+        return grid
 
     def _probe(self) -> tuple[int, int, int]:
         """Rows, columns and width of the grid; stop training what it does not depend on."""

@@ -101,7 +101,8 @@ class TwoPartGRU(nn.Module):
         if torch.compiler.is_exporting():
             weights = (self.input.weight, self.hidden.weight, self.input.bias, self.hidden.bias)
             rows = gru_states(gates.flatten(0, -3), state.flatten(0, -2), weights)
-            return rows.unflatten(0, gates.shape[:-2])
+            exported: Tensor = rows.unflatten(0, gates.shape[:-2])
+            return exported
         states = []
         for gate in (gates + self.input.bias).unbind(-2):
             reset, update, new = gate.chunk(3, -1)

@@ -61,7 +61,7 @@ class WordEmbedding(nn.Module):
             self.complete(vocab_size)
         else:
             self._seed = int(torch.randint(2**62, ()))
-            self.register_load_state_dict_pre_hook(_take_rows)
+            self.register_load_state_dict_pre_hook(_take_rows)  # type: ignore[no-untyped-call]
 
     @property
     def vocab_size(self) -> int:

@@ -41,4 +41,5 @@ class MatchingHead(nn.Module):
     def forward(self, image_out: Tensor, text_out: Tensor) -> Tensor:
         check_shape((image_out.shape[0], self.dim), image_out=image_out, text_out=text_out)
         both = torch.cat([image_out, text_out, image_out * text_out], dim=-1)
-        return self.logit(F.gelu(self.hidden(both))).squeeze(-1)
+        logits: Tensor = self.logit(F.gelu(self.hidden(both)))
+        return logits.squeeze(-1)

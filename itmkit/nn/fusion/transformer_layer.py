@@ -86,4 +86,5 @@ class TransformerLayer(nn.Module):
         )
         x = x + self.dropout(self.out(rearrange(attended, "p h n d -> p n (h d)")))
         hidden = F.gelu(self.hidden(self.norm_mlp(x)))
-        return x + self.dropout(self.mlp_out(self.dropout(hidden)))
+        change: Tensor = self.dropout(self.mlp_out(self.dropout(hidden)))
+        return x + change

@@ -43,7 +43,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     ):
         return F.linear(x, weight, bias)
     rows: Tensor = _OneDNNLinear.apply(x.flatten(0, -2), weight, bias)
-    return rows.unflatten(0, x.shape[:-1])
+    products: Tensor = rows.unflatten(0, x.shape[:-1])
+    return products
 
 
 class Linear(nn.Linear):

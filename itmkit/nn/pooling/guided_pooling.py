@@ -89,12 +89,13 @@ class GuidedPooling(nn.Module):
 
     def gate(self, tokens: Tensor) -> Tensor:
         """The first factor of the weights, ``(..., N, D)``, of each token by itself."""
-        local = self.local(tokens)
+        local: Tensor = self.local(tokens)
         if self.num_tokens is not None:  # a channel for every position
             local = self.local_norm(local.mT).mT
         else:
             local = self.local_norm(local)
-        return self.dropout(local.tanh())
+        gate: Tensor = self.dropout(local.tanh())
+        return gate
 
     def pool(self, tokens: Tensor, gate: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool tokens ``(..., N, D)``, zero on padding, whose :meth:`gate` is known."""

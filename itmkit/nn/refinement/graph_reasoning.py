@@ -65,4 +65,5 @@ class _Step(nn.Module):
         edges = query @ self.key.weight @ nodes.mT + (query @ self.key.bias).unsqueeze(-1)
         if mask is not None:
             edges = edges.masked_fill(~mask.unsqueeze(1), torch.finfo(edges.dtype).min)
-        return self.out(edges.softmax(-1) @ nodes).relu()
+        said: Tensor = self.out(edges.softmax(-1) @ nodes)
+        return said.relu()

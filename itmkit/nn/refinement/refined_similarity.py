@@ -200,14 +200,16 @@ class RefinedSimilarity(nn.Module):
         if words.mask is not None:
             weights = weights * words.mask[:, :, None]
         weights = weights.unflatten(2, (2, -1)).mean(2)
-        return weights.unflatten(3, (2, -1)).sum(3)
+        shares: Tensor = weights.unflatten(3, (2, -1)).sum(3)
+        return shares
 
     def _contexts(
         self, tokens: Tensor, mask: Tensor | None, images: RefinedImage, relevance: Tensor | None
     ) -> Tensor:
         weights = self._weights(tokens, mask, images, relevance)
         found = l2_normalize(weights.flatten(1, 2) @ images.tokens)
-        return found.unflatten(1, weights.shape[1:3])
+        contexts: Tensor = found.unflatten(1, weights.shape[1:3])
+        return contexts
 
     def _weights(
         self, tokens: Tensor, mask: Tensor | None, images: RefinedImage, relevance: Tensor | None

@@ -100,7 +100,8 @@ class VisualRefinement(nn.Module):
     def semantic(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """``rel`` ``(B, N, D)``: what each region finds in all regions."""
         check_tokens("image", image, self.dim, mask, "mask")
-        return self.attention(image, image, mask, mask)
+        found: Tensor = self.attention(image, image, mask, mask)
+        return found
 
     def geometric(self, image: Tensor, relations: Tensor, mask: Tensor | None = None) -> Tensor:
         """``pos`` ``(B, N, D)``: what each region finds in those it overlaps with."""
