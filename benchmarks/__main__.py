@@ -55,13 +55,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     failed = []
     start = time.monotonic()
-    for topic in ["machine", *chosen]:
+    machine = run("machine")
+    if machine is None:
+        return 1
+    for topic in chosen:
         print(f"{topic} ({time.monotonic() - start:.0f} s)", flush=True)
         found = run(topic)
         if found is None:
             failed.append(topic)
         else:
-            report.take(topic, found, RESULTS, PAGE)
+            report.take(topic, found, machine, RESULTS, PAGE)
     if failed:
         print(f"failed: {', '.join(failed)}; their earlier results are kept", file=sys.stderr)
     print(f"{RESULTS.name} and {PAGE.name} are written ({time.monotonic() - start:.0f} s)")

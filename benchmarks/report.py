@@ -20,19 +20,18 @@ def read(path: Path) -> dict[str, Any]:
     return results
 
 
-def take(topic: str, found: Any, path: Path, page: Path) -> None:
+def take(topic: str, found: Any, machine: Record, path: Path, page: Path) -> None:
     """Put what a topic found in place of what it found before, in the file and in the page.
 
-    The page shows the topics, and the machine, for which it has markers.
+    ``machine`` is where it was found: each topic keeps its own. The page shows the topics, and the
+    machines, for which it has markers.
     """
-    results = read(path) if path.exists() else {"machine": {}, "comparisons": []}
-    if topic == "machine":
-        results["machine"] = found
-    else:
-        others = [one for one in results["comparisons"] if _topic(one) != topic]
-        results["comparisons"] = sorted([*others, *found], key=_topic)
+    results = read(path) if path.exists() else {"machines": {}, "comparisons": []}
+    results["machines"] = dict(sorted({**results["machines"], topic: machine}.items()))
+    others = [one for one in results["comparisons"] if _topic(one) != topic]
+    results["comparisons"] = sorted([*others, *found], key=_topic)
     write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    tables = {"machine": machine_text(results["machine"])}
+    tables = {"machines": machines_text(results["machines"])}
     for topic in {_topic(one): None for one in results["comparisons"]}:
         tables[topic] = table(one for one in results["comparisons"] if _topic(one) == topic)
     text = page.read_text(encoding="utf-8")
@@ -44,10 +43,19 @@ def take(topic: str, found: Any, path: Path, page: Path) -> None:
     write_whole(page, text)
 
 
-def machine_text(machine: Mapping[str, Any]) -> str:
-    """The machine as a list."""
-    if not machine:
-        return ""
+def machines_text(machines: Mapping[str, Record]) -> str:
+    """The machines as lists, each under the topics that were timed on it."""
+    kinds: list[tuple[Record, list[str]]] = []
+    for topic, machine in machines.items():
+        same = next((topics for one, topics in kinds if one == machine), None)
+        if same is None:
+            kinds.append((machine, [topic]))
+        else:
+            same.append(topic)
+    return "\n".join(f"{', '.join(topics)}:\n\n{_machine_text(one)}" for one, topics in kinds)
+
+
+def _machine_text(machine: Record) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
     rates = "; ".join(
         f"{name}: {value if isinstance(value, str) else format(value, 'g')}"

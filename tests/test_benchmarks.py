@@ -33,8 +33,8 @@ PAGE = """# Performance
 
 Written by hand.
 
-<!-- machine -->
-<!-- end of machine -->
+<!-- machines -->
+<!-- end of machines -->
 
 <!-- made_up -->
 of an earlier run
@@ -70,8 +70,8 @@ def test_run_writes_results_and_tables_and_a_failure_keeps_them(project: Path) -
     assert "made_up.bf16: skipped: bfloat16 is 6.0× slower than float32 here" in done.stdout
 
     results = json.loads((project / "benchmarks" / "results.json").read_text())
-    assert results["machine"]["threads"] == 2
-    assert min(results["machine"]["rates"].values()) > 0
+    assert results["machines"]["made_up"]["threads"] == 2
+    assert min(results["machines"]["made_up"]["rates"].values()) > 0
     by_name = {one["name"]: one for one in results["comparisons"]}
     assert len(by_name["made_up.sum"]["ours"]) == 7
     assert by_name["made_up.memory"]["medians"] == {"ours": 2.0, "theirs": 8.0}
@@ -85,7 +85,7 @@ def test_run_writes_results_and_tables_and_a_failure_keeps_them(project: Path) -
     assert "| a product |  | skipped: bfloat16 is 6.0× slower than float32 here |" in page
     assert "a \\| longer one" in page
     assert "- `made_up.sum`: adds up\n<!-- end of made_up -->\n\nAnd so is this.\n" in page
-    assert page.startswith("# Performance\n\nWritten by hand.\n\n<!-- machine -->\n- ")
+    assert page.startswith("# Performance\n\nWritten by hand.\n\n<!-- machines -->\nmade_up:\n\n- ")
     assert "of an earlier run" not in page
 
     broken = project / "benchmarks" / "bench_broken.py"
@@ -115,7 +115,7 @@ def test_compare_shows_new_over_old(project: Path) -> None:
             {"name": name, "unit": "s", "medians": {"ours": median}}
             for name, median in medians.items()
         ]
-        path.write_text(json.dumps({"machine": {}, "comparisons": comparisons}))
+        path.write_text(json.dumps({"machines": {}, "comparisons": comparisons}))
 
     write(project / "old.json", {"made_up.a": 2.0, "made_up.b": 1.0, "other.c": 1.0})
     write(
