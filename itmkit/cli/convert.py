@@ -38,12 +38,17 @@ def convert(words: Sequence[str]) -> None:
         help="dataset_*.json of Karpathy: images get its file names, splits and captions.",
     )
     add("--folders", type=str, nargs="+", help="Of captions, the folder of each source's photos.")
-    add("--dtype", type=str, default="float16", help="Of the features: float16 or float32.")
+    add("--dtype", type=str, help="Of the features: float16, which is the default, or float32.")
     given = parser.parse_args(list(words))
     from itmkit.checks import InputError
     from itmkit.data import convert_captions, convert_features
 
-    if all(source.endswith(".json") for source in given.sources):
+    of_captions = all(source.endswith(".json") for source in given.sources)
+    kind = "captions" if of_captions else "features"
+    for name in ("annotations", "dtype") if of_captions else ("folders",):
+        if getattr(given, name) is not None:
+            raise InputError(f"{name} is {getattr(given, name)!r}; expected none, of {kind}")
+    if of_captions:
         splits, folders = given.splits or (), given.folders or ()
         found = convert_captions(given.sources, given.output, splits=splits, folders=folders)
         for name, (images, captions) in found.items():
@@ -52,9 +57,8 @@ def convert(words: Sequence[str]) -> None:
     if given.splits is not None and len(given.splits) != 1:
         raise InputError(f"splits is {given.splits}; expected one, of features")
     split = given.splits[0] if given.splits else None
-    for own in convert_features(
-        given.sources, given.output, split=split, annotations=given.annotations, dtype=given.dtype
-    ):
+    options = {"split": split, "annotations": given.annotations, "dtype": given.dtype or "float16"}
+    for own in convert_features(given.sources, given.output, **options):
         few, many = own.regions
         regions = f"{few} regions each" if few == many else f"{few} to {many} regions"
         print(f"{own.path}: {own.images:,} images, {regions}")

@@ -337,4 +337,6 @@ def _coco_entries(path: Path, split: str, folder: str) -> list[dict[str, Any]]:
             f"{path} is not in COCO's form ({error!r} in {where or 'the file'}); expected "
             "images[] with id and file_name, and annotations[] with image_id and caption"
         ) from error
+    if not images:
+        raise InputError(f"{path} has no images; expected one or more")
     return list(images.values())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import binascii
-import zipfile
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,8 +129,8 @@ def _read_folder(folder: Path) -> Iterator[ImageRegions]:
                     found = {what: loaded[key] for what, key in _keys(loaded, path).items()}
         except InputError:
             raise
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is not a whole file of numbers: {error}") from error
+        except Exception as error:  # a file that is not whole raises nearly anything
+            raise InputError(f"{path} is not a whole file of numbers: {_line(error)}") from error
         yield _of_parts(path.stem, found, str(path))
 
 
@@ -147,8 +146,10 @@ def _read_hdf5(path: Path) -> Iterator[ImageRegions]:
                 yield from _of_arrays(file, path)
             else:
                 yield from _of_groups(file, path)
-    except OSError as error:
-        raise InputError(f"{path} is not a whole HDF5 file: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # a file that is not whole raises nearly anything
+        raise InputError(f"{path} is not a whole HDF5 file: {_line(error)}") from error
 
 
 def _of_groups(file: Any, path: Path) -> Iterator[ImageRegions]:
@@ -166,15 +167,18 @@ def _of_arrays(file: Any, path: Path) -> Iterator[ImageRegions]:
     """Arrays of all images: of as many regions each, or one behind the other."""
     keys = _keys(file, path)
     features = file[keys["features"]]
-    small = {w: file[keys[w]][()] for w in keys if w not in ("features", "boxes")}
+    small = {w: np.asarray(file[keys[w]][()]) for w in keys if w not in ("features", "boxes")}
+    for what in small.keys() - {"names"}:
+        _check_numbers(small[what], keys[what], str(path))
     ends: Array
     if features.ndim == 3:
         starts, ends = np.arange(len(features)), np.arange(1, len(features) + 1)
-    elif "ranges" in small:
+    elif "ranges" in small and small["ranges"].size % 2 == 0:
         starts, ends = small["ranges"].reshape(-1, 2).astype(np.int64).T
     elif "counts" in small:
-        ends = np.cumsum(small["counts"], dtype=np.int64)
-        starts = ends - small["counts"].astype(np.int64)
+        counts = small["counts"].ravel().astype(np.int64)
+        ends = np.cumsum(counts)
+        starts = ends - counts
     else:
         raise InputError(
             f"{path} has the shape {features.shape} in {keys['features']!r}; expected (images, "
@@ -182,10 +186,13 @@ def _of_arrays(file: Any, path: Path) -> Iterator[ImageRegions]:
         )
     if "names" not in small:
         raise InputError(f"{path} has {sorted(file)}; expected one of {', '.join(KEYS['names'])}")
-    for what in ("names", "width", "height"):
-        if what in small and len(small[what]) != len(starts):
+    lengths = {what: len(starts) for what in ("names", "width", "height")}
+    for what, rows in (lengths | {"boxes": len(features)}).items():
+        found_rows = file[keys[what]].shape[:1] if what in keys else (rows,)
+        if found_rows != (rows,):
             raise InputError(
-                f"{path} has {len(small[what])} rows in {keys[what]!r}; expected {len(starts)}"
+                f"{path} has {found_rows[0] if found_rows else 'no'} rows in {keys[what]!r}; "
+                f"expected {rows}"
             )
     for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         source = f"{path}, row {row + 1}"
@@ -217,7 +224,6 @@ def _keys(names: Any, source: Path | str, *, needed: bool = True) -> dict[str, s
 
 def _of_parts(name: str, found: Mapping[str, Any], source: str) -> ImageRegions:
     features = np.asarray(found["features"])
-    count = found.get("counts")
     if features.ndim == 3 and len(features) == 1:
         features = features[0]
     if features.ndim != 2 or features.dtype.kind not in "fiu" or not features.size:
@@ -225,18 +231,42 @@ def _of_parts(name: str, found: Mapping[str, Any], source: str) -> ImageRegions:
             f"{source} has {features.dtype} of the shape {features.shape}; expected numbers "
             "(regions, dim)"
         )
-    if count is not None and int(np.ravel(count)[0]) != len(features):
-        if int(np.ravel(count)[0]) != features.shape[1]:
-            raise InputError(
-                f"{source} has the shape {features.shape} and {int(np.ravel(count)[0])} boxes"
-            )
+    numbers = {
+        what: _first_number(found[what], what, source)
+        for what in ("counts", "width", "height")
+        if what in found
+    }
+    count = numbers.get("counts", len(features))
+    if count != len(features):
+        if count != features.shape[1]:
+            raise InputError(f"{source} has the shape {features.shape} and {count:g} boxes")
         features = features.T  # (dim, regions), as some write it
     boxes = None if found.get("boxes") is None else np.asarray(found["boxes"])
-    if boxes is not None and boxes.ndim == 2:
-        boxes = boxes[:, :4]
-    size: Sequence[float] = [
-        float(np.ravel(found[key])[0]) for key in ("width", "height") if key in found
-    ]
-    return ImageRegions(
-        name, features, boxes, (size[0], size[1]) if len(size) == 2 else None, source
-    )
+    if boxes is not None:
+        _check_numbers(boxes, "boxes", source)
+        boxes = boxes[:, :4] if boxes.ndim == 2 else boxes
+    size = None
+    if "width" in numbers and "height" in numbers:
+        size = numbers["width"], numbers["height"]
+    return ImageRegions(name, features, boxes, size, source)
+
+
+def _first_number(value: Any, name: str, source: str) -> float:
+    """One number above zero, in an array of any shape."""
+    numbers = np.asarray(value)
+    _check_numbers(numbers, name, source)
+    if not 0 < numbers.flat[0] < np.inf:
+        raise InputError(f"{source} has {numbers.flat[0]} in {name}; expected a number above 0")
+    return float(numbers.flat[0])
+
+
+def _check_numbers(numbers: Array, name: str, source: str) -> None:
+    if numbers.dtype.kind not in "fiu" or not numbers.size:
+        raise InputError(
+            f"{source} has {numbers.dtype} of the shape {numbers.shape} in {name}; expected numbers"
+        )
+
+
+def _line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
+from itmkit.checks import InputError
 from itmkit.cli import main
 from itmkit.data import (
     KarpathyDataset,
@@ -262,6 +265,76 @@ def test_bad_files_of_arrays(name: str, content: Any, told: str, tmp_path: Path)
         convert_features([tmp_path / "f"], tmp_path / "out")
 
 
+NO_NUMBERS: list[tuple[str, Any, str]] = [
+    ("num_bbox", np.nan, "has nan in counts; expected a number above 0"),
+    ("num_bbox", "x", "has <U1 of the shape () in counts; expected numbers"),
+    ("num_bbox", np.zeros(0), "has float64 of the shape (0,) in counts; expected numbers"),
+    ("image_w", "wide", "has <U4 of the shape () in width; expected numbers"),
+    ("image_h", 0, "has 0 in height; expected a number above 0"),
+    ("image_w", np.inf, "has inf in width; expected a number above 0"),
+    ("bbox", np.full((3, 4), "x"), "has <U1 of the shape (3, 4) in boxes; expected numbers"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "told"), NO_NUMBERS, ids=range(len(NO_NUMBERS)))
+def test_what_is_no_number_beside_the_features(
+    key: str, value: Any, told: str, tmp_path: Path
+) -> None:
+    own, features, boxes = images()[0]
+    parts = {"x": features, "bbox": boxes, "num_bbox": 3, "image_w": 200, "image_h": 100}
+    (tmp_path / "f").mkdir()
+    np.savez(tmp_path / "f" / f"{own}.npz", **parts | {key: value})
+    with pytest.raises(InputError, match=re.escape(f"{own}.npz {told}")):
+        convert_features([tmp_path / "f"], tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_damaged_files_are_one_line_and_nothing_is_left(
+    write: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    """Bytes that are doubled, zeroed or turned, anywhere: an error of ours, or it is read."""
+    source = write(tmp_path)[0]
+    path = next(source.iterdir()) if source.is_dir() else source
+    whole, random, refused = path.read_bytes(), Random(0), 0
+    for _ in range(30):
+        damaged, at = bytearray(whole), random.randrange(len(whole))
+        damaged[at : at + 8] = random.choice([bytes(8), whole[at : at + 20], b"\xff"])
+        path.write_bytes(damaged)
+        told = ""
+        try:
+            convert_features([source], tmp_path / "out")
+        except InputError as error:
+            told = str(error)
+        assert "\n" not in told
+        assert bool(told) != bool(list(tmp_path.glob("out/*")))
+        refused += bool(told)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert refused
+
+
+WRONG_ARRAYS: list[tuple[str, Any, str]] = [
+    ("image_w", 200, "has no rows in 'image_w'; expected 3"),
+    ("image_w", np.array([b"x"] * 3), "has |S1 of the shape (3,) in image_w; expected numbers"),
+    ("pos_boxes", np.arange(5), "has the shape (17, 6) in 'image_features'; expected (images"),
+    ("pos_boxes", np.array([b"x"]), "has |S1 of the shape (1,) in pos_boxes; expected numbers"),
+    ("image_bb", np.zeros((2, 4)), "has 2 rows in 'image_bb'; expected 17"),
+]
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize(("key", "value", "told"), WRONG_ARRAYS, ids=range(len(WRONG_ARRAYS)))
+def test_arrays_of_hdf5_that_do_not_agree(key: str, value: Any, told: str, tmp_path: Path) -> None:
+    (path,) = as_hdf5_arrays(tmp_path)
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        del file[key]
+        file[key] = value
+    with pytest.raises(InputError, match=re.escape(f"f.hdf5 {told}")):
+        convert_features([path], tmp_path / "out")
+
+
 @pytest.mark.extras
 def test_bad_hdf5(tmp_path: Path) -> None:
     (path,) = as_hdf5_arrays(tmp_path)
@@ -286,6 +359,7 @@ def test_bad_hdf5(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"images": [], "annotations": []}, "c.json has no images; expected one or more"),
         ({"images": 3}, "c.json is not in COCO's form (TypeError"),
         ({"annotations": [{}]}, "KeyError('caption') in annotations[0]); expected images[] with"),
         ({"annotations": [{"image_id": 1, "caption": "a"}]}, "c.json has no image 1, which annot"),
@@ -299,3 +373,19 @@ def test_bad_captions_of_coco(changes: dict[str, Any], told: str, tmp_path: Path
     with pytest.raises(ValueError, match=re.escape(told)):
         convert_captions([source], tmp_path / "out.json", splits=["train"])
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["a.json", "--splits", "val", "--annotations", "b.json"], "annotations is 'b.json'; expe"),
+        (["a.json", "--splits", "val", "--dtype", "float32"], "dtype is 'float32'; expected none"),
+        (["a.tsv", "--folders", "val2017"], "folders is ['val2017']; expected none, of features"),
+    ],
+)
+def test_options_of_the_other_kind_are_refused(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert", *words, f"--output={tmp_path / 'out'}"])
+    assert told in capsys.readouterr().err
