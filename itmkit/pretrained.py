@@ -36,6 +36,7 @@ class Source(NamedTuple):
 
 
 _stored: ContextVar[Mapping[str, Mapping[str, Any]] | None] = ContextVar("stored", default=None)
+_token: ContextVar[str | None] = ContextVar("token", default=None)
 _reached: list[bool] = []
 
 
@@ -72,6 +73,24 @@ def sources(*parts: Any) -> dict[str, dict[str, Any]]:
         if isinstance(source, Source):
             found.setdefault(source.kind, {})[source.name] = source.content
     return found
+
+
+@contextmanager
+def using_token(token: str | None) -> Iterator[None]:
+    """Within it, the hub is asked with this token; None: with the one that is stored, if any."""
+    if token is not None and (not isinstance(token, str) or not token.strip()):
+        what = "empty" if isinstance(token, str) else f"of type {type(token).__name__}"
+        raise InputError(f"token is {what}; expected a token of the hub, or None")
+    before = _token.set(token)
+    try:
+        yield
+    finally:
+        _token.reset(before)
+
+
+def hub_token() -> str | None:
+    """What every call of the hub gets as its ``token``; see :func:`using_token`."""
+    return _token.get()
 
 
 @contextmanager
@@ -141,16 +160,18 @@ def fetch_tokenizer(key: str, name_or_path: str) -> Any:
         )
     with fetching("name_or_path", name_or_path):
         try:
-            kind = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
+            config, _ = PreTrainedConfig.get_config_dict(name_or_path, token=hub_token())
+            kind = config.get("model_type")
         except OSError:  # a folder of a tokenizer alone
             kind = None
         siglip = kind in ("siglip", "siglip2")
         # The class of SigLIP's own is in Python and needs sentencepiece; its files have a fast one.
         auto = PreTrainedTokenizerFast if siglip else AutoTokenizer
-        tokenizer = auto.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer = auto.from_pretrained(name_or_path, token=hub_token(), trust_remote_code=False)
     if siglip:  # trained on lower case, which SigLIP 2's tokenizer leaves to its user
         steps: list[Any] = [normalizers.Lowercase()]
-        if get_tokenizer_config(name_or_path).get("tokenizer_class") == "SiglipTokenizer":
+        own = get_tokenizer_config(name_or_path, token=hub_token())
+        if own.get("tokenizer_class") == "SiglipTokenizer":
             punctuation = normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")
             spaces = normalizers.Replace(Regex(r"\s+"), " ")
             steps += [punctuation, spaces, normalizers.Strip()]
@@ -170,7 +191,7 @@ def _announce(name: str, revision: str | None) -> None:
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
-    hub = HfApi(endpoint=constants.ENDPOINT)
+    hub = HfApi(endpoint=constants.ENDPOINT, token=hub_token())
     info = hub.model_info(name, revision=revision, files_metadata=True)
     sizes = {
         file.rfilename: file.size or 0

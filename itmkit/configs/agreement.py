@@ -291,11 +291,11 @@ def _hidden_size(model: Any) -> int:
     """Width of the hidden states of texts of a transformers model; its configuration is fetched."""
     from transformers import AutoConfig
 
-    from itmkit.pretrained import fetching
+    from itmkit.pretrained import fetching, hub_token
 
     name = str(user_path(model))
     with fetching("text_model", name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, token=hub_token(), trust_remote_code=False)
     return int(config.get_text_config().hidden_size)
 
 

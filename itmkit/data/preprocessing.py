@@ -129,11 +129,13 @@ class Preprocessing:
         """
         from transformers import AutoImageProcessor
 
-        from itmkit.pretrained import fetching
+        from itmkit.pretrained import fetching, hub_token
 
         name = str(user_path(name_or_path))
         with fetching("name_or_path", name):
-            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(
+                name, token=hub_token(), trust_remote_code=False
+            )
         return cls(**_of_processor(processor, size, f"the image processor of {name!r}"))
 
     @classmethod

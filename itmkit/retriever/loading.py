@@ -20,7 +20,7 @@ from itmkit.data.vocabulary import Vocabulary
 from itmkit.files import read_json, read_text, user_path
 from itmkit.modes import usable_device
 from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
-from itmkit.pretrained import fetching, weights_follow
+from itmkit.pretrained import fetching, hub_token, using_token, weights_follow
 from itmkit.retriever.facts import HUB_NAME, ModelFacts, base_models
 from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
 from itmkit.retriever.names import RUNS, find_index
@@ -43,6 +43,7 @@ def load(
     backbone: nn.Module | None = None,
     trust: Sequence[str] = (),
     revision: str | None = None,
+    token: str | None = None,
 ) -> Retriever:
     """A model with all that it needs to take pictures and sentences.
 
@@ -61,6 +62,8 @@ def load(
         trust: packages besides itmkit and torch whose classes a run or folder may name; they are
             imported.
         revision: branch, tag or commit of what ``push_to_hub`` uploaded; None: the newest.
+        token: of an account that may read what is private on the hub; None: that of ``hf auth
+            login`` or of the environment variable ``HF_TOKEN``. It is neither stored nor shown.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -79,12 +82,12 @@ def load(
         else:
             name = str(path_or_name)
             source = name if revision is None else f"{name}@{revision}"
-            try:
-                retriever = _from_hub(name, revision, trust)
-            except InputError as error:
-                runs = [one.name for one in RUNS.glob("*")]
-                hint = did_you_mean(name, runs)
-                raise InputError(f"{error}; nor is there a run {RUNS / path}{hint}") from error
+            with using_token(token):
+                try:
+                    retriever = _from_hub(name, revision, trust)
+                except InputError as error:
+                    hint = did_you_mean(name, [one.name for one in RUNS.glob("*")])
+                    raise InputError(f"{error}; nor is there a run {RUNS / path}{hint}") from error
             return _with_source(retriever, source, device)
     if revision is not None:
         raise InputError(f"revision is {revision!r}, and '{path}' is local; expected None")
@@ -135,7 +138,7 @@ def _from_hub(name: str, revision: str | None, trust: Sequence[str]) -> Retrieve
 
     with fetching("path_or_name", name):
         try:
-            hf_hub_download(name, MANIFEST, revision=revision)
+            hf_hub_download(name, MANIFEST, revision=revision, token=hub_token())
         except RevisionNotFoundError as error:
             raise InputError(
                 f"revision is {revision!r}; expected a branch, tag or commit of {name}"
@@ -149,7 +152,9 @@ def _from_hub(name: str, revision: str | None, trust: Sequence[str]) -> Retrieve
                 "cache; expected one of a saved retriever"
             ) from error
     with fetching("path_or_name", name, weights_of=name, revision=revision):
-        folder = snapshot_download(name, revision=revision, allow_patterns=list(FILES))
+        folder = snapshot_download(
+            name, revision=revision, token=hub_token(), allow_patterns=list(FILES)
+        )
     return Retriever.from_pretrained(folder, trust=trust)
 
 

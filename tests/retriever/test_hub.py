@@ -11,7 +11,7 @@ import pytest
 import torch
 from clip_models import save_clip
 from huggingface_hub import ModelCard, constants
-from local_hub import TOKEN, hub_constants, local_hub, tag
+from local_hub import PRIVATE, TOKEN, hub_constants, local_hub, tag
 
 import itmkit
 from itmkit import pretrained
@@ -120,6 +120,36 @@ def test_private(hub: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match="private is True, but me/open is there and public"):
         retriever.push_to_hub("me/open", private=True)
     assert sorted((hub / "me/open").iterdir()) == before
+
+
+def test_private_by_a_token_of_the_call(
+    hub: Path,
+    retriever: Retriever,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    retriever.push_to_hub("me/mine", private=True, token=TOKEN)
+    with pytest.raises(InputError, match="path_or_name is 'me/mine'; expected a model") as caught:
+        itmkit.load("me/mine", token="hf_other")
+    assert "hf_other" not in str(caught.value)
+    found = itmkit.load("me/mine", device="cpu", token=TOKEN)
+    assert found.fingerprint == retriever.fingerprint
+    assert re.search(r"downloading me/mine from .* MB, licence mit", capsys.readouterr().err)
+    assert TOKEN not in repr(vars(found))
+    save_clip(hub / "me/clip")  # of transformers, with tokenizer and image processor
+    (hub / "me/clip" / PRIVATE).touch()
+    with pytest.raises(InputError, match="path_or_name is 'me/clip'; expected a model"):
+        itmkit.load("me/clip")
+    assert type(itmkit.load("me/clip", token=TOKEN).model).__name__ == "DualEncoder"
+
+
+@pytest.mark.parametrize(("token", "what"), [("", "empty"), (b"hf_secret", "of type bytes")])
+def test_tokens_that_are_none(token: Any, what: str, hub: Path) -> None:
+    with pytest.raises(
+        InputError, match=rf"token is {what}; expected a token of the hub, or None$"
+    ):
+        itmkit.load("me/mine", token=token)
 
 
 def no_token(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TOKEN = "hf_of_the_owner"
-_PRIVATE = ".private"
+PRIVATE = ".private"  # a file by which a repository is private
 _NAME = r"[\w-]+/[\w-]+"
 
 
@@ -84,7 +84,7 @@ def local_hub(folder: Path, licence: str = "mit", *, large_files: bool = False) 
 
         def _seen(self, name: str, revision: str = "main") -> Path:
             path = repository(name, revision)
-            if (path / _PRIVATE).exists() and not self._owner:
+            if (path / PRIVATE).exists() and not self._owner:
                 raise Refused(401, "RepoNotFound")
             return path
 
@@ -100,14 +100,14 @@ def local_hub(folder: Path, licence: str = "mit", *, large_files: bool = False) 
                 return content, head | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
             if found := re.fullmatch(rf"/api/models/({_NAME})(?:/revision/([\w.-]+))?", path):
                 where = self._seen(found[1], found[2] or "main")
-                files = [file for file in sorted(where.iterdir()) if file.name != _PRIVATE]
+                files = [file for file in sorted(where.iterdir()) if file.name != PRIVATE]
                 about: dict[str, Any] = {"id": found[1], "sha": commit(where)}
                 about["siblings"] = [{"rfilename": f.name, "size": f.stat().st_size} for f in files]
-                about["private"] = (where / _PRIVATE).exists()
+                about["private"] = (where / PRIVATE).exists()
                 return json.dumps(about | {"cardData": {"license": licence}}).encode(), {}
             if found := re.fullmatch(rf"/api/models/({_NAME})/tree/([\w.-]+)", path):
                 where = self._seen(found[1], found[2])
-                files = [file for file in sorted(where.iterdir()) if file.name != _PRIVATE]
+                files = [file for file in sorted(where.iterdir()) if file.name != PRIVATE]
                 entry = {"type": "file", "oid": "0" * 40}
                 tree = [entry | {"path": f.name, "size": f.stat().st_size} for f in files]
                 return json.dumps(tree).encode(), {}
@@ -137,7 +137,7 @@ def local_hub(folder: Path, licence: str = "mit", *, large_files: bool = False) 
                 (folder / name).mkdir(parents=True)
                 (folder / name / ".gitattributes").write_text("")
                 if asked.get("visibility") == "private":
-                    (folder / name / _PRIVATE).touch()
+                    (folder / name / PRIVATE).touch()
                 answer = {"url": f"{here}/{name}"}
             elif found := re.fullmatch(rf"/api/models/({_NAME})/preupload/main", path):
                 repository(found[1])

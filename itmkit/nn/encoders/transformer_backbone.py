@@ -18,7 +18,7 @@ from itmkit.nn.encoders.frozen import FreezableBackbone
 from itmkit.nn.functional import check_ids
 from itmkit.nn.pooling.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.weights import freeze_unused
-from itmkit.pretrained import Source, fetching, following_weights, stored_content
+from itmkit.pretrained import Source, fetching, following_weights, hub_token, stored_content
 
 
 @runtime_checkable
@@ -254,14 +254,16 @@ def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None)
     if name_or_path is not None and not following_weights():
         with fetching("name_or_path", name_or_path, weights_of=name_or_path):
             return AutoModel.from_pretrained(
-                name_or_path, dtype=torch.float32, trust_remote_code=False
+                name_or_path, dtype=torch.float32, token=hub_token(), trust_remote_code=False
             )
     content = stored_content("transformers", str(name_or_path or config))
     if content is not None:
         config = content
     elif name_or_path is not None:
         with fetching("name_or_path", name_or_path):
-            own = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+            own = AutoConfig.from_pretrained(
+                name_or_path, token=hub_token(), trust_remote_code=False
+            )
         return AutoModel.from_config(own, dtype=torch.float32, trust_remote_code=False)
     elif isinstance(config, (str, Path)):
         config = read_json(user_path(config))
