@@ -21,7 +21,7 @@ LAYERS = {
     "data_audit": 3,
     "export": 3,
     "retriever": 3,
-    "training": 3,
+    "runs": 3,
     "testing": 3,
     "evaluation": 2,
     "extraction": 2,
@@ -35,6 +35,7 @@ LAYERS = {
     "metrics": 1,
     "nn": 1,
     "retrieval": 1,
+    "training": 1,
     "configs": 0,
     "distributed": 0,
     "precision": 0,
@@ -48,13 +49,14 @@ LAYERS = {
     "vectors": 0,
 }
 #: what a package may import from its own layer: retrieval needs batches and recall, the miner of
-#: negatives encodes and orders data, the momentum teacher is a callback of one of nn, and the cache
-#: of features needs what extracts them
+#: negatives encodes and orders data, the momentum teacher is a callback of one of nn, the cache of
+#: features needs what extracts them, and training synchronises the batch norms of nn
 BESIDE = {
     "callbacks": ("itmkit.data", "itmkit.nn", "itmkit.retrieval"),
     "retrieval": ("itmkit.data.batch", "itmkit.metrics"),
     "retriever": ("itmkit.report.explain",),
     "frozen_features": ("itmkit.extraction",),
+    "training": ("itmkit.nn",),
 }
 
 

@@ -70,7 +70,7 @@ def config_stems(words: Sequence[str]) -> list[str]:
 def _by_size(config: Mapping[str, Any], *, printing: bool) -> dict[str, Any]:
     from lightning.pytorch.utilities import rank_zero_only
 
-    from itmkit.training.by_size import follows_size, values_by_size
+    from itmkit.runs.by_size import follows_size, values_by_size
 
     if not follows_size(config):
         return {}

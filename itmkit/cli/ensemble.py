@@ -28,7 +28,7 @@ def run_ensemble(words: Sequence[str]) -> None:
     from itmkit.metrics.protocol import check_protocol_files, find_protocol
     from itmkit.modes import usable_device
     from itmkit.retriever.names import find_run
-    from itmkit.training.ensemble import evaluate_ensemble
+    from itmkit.runs.ensemble import evaluate_ensemble
 
     check_protocol_files(find_protocol(options.protocol), options.protocol_files)
     runs = [find_run(run) for run in options.ensemble]

@@ -27,9 +27,9 @@ from itmkit.distributed import leave
 from itmkit.files import user_path, write_text
 from itmkit.metrics.protocol import check_protocol_files, find_protocol
 from itmkit.pretrained import weights_follow
-from itmkit.training import Run, make_trainer
-from itmkit.training.checkpoint_files import checkpoint_file, config_of, read_checkpoint
-from itmkit.training.run_folder import (
+from itmkit.runs import Run, make_trainer
+from itmkit.runs.checkpoint_files import checkpoint_file, config_of, read_checkpoint
+from itmkit.runs.folder import (
     check_name,
     claim,
     discarded_on_error,
@@ -37,7 +37,7 @@ from itmkit.training.run_folder import (
     note_job,
     requeued_from,
 )
-from itmkit.training.trainer import as_list
+from itmkit.runs.trainer import as_list
 
 
 def run_command(command: str, words: list[str]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 import random
-from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, cast
 
@@ -13,12 +12,10 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from itmkit._internals import (
     accumulates,
-    callbacks_of,
     draw_order_again,
     logged_step,
     metrics_to_log,
@@ -27,19 +24,10 @@ from itmkit._internals import (
     set_logged_step,
     validation_follows,
 )
-from itmkit.configs.flat import flat_options
-from itmkit.data.order import mixed_seed
 from itmkit.distributed import rank, world_size
-from itmkit.training.resumed_options import (
-    Change,
-    apply_options,
-    changed_options,
-    describe,
-)
 
 KEY = "resume"
-# Options that say which run it is, and not how it is trained.
-_OF_THE_RUN = {"config", "ckpt_path", "init_from", "init_strict", "name", "untrained"}
+SEED = "PL_GLOBAL_SEED"  # variable of the environment in which seed_everything leaves the seed
 # Of DDP: whether the next forward pass takes the buffers of the first process. Not right after an
 # evaluation, or a batch whose gradients are accumulated.
 _SHARES_BUFFERS = "require_forward_param_sync"
@@ -55,56 +43,43 @@ class ExactResume(Callback):
     epoch is over, and a longer run that resumes would leave out the rest of it; and a run that
     resumes from the end of an epoch would leave out the next one.
 
-    Options that differ from those of the checkpoint are applied and printed, or refused, where
-    Lightning would restore the old ones: of the optimizer and its schedule
-    (:func:`~itmkit.training.resumed_options.apply_options`), of callbacks, and the seed. A resumed
-    run has all of its ``max_time``. On another number of processes each draws new random numbers.
+    On another number of processes, or with another seed, each process draws new random numbers.
 
     The order of the data is not its part. Inside an epoch the training data must go on where it
     was: a loader with ``state_dict``, such as those of :class:`~itmkit.data.ImageTextData`. At the
     end of an epoch any loader does that shuffles by torch's random numbers.
 
-    Args:
-        options: what the run was configured with, nested, in plain values. Differences are printed
-            under these names.
-
-    Raises:
-        InputError: when a resumed fit starts, for an option that cannot be changed.
-
     Example:
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> class Tiny(BoringModel):
-        ...     def configure_optimizers(self):
-        ...         return torch.optim.SGD(self.parameters(), self.hparams.lr)
-        >>> def fit(lr, max_epochs, folder, ckpt_path=None):
-        ...     model = Tiny()
-        ...     model.save_hyperparameters({"lr": lr})
-        ...     trainer = Trainer(
-        ...         accelerator="cpu", max_epochs=max_epochs, limit_train_batches=2,
-        ...         logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        ...         enable_model_summary=False, callbacks=[ExactResume()],
-        ...     )
-        ...     trainer.fit(model, ckpt_path=ckpt_path, weights_only=True)
-        ...     trainer.save_checkpoint(f"{folder}/last.ckpt")
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     fit(0.1, 1, folder)
-        ...     fit(0.2, 2, folder, ckpt_path=f"{folder}/last.ckpt")
-        changed since the checkpoint: optimizer.lr: 0.1 → 0.2
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> class Noisy(BoringModel):
+        ...     def training_step(self, batch, batch_idx):
+        ...         return super().training_step(batch + torch.randn(()), batch_idx)
+        >>> def fit(*epochs):
+        ...     torch.manual_seed(0)
+        ...     model = Noisy()
+        ...     with tempfile.TemporaryDirectory() as folder:
+        ...         last = None
+        ...         for max_epochs in epochs:
+        ...             trainer = Trainer(
+        ...                 accelerator="cpu", max_epochs=max_epochs, limit_train_batches=2,
+        ...                 logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        ...                 enable_model_summary=False, callbacks=[ExactResume()],
+        ...             )
+        ...             trainer.fit(model, ckpt_path=last, weights_only=True)
+        ...             last = f"{folder}/last.ckpt"
+        ...             trainer.save_checkpoint(last)
+        ...     return model.layer.weight
+        >>> fit(1, 3).equal(fit(3))
+        True
     """
 
-    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        kept = {name: one for name, one in (options or {}).items() if name not in _OF_THE_RUN}
-        self._options = flat_options(kept)
-        self._configured: dict[str, Any] = {}
-        self._checkpoint: dict[str, Any] | None = None  # while it is restored
-        self._arguments: dict[Callback, dict[str, Any]] = {}  # of callbacks, before that
+    def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
-        self._validates = self._reseeds = False
+        self._validates = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._resumed = self._checkpoint = None
-        self._validates = self._reseeds = False
+        self._resumed, self._validates = None, False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validates = True
@@ -129,8 +104,7 @@ class ExactResume(Callback):
             "processes": gathered,
             "row": _row_to_come(trainer),
             "validates": self._validates or validation_comes,
-            "options": self._options,
-            "configured": self._configured,
+            "seed": os.environ.get(SEED),
         }
         loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
@@ -148,39 +122,12 @@ class ExactResume(Callback):
     ) -> None:
         if trainer.state.fn != "fit":
             return
-        self._resumed, self._checkpoint = checkpoint.get(KEY), checkpoint
-        callbacks = callbacks_of(trainer, Callback)
-        self._arguments = {one: _constructor_arguments(one) for one in callbacks}
-        for timer in callbacks_of(trainer, Timer):
-            checkpoint["callbacks"].pop(timer.state_key, None)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._configured = describe(trainer, pl_module)
-        checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is None:
-            return
-        changes: list[Change] = []
-        applied: list[Change] = []
+        self._resumed = checkpoint.get(KEY)
         if self._resumed is None:
             rank_zero_warn(
                 "the checkpoint was saved without ExactResume: the resumed run is not exactly the "
-                "one that was stopped, and options of its optimizer are those of the checkpoint"
+                "one that was stopped"
             )
-        else:
-            changes = changed_options(self._resumed["options"], self._options)
-            applied = apply_options(checkpoint, self._resumed["configured"], trainer, pl_module)
-        words = {change.name.rpartition(".")[2] for change in changes}
-        for callback, arguments in self._arguments.items():
-            restored = _constructor_arguments(callback)
-            for name, value in arguments.items():
-                if restored[name] is not value and restored[name] != value:
-                    setattr(callback, name, value)
-                    option = f"{type(callback).__name__}.{name}"
-                    applied.append(Change(option, restored[name], value))
-        changes += [one for one in applied if one.name.rpartition(".")[2] not in words]
-        for change in changes:
-            rank_zero_only(print)(f"changed since the checkpoint: {change}")
-        self._reseeds = "seed_everything" in words
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._resumed is None:
@@ -196,7 +143,7 @@ class ExactResume(Callback):
             _set_buffers(pl_module, mine["buffers"])
             if hasattr(trainer.model, _SHARES_BUFFERS):
                 setattr(trainer.model, _SHARES_BUFFERS, mine["shares_buffers"])
-        if len(processes) == world_size() and not self._reseeds:
+        if len(processes) == world_size() and self._resumed["seed"] == os.environ.get(SEED):
             _set_random_state(processes[rank()]["random"])
         else:
             _reseed(trainer.global_step)
@@ -225,14 +172,6 @@ def _begin_next_epoch(trainer: Trainer) -> None:
         draw_order_again(trainer)
 
 
-def _constructor_arguments(callback: Callback) -> dict[str, Any]:
-    """The arguments of a callback's constructor that it keeps under their names."""
-    kept = vars(callback)
-    return {
-        name: kept[name] for name in inspect.signature(type(callback)).parameters if name in kept
-    }
-
-
 def _random_state() -> dict[str, Any]:
     kind, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
     state = {
@@ -255,10 +194,11 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 def _reseed(step: int) -> None:
     """Random numbers of this process alone that no run with this seed has drawn before a step."""
-    seed = mixed_seed(torch.initial_seed(), world_size(), rank(), step)
+    mixed = np.random.SeedSequence([torch.initial_seed(), world_size(), rank(), step])
+    seed = int(mixed.generate_state(1)[0])
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
 
 
 def _gradients(trainer: Trainer, pl_module: LightningModule) -> dict[str, torch.Tensor]:

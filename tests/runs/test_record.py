@@ -12,7 +12,7 @@ from tiny_cli import run
 
 import itmkit
 from itmkit.configs.flat import flat_options
-from itmkit.training.run_record import count_parameters, git_state
+from itmkit.runs.record import count_parameters, git_state
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 

@@ -28,8 +28,8 @@ from itmkit.retrieval import (
     write_metrics,
 )
 from itmkit.retrieval.ensemble import Ensemble
+from itmkit.runs.folder import check_name, claim, discarded_on_error
 from itmkit.systems import Matcher, load_run
-from itmkit.training.run_folder import check_name, claim, discarded_on_error
 
 
 def evaluate_ensemble(

@@ -8,17 +8,22 @@ from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
+from lightning.pytorch.utilities import rank_zero_warn
 
-from itmkit.training.batch_norm import BatchNormSync
-from itmkit.training.checkpoints import AtomicCheckpointIO, LastCheckpoint
-from itmkit.training.cpu_precision import precision_on_cpu
-from itmkit.training.loggers import Curves, MetricsTable
-from itmkit.training.progress import RunProgressBar
-from itmkit.training.resume import ExactResume
-from itmkit.training.run_folder import point_latest_to
-from itmkit.training.run_record import RunRecord
-from itmkit.training.signals import StopOnSignal
+from itmkit.runs.folder import point_latest_to
+from itmkit.runs.record import RunRecord
+from itmkit.runs.resumed_options import ResumedOptions
+from itmkit.training import (
+    AtomicCheckpointIO,
+    BatchNormSync,
+    Curves,
+    ExactResume,
+    MetricsTable,
+    RunProgressBar,
+    StopOnSignal,
+)
 
 
 def make_trainer(
@@ -41,7 +46,7 @@ def make_trainer(
         config: what the run was configured with, nested, in plain values.
         command: words of the command line, see :class:`RunRecord`.
         fits: whether it trains; then ``latest`` beside the folder leads to it once it has begun.
-        exact_resume: whether it gets :class:`ExactResume`.
+        exact_resume: whether it gets :class:`ExactResume` and :class:`ResumedOptions`.
         checkpoints: callbacks such as :class:`BestCheckpoint` and :class:`LastCheckpoint`; left
             out with ``enable_checkpointing=False``.
         **options: of the Trainer. On a CPU, ``precision="16-mixed"`` becomes ``"32-true"``.
@@ -64,11 +69,15 @@ def make_trainer(
     callbacks = as_list(options.get("callbacks"))
     if fits:
         if exact_resume:
-            callbacks.append(ExactResume(config))
+            callbacks += [ExactResume(), ResumedOptions(config)]
         if folder is not None:
             callbacks.append(LambdaCallback(on_train_start=lambda *_: _announce(folder)))
     callbacks += [RunRecord(folder, config, command), StopOnSignal()]
-    options |= precision_on_cpu(options.get("precision"), options.get("accelerator", "auto"))
+    halves = options.get("precision") in (16, "16", "16-mixed")
+    if halves and _runs_on_cpu(options.get("accelerator", "auto")):
+        # Lightning would take bf16-mixed, which many processors are several times slower in.
+        rank_zero_warn("trainer.precision '16-mixed' needs a GPU: '32-true' is used on this CPU")
+        options["precision"] = "32-true"
     if options.get("sync_batchnorm"):
         options["plugins"] = [*as_list(options.get("plugins")), BatchNormSync()]
     if options.get("fast_dev_run"):
@@ -81,9 +90,6 @@ def make_trainer(
         callbacks.append(RunProgressBar())
     if folder is not None:
         options["default_root_dir"] = folder
-        for callback in callbacks:
-            if isinstance(callback, (ModelCheckpoint, LastCheckpoint)):
-                callback.dirpath = callback.dirpath or str(folder / "checkpoints")
         if options.get("logger") is not False:
             loggers = as_list(options.get("logger")) or [Curves(folder)]
             options["logger"] = [MetricsTable(folder), *loggers]
@@ -104,3 +110,10 @@ def _announce(folder: Path) -> None:
     # Not earlier: all processes have read their checkpoint, where `latest` may lead to it.
     point_latest_to(folder)
     print(f"run folder: {folder}")
+
+
+def _runs_on_cpu(accelerator: Any) -> bool:
+    """Whether a Trainer would take the CPU, asked before there is one."""
+    if accelerator == "auto":
+        return not (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from itmkit.cli import main
 from itmkit.configs.flat import flat_options
-from itmkit.training.resumed_options import changed_options
+from itmkit.runs.resumed_options import changed_options
 
 # Two batches an epoch.
 CONFIG: dict[str, Any] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from itmkit.training.run_folder import claim, discard, note_job, point_latest_to, requeued_from
+from itmkit.runs.folder import claim, discard, note_job, point_latest_to, requeued_from
 
 
 def test_claim_never_gives_a_folder_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,15 @@ from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from itmkit._internals import callbacks_of
 from itmkit.checks import InputError
 from itmkit.configs.flat import flat_options
 
@@ -27,6 +30,8 @@ WEIGHTS_ALONE = "start from its weights alone with --init_from"
 INSTEAD = f"resume with the same, or {WEIGHTS_ALONE}"
 #: of an optimizer, with a state that the checkpoint lacks; momentum may be added to SGD alone
 _NEED_STATE = {"amsgrad", "centered", "momentum"}
+#: options that say which run it is, and not how it is trained
+_OF_THE_RUN = {"config", "ckpt_path", "init_from", "init_strict", "name", "untrained"}
 _DEEPEST = 8  # of nested values that are described
 _FOLLOWS_THE_RATE = {"optimizer", "base_lrs", "_last_lr"}  # in a schedule
 
@@ -41,6 +46,103 @@ class Change(NamedTuple):
     def __str__(self) -> str:
         old, new = ("none" if value is None else value for value in (self.old, self.new))
         return f"{self.name}: {old} → {new}"
+
+
+class ResumedOptions(Callback):
+    """Applies options of a resumed run that differ from those of its checkpoint, and prints them.
+
+    Lightning would restore the old ones: of the optimizer and its schedule
+    (:func:`~itmkit.runs.resumed_options.apply_options`), and of callbacks. A resumed run has all of
+    its ``max_time``. What cannot be changed is refused when ``fit`` starts.
+
+    Args:
+        options: what the run was configured with, nested, in plain values. Differences are printed
+            under these names.
+
+    Raises:
+        InputError: when a resumed fit starts, for an option that cannot be changed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> class Tiny(BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), self.hparams.lr)
+        >>> def fit(lr, max_epochs, folder, ckpt_path=None):
+        ...     model = Tiny()
+        ...     model.save_hyperparameters({"lr": lr})
+        ...     trainer = Trainer(
+        ...         accelerator="cpu", max_epochs=max_epochs, limit_train_batches=2,
+        ...         logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        ...         enable_model_summary=False, callbacks=[ResumedOptions()],
+        ...     )
+        ...     trainer.fit(model, ckpt_path=ckpt_path, weights_only=True)
+        ...     trainer.save_checkpoint(f"{folder}/last.ckpt")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fit(0.1, 1, folder)
+        ...     fit(0.2, 2, folder, ckpt_path=f"{folder}/last.ckpt")
+        changed since the checkpoint: optimizer.lr: 0.1 → 0.2
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        kept = {name: one for name, one in (options or {}).items() if name not in _OF_THE_RUN}
+        self._options = flat_options(kept)
+        self._configured: dict[str, Any] = {}
+        self._checkpoint: dict[str, Any] | None = None  # while it is restored
+        self._arguments: dict[Callback, dict[str, Any]] = {}  # of callbacks, before that
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._checkpoint = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"options": self._options, "configured": self._configured}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self._checkpoint = checkpoint
+        callbacks = callbacks_of(trainer, Callback)
+        self._arguments = {one: _constructor_arguments(one) for one in callbacks}
+        for timer in callbacks_of(trainer, Timer):
+            checkpoint["callbacks"].pop(timer.state_key, None)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._configured = describe(trainer, pl_module)
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return
+        changes: list[Change] = []
+        applied: list[Change] = []
+        saved = checkpoint["callbacks"].get(self.state_key)
+        if saved is None:
+            rank_zero_warn(
+                "the checkpoint was saved without ResumedOptions: options of the optimizer are "
+                "those of the checkpoint"
+            )
+        else:
+            changes = changed_options(saved["options"], self._options)
+            applied = apply_options(checkpoint, saved["configured"], trainer, pl_module)
+        for callback, arguments in self._arguments.items():
+            restored = _constructor_arguments(callback)
+            for name, value in arguments.items():
+                if restored[name] is not value and restored[name] != value:
+                    setattr(callback, name, value)
+                    option = f"{type(callback).__name__}.{name}"
+                    applied.append(Change(option, restored[name], value))
+        words = {change.name.rpartition(".")[2] for change in changes}
+        changes += [one for one in applied if one.name.rpartition(".")[2] not in words]
+        for change in changes:
+            rank_zero_only(print)(f"changed since the checkpoint: {change}")
+
+
+def _constructor_arguments(callback: Callback) -> dict[str, Any]:
+    """The arguments of a callback's constructor that it keeps under their names."""
+    kept = vars(callback)
+    return {
+        name: kept[name] for name in inspect.signature(type(callback)).parameters if name in kept
+    }
 
 
 def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

@@ -28,14 +28,14 @@ from itmkit.retrieval import (
     recall_table,
     write_metrics,
 )
+from itmkit.runs.checkpoint_files import check_same_data, read_checkpoint
+from itmkit.runs.folder import discarded_on_error
+from itmkit.runs.initial_weights import load_initial_weights
+from itmkit.runs.measure import STAGES, Measured, measure
 from itmkit.systems import Matcher
 from itmkit.systems.vocabulary import complete_embeddings
-from itmkit.training.checkpoint_files import check_same_data, read_checkpoint
 from itmkit.training.checkpoints import BestCheckpoint, LastCheckpoint
-from itmkit.training.initial_weights import load_initial_weights
-from itmkit.training.measure import STAGES, Measured, measure
 from itmkit.training.resume import ExactResume
-from itmkit.training.run_folder import discarded_on_error
 from itmkit.training.signals import exit_on_signal
 
 Command = Literal["validate", "test"]

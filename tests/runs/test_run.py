@@ -13,7 +13,8 @@ from tiny_matcher import TinyDataset, TinyMatcher
 
 from itmkit.data import ImageTextData
 from itmkit.retrieval import Gallery
-from itmkit.training import BestCheckpoint, LastCheckpoint, Run
+from itmkit.runs import Run
+from itmkit.training import BestCheckpoint, LastCheckpoint
 
 pytestmark = pytest.mark.usefixtures("tiny_folder")
 

@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.files import user_path
+from itmkit.runs.resumed_options import WEIGHTS_ALONE
 from itmkit.systems.load import best_checkpoint, checkpoint_content
 from itmkit.systems.matcher import check_system
-from itmkit.training.resumed_options import WEIGHTS_ALONE
 
 
 def checkpoint_file(given: str | Path, option: str, *, resumes: bool = False) -> Path:

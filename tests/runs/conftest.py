@@ -1,0 +1,3 @@
+from tiny_cli import tiny_folder
+
+__all__ = ["tiny_folder"]
