@@ -26,6 +26,7 @@ from itmkit._internals import callbacks_of
 from itmkit.checks import InputError
 from itmkit.configs.flat import flat_options
 
+KEY = "options"
 WEIGHTS_ALONE = "start from its weights alone with --init_from"
 INSTEAD = f"resume with the same, or {WEIGHTS_ALONE}"
 #: of an optimizer, with a state that the checkpoint lacks; momentum may be added to SGD alone
@@ -94,8 +95,11 @@ class ResumedOptions(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._checkpoint = None
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"options": self._options, "configured": self._configured}
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Not by state_dict: a Trainer that tests would warn that it lacks this callback.
+        checkpoint[KEY] = {"given": self._options, "configured": self._configured}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -115,14 +119,14 @@ class ResumedOptions(Callback):
             return
         changes: list[Change] = []
         applied: list[Change] = []
-        saved = checkpoint["callbacks"].get(self.state_key)
+        saved = checkpoint.get(KEY)
         if saved is None:
             rank_zero_warn(
                 "the checkpoint was saved without ResumedOptions: options of the optimizer are "
                 "those of the checkpoint"
             )
         else:
-            changes = changed_options(saved["options"], self._options)
+            changes = changed_options(saved["given"], self._options)
             applied = apply_options(checkpoint, saved["configured"], trainer, pl_module)
         for callback, arguments in self._arguments.items():
             restored = _constructor_arguments(callback)

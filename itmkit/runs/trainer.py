@@ -54,6 +54,7 @@ def make_trainer(
     Example:
         >>> import os, tempfile
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from itmkit.training import LastCheckpoint
         >>> with tempfile.TemporaryDirectory() as runs:
         ...     folder = Path(runs, "first")
         ...     folder.mkdir()

@@ -16,7 +16,7 @@ Example:
     ...     with exit_on_signal(trainer):
     ...         trainer.fit(BoringModel())
     ...     print(*sorted(os.listdir(folder)))
-    hparams.yaml last.ckpt
+    last.ckpt
 """
 
 from itmkit.training.batch_norm import BatchNormSync

@@ -55,18 +55,18 @@ class ExactResume(Callback):
         >>> class Noisy(BoringModel):
         ...     def training_step(self, batch, batch_idx):
         ...         return super().training_step(batch + torch.randn(()), batch_idx)
+        >>> loader = torch.utils.data.DataLoader(torch.randn(2, 32))
         >>> def fit(*epochs):
         ...     torch.manual_seed(0)
-        ...     model = Noisy()
+        ...     model, last = Noisy(), None
         ...     with tempfile.TemporaryDirectory() as folder:
-        ...         last = None
         ...         for max_epochs in epochs:
         ...             trainer = Trainer(
-        ...                 accelerator="cpu", max_epochs=max_epochs, limit_train_batches=2,
+        ...                 accelerator="cpu", max_epochs=max_epochs, callbacks=[ExactResume()],
         ...                 logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        ...                 enable_model_summary=False, callbacks=[ExactResume()],
+        ...                 enable_model_summary=False,
         ...             )
-        ...             trainer.fit(model, ckpt_path=last, weights_only=True)
+        ...             trainer.fit(model, loader, ckpt_path=last, weights_only=True)
         ...             last = f"{folder}/last.ckpt"
         ...             trainer.save_checkpoint(last)
         ...     return model.layer.weight

@@ -72,7 +72,7 @@ def test_without_exact_resume_checkpoints_are_those_of_lightning() -> None:
             tiny_cli.run("fit", "--untrained=false", "--exact_resume=false"),
         )
     )
-    assert exact.keys() - plain.keys() == {"resume"}
+    assert exact.keys() - plain.keys() == {"resume", "options"}
     assert all(plain["state_dict"][n].equal(value) for n, value in exact["state_dict"].items())
 
 

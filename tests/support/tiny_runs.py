@@ -126,8 +126,8 @@ def load(path: Path) -> dict[str, Any]:
 def everything(run: Path) -> dict[str, Any]:
     """All that the last checkpoint of a run holds, without names of folders and options."""
     content = load(run / "checkpoints/last.ckpt")
+    del content["options"]["given"]
     states: dict[str, Any] = content["callbacks"]
-    del states["ResumedOptions"]["options"]
     for name, state in states.items():
         if "Checkpoint" in name:
             states[name] = {
