@@ -290,9 +290,8 @@ class Run:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Exit cleanly on a signal; remove the folder on an error before the first step."""
-        last = None if self.last is None else self.last.path
         with (
-            exit_on_signal(self.trainer, last),
+            exit_on_signal(self.trainer),
             discarded_on_error(self.folder, self.runs, lambda: self.trainer.global_step > 0),
         ):
             yield

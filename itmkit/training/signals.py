@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from itmkit._internals import (
     signal_handlers,
 )
 from itmkit.distributed import leave, world_size
+from itmkit.training.checkpoints import LastCheckpoint
 
 
 class StopOnSignal(Callback):
@@ -145,12 +145,12 @@ class StopOnSignal(Callback):
 
 
 @contextmanager
-def exit_on_signal(trainer: Trainer, last: Path | None = None) -> Iterator[None]:
+def exit_on_signal(trainer: Trainer) -> Iterator[None]:
     """Exit with the status of a process that a signal ended, and print how to resume.
 
     Args:
-        trainer: that runs within, with a :class:`StopOnSignal`.
-        last: the checkpoint to go on from.
+        trainer: that runs within, with a :class:`StopOnSignal`, and a :class:`LastCheckpoint` to
+            go on from.
 
     Raises:
         SystemExit: with the status 128 + the number of the signal.
@@ -173,7 +173,10 @@ def exit_on_signal(trainer: Trainer, last: Path | None = None) -> Iterator[None]
         else:
             raise
         if trainer.is_global_zero:
-            hint = f"; to go on: --ckpt_path {last}" if last and last.is_file() else ""
+            saved = [
+                one.path for one in callbacks_of(trainer, LastCheckpoint) if one.path.is_file()
+            ]
+            hint = f"; to go on: --ckpt_path {saved[0]}" if saved else ""
             print(f"itmkit: ended by {ended_by.name}{hint}", file=sys.stderr)
         if isinstance(stop, SIGTERMException):  # all are here
             leave()
