@@ -1,7 +1,8 @@
 # itmkit: `make demo` trains a small model and shows its recall, `make test` runs the tests,
 # `make test-long` those that take minutes, `make test-extras` those of optional parts; `make docs`
-# makes the documentation, `make bench` measures its speed (docs/performance.md). All make their own
-# environment in .venv, once; VENV= and PYTHON= choose others.
+# makes the documentation, `make links` asks the web addresses in it, `make bench` measures the speed
+# of itmkit (docs/performance.md). All make their own environment in .venv, once; VENV= and PYTHON=
+# choose others.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ IMAGE_WEIGHTS ?= --pretrained true
 TEXT_MODEL ?= sentence-transformers/all-MiniLM-L6-v2
 ANNOTATIONS = $(firstword $(wildcard $(DATA)/dataset_*.json))
 
-.PHONY: env demo photos test test-long test-extras docs bench lint types build clean
+.PHONY: env demo photos test test-long test-extras docs links bench lint types build clean
 
 env: $(INSTALLED)
 
@@ -65,6 +66,11 @@ test-extras: env
 docs: env
 	$(BIN)/python -m pip install --quiet --group docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# Every web address of the documentation is asked, which needs a network.
+links: env
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/links
 
 bench: env
 	$(BIN)/python -m pip install --quiet --group bench

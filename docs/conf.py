@@ -55,6 +55,12 @@ intersphinx_mapping = (
     if os.environ.get("ITMKIT_DOCS_ONLINE") == "1"
     else {}
 )
+# `make links` asks every address of the pages.
+linkcheck_ignore = [r"http://127\.0\.0\.1"]  # of `itmkit app`
+linkcheck_anchors = False  # pages of GitHub have theirs from a script
+linkcheck_retries = 3
+linkcheck_timeout = 20
+
 nitpicky = True
 nitpick_ignore_regex = [
     # of other projects

@@ -4,6 +4,7 @@ import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from doc_pages import PAGES
@@ -52,3 +53,28 @@ def test_links_lead_somewhere(name: str) -> None:
             # a tutorial is a script of which `make docs` makes a page
             source = re.sub(r"tutorials/made/(\w+)\.md", r"tutorials/\1.py", target)
             assert (page.parent / source).exists(), target
+
+
+def web_links(name: str) -> set[str]:
+    """The web addresses of a page, without those of examples on this machine."""
+    found = re.findall(
+        r"https?://[^\s`\"'<>]+?(?=[).,;:]*(?:[\s`\"'<>]|$))", PAGES[name].read_text()
+    )
+    return {link for link in found if urlsplit(link).hostname != "127.0.0.1"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_web_links_are_addresses(name: str) -> None:
+    for link in web_links(name):
+        parts = urlsplit(link)
+        assert parts.scheme == "https", link
+        assert re.fullmatch(r"([\w-]+\.)+[a-z]{2,}", parts.netloc), link
+        assert re.fullmatch(r"[\w./~%+-]*", parts.path), link
+
+
+def test_make_links_asks_every_web_link() -> None:
+    """What is not on the site (``README.md`` and others beside it) links to nothing else."""
+    site = {name for name in PAGES if name.startswith("docs/")} | {"CHANGELOG.md"}
+    asked = set().union(*map(web_links, site))
+    assert len(asked) > 10
+    assert set().union(*map(web_links, PAGES)) == asked
