@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.timing import Comparison, interleave
 from itmkit.data.batch import Batch, Images, Texts
-from itmkit.nn import BiGRU, RegionProjection, l2_normalize
+from itmkit.nn import BiGRU, RegionProjection
 from itmkit.systems import MATE
 from itmkit.training.loggers import MetricsTable
 from itmkit.training.progress import RunProgressBar
@@ -57,9 +57,9 @@ def _compiled() -> Comparison:
     batch = make_batch(64, 36, 2048)
     eager, compiled = BareLoop(make_mate(2048, 1024)), BareLoop(make_mate(2048, 1024))
     start = time.perf_counter()
-    for name in ("image_encoder", "image_pool", "text_pool"):
-        compiled.student[name].compile()
-        compiled.teacher[name].compile()
+    for parts in (compiled.student, compiled.teacher):
+        for name in ("image_encoder", "global_branch.image_pool", "global_branch.text_pool"):
+            parts.get_submodule(name).compile()
     compiled.step(batch)
     first = time.perf_counter() - start
     seconds = interleave(
@@ -105,7 +105,7 @@ class BareLoop:
 
     def __init__(self, mate: MATE) -> None:
         self.mate = mate.train()
-        names = ("image_encoder", "text_encoder", "image_pool", "text_pool")
+        names = ("image_encoder", "text_encoder", "global_branch")
         self.student = nn.ModuleDict({name: getattr(mate, name) for name in names})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(mate.parameters(), lr=2e-4, weight_decay=1e-4)
@@ -139,9 +139,13 @@ class BareLoop:
 
 
 def _encode(parts: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor]:
-    image = parts["image_pool"](*parts["image_encoder"](batch.images.features, batch.images.mask))
-    text = parts["text_pool"](*parts["text_encoder"](batch.texts.inputs, batch.texts.mask))
-    return l2_normalize(image), l2_normalize(text)
+    branch: Any = parts["global_branch"]
+    images, texts = batch.images, batch.texts
+    regions = parts["image_encoder"](images.features, images.mask)
+    words = parts["text_encoder"](texts.inputs, texts.mask)
+    return branch.image(images.features, images.mask, regions), branch.text(
+        texts.inputs, texts.mask, words
+    )
 
 
 class _Alternating(Callback):

@@ -33,9 +33,9 @@ class PooledMATE(MATE):
         self, image_encoder: nn.Module, text_encoder: nn.Module, *, pooling: Pooling, **kwargs: Any
     ) -> None:
         super().__init__(image_encoder, text_encoder, **kwargs)
-        dim = self.image_pool.dim
-        self.image_pool = _OtherPool(dim, pooling, self.views)
-        self.text_pool = _OtherPool(dim, pooling, 1)
+        branch = self.global_branch
+        branch.image_pool = _OtherPool(branch.token_dim, pooling, self.views)
+        branch.text_pool = _OtherPool(branch.token_dim, pooling, 1)
 
 
 class _OtherPool(ExternalSpatialAttention):

@@ -18,8 +18,8 @@ class CompileModules(Callback):
     either way, a compiled step of MATE took longer than an uncompiled one (docs/performance.md).
 
     Args:
-        submodules: names of the submodules, as ``["image_encoder", "image_pool"]``; dots lead
-            further down.
+        submodules: names of the submodules, as ``["image_encoder", "global_branch.image_pool"]``;
+            dots lead further down.
         backend: of torch.compile.
         dynamic: whether shapes are expected to change; where None, torch finds out.
 

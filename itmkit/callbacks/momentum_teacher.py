@@ -144,3 +144,18 @@ class MomentumTeacher(Callback):
         self._teacher.student = self._source(pl_module)
         self._teacher.momentum = self.momentum
         self._teacher.update()
+
+
+def teacher_of(pl_module: LightningModule) -> Any:
+    """The teacher that a :class:`MomentumTeacher` has given a module.
+
+    Raises:
+        InputError: there is none.
+    """
+    teacher = getattr(pl_module, "teacher", None)
+    if teacher is None:
+        raise InputError(
+            "distillation_weight is not 0, but there is no teacher: train with a Trainer, or use "
+            "MomentumTeacher"
+        )
+    return teacher

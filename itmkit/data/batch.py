@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 from torch import Tensor
 
 from itmkit.checks import InputError, integer_vector, type_of
 
 
+class _Stack:
+    """Named tensors with a row an item; some may be None."""
+
+    def rows(self, which: slice | Sequence[int] | Tensor) -> Self:
+        """Some of the items, padded as before."""
+        return self._each(lambda tensor: tensor[which])
+
+    def pin_memory(self) -> Self:
+        """The same items in page-locked memory, for a quick copy to a GPU."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        tensors = {name: value for name, value in vars(self).items() if value is not None}
+        return type(self)(**{name: function(value) for name, value in tensors.items()})
+
+
 @dataclass
-class Images:
+class Images(_Stack):
     """A stack of images, as pixels or as region (or grid) features.
 
     Args:
@@ -29,25 +47,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.features)
 
-    def first(self, count: int) -> Images:
-        """The first ``count`` images."""
-        rest = (self.mask, self.boxes, self.relations)
-        return Images(
-            self.features[:count], *(None if part is None else part[:count] for part in rest)
-        )
-
-    def pin_memory(self) -> Images:
-        """The same images in page-locked memory, for a quick copy to a GPU."""
-        return Images(
-            self.features.pin_memory(),
-            _pinned(self.mask),
-            _pinned(self.boxes),
-            _pinned(self.relations),
-        )
-
 
 @dataclass
-class Texts:
+class Texts(_Stack):
     """A stack of tokenised captions.
 
     Args:
@@ -68,10 +70,6 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def pin_memory(self) -> Texts:
-        """The same texts in page-locked memory."""
-        return Texts(self.ids.pin_memory(), self.mask.pin_memory(), _pinned(self.features))
 
 
 @dataclass
@@ -109,14 +107,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
-        return Batch(
-            self.images.pin_memory(),
-            self.texts.pin_memory(),
-            self.image_ids.pin_memory(),
-            self.text_image_ids.pin_memory(),
-            self.text_ids.pin_memory(),
-            self.sizes,
-        )
+        parts = {name: value for name, value in vars(self).items() if name != "sizes"}
+        return replace(self, **{name: value.pin_memory() for name, value in parts.items()})
 
 
 def check_images(images: object) -> None:
@@ -166,7 +158,3 @@ def _check_tensors(name: str, part: Images | Texts) -> None:
         value = getattr(part, field.name)
         if not isinstance(value, Tensor) and not (value is None and field.default is None):
             raise InputError(f"{name}.{field.name} is {type_of(value)}; expected a tensor")
-
-
-def _pinned(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.pin_memory()

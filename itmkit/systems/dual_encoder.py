@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from itmkit._internals import data_module_of
 from itmkit.callbacks import MomentumTeacher
+from itmkit.callbacks.momentum_teacher import teacher_of
 from itmkit.checks import InputError, check_non_negative
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.data.preprocessing import Preprocessing
@@ -26,6 +27,7 @@ from itmkit.nn.encoders.transformer_backbone import ModelConfig
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.matcher import Matcher, check_one_caption, cosine_scores
+from itmkit.systems.own_callbacks import own_callbacks
 
 
 class DualEncoder(Matcher):
@@ -122,7 +124,8 @@ class DualEncoder(Matcher):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """The momentum teacher, where something is learnt from it."""
-        return [MomentumTeacher(self.momentum, ["clip"])] if self.distillation_weight else []
+        teacher = [MomentumTeacher(self.momentum, ["clip"])] if self.distillation_weight else []
+        return own_callbacks(self, teacher, "momentum, distillation_weight")
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)
@@ -170,12 +173,7 @@ class DualEncoder(Matcher):
 
     @torch.no_grad()
     def _teach(self, batch: Batch) -> list[Tensor]:
-        teacher: Any = getattr(self, "teacher", None)  # set by MomentumTeacher
-        if teacher is None:
-            raise InputError(
-                "distillation_weight is not 0, but there is no teacher: train with a Trainer, or "
-                "use MomentumTeacher"
-            )
+        teacher = teacher_of(self)
         image = teacher.clip.image_vectors(batch.images.features)
         text = teacher.clip.text_vectors(batch.texts.ids, batch.texts.mask)
         return [l2_normalize(image), l2_normalize(text)]

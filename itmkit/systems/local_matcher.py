@@ -186,7 +186,7 @@ class LocalMatcher(Matcher):
         if self.local_pairs is not None:
             sizes = _sizes_of_first(self.local_pairs, batch)
             own = sizes[rank()]
-        images = self.local_image(_first(regions, own), batch.images.first(own))
+        images = self.local_image(_first(regions, own), batch.images.rows(slice(own)))
         texts = self.local_text(_first(words, own)).gathered(sizes=sizes)
         scored: Sequence[int] | None = sizes  # rows of the scores, by process
         if self.local_pairs is not None:  # few processes may have them, all score a share

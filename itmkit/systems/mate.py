@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from lightning.pytorch import Callback
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from itmkit._internals import callbacks_of
 from itmkit.callbacks import FreezeUntil, HardNegativeMiner, MomentumTeacher
+from itmkit.callbacks.momentum_teacher import teacher_of
 from itmkit.checks import InputError, check_count, check_non_negative
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather, gather_all, rank, world_size
@@ -24,18 +24,18 @@ from itmkit.losses import (
 )
 from itmkit.losses.kind import check_kind
 from itmkit.modes import evaluation_mode
-from itmkit.nn import ExternalSpatialAttention, MatchingHead, MeanPath, Tokens, l2_normalize
+from itmkit.nn import GlobalBranch, MatchingHead, MeanPath, Tokens
 from itmkit.nn.contract import Fusion, common_width
-from itmkit.nn.pooling.external_attention import pooled_shares
 from itmkit.nn.weights import freeze_unused
 from itmkit.precision import at_least_float32
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
 from itmkit.systems.explanation import Explanation, check_pair, token_maps
+from itmkit.systems.fusion_pairs import hardest_pairs, pairs_of_groups
 from itmkit.systems.matcher import Matcher, cosine_scores
+from itmkit.systems.own_callbacks import own_callbacks
+from itmkit.systems.vector_queue import VectorQueue
 
-#: callbacks of models, which may still be a Trainer's when it is used again
-_MADE: WeakSet[Callback] = WeakSet()
 _GLOBAL_LOSSES = ("triplet", "hect", "distillation")
 _FUSION_BRANCH = ("fusion", "matching_head", "fusion_loss")
 
@@ -113,13 +113,7 @@ class MATE(Matcher):
         InputError: if widths do not agree, or a number is out of its range.
     """
 
-    queue_image: Tensor
-    queue_text: Tensor
-    queue_ids: Tensor
-
     score_fields = ("vector",)
-    #: buffers of a run, not of its weights
-    training_state = ("queue_image", "queue_text", "queue_ids")
 
     def __init__(
         self,
@@ -148,7 +142,7 @@ class MATE(Matcher):
         **kwargs: Any,
     ) -> None:
         super().__init__(warmup=warmup, **kwargs)
-        dim = common_width(image_encoder=image_encoder, text_encoder=text_encoder, fusion=fusion)
+        common_width(image_encoder=image_encoder, text_encoder=text_encoder, fusion=fusion)
         if self.rerank_top_k and fusion is None:
             raise InputError(f"rerank_top_k is {self.rerank_top_k}, but there is no fusion encoder")
         of_fusion = {
@@ -189,7 +183,6 @@ class MATE(Matcher):
             "distillation": distillation_weight,
             "fusion": fusion_weight if fusion is not None else 0.0,
         }
-        check_count(0, queue_size=queue_size)
         check_non_negative(**{f"{name}_weight": weight for name, weight in self.weights.items()})
         if not any(self.weights.values()):
             raise InputError("the weights of all losses are 0; expected one above 0")
@@ -211,24 +204,15 @@ class MATE(Matcher):
         self.momentum = momentum
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        at_mean = mean_path is not None
-        self.image_pool = ExternalSpatialAttention(
-            dim, num_views=views, drop=token_drop, start_at_mean=at_mean
+        self.global_branch = GlobalBranch(
+            mean_path, views=views, token_drop=token_drop, start_at_mean=mean_path is not None
         )
-        self.text_pool = ExternalSpatialAttention(dim, num_views=1, drop=0.0, start_at_mean=at_mean)
-        self.mean_path = mean_path
-        if mean_path is not None:
-            mean_path.complete(image_encoder, text_encoder)
-            dim += mean_path.dim
+        self.global_branch.complete(image_encoder, text_encoder)
         self.fusion = fusion
         self.matching_head = matching_head
         self._taught: tuple[Tensor, Tensor, Tensor] | None = None
         self._freeze_unused()
-        self.register_buffer("queue_image", torch.zeros(queue_size, dim))
-        self.register_buffer("queue_text", torch.zeros(queue_size, dim))
-        self.register_buffer("queue_ids", torch.full((queue_size,), -1))
-        self._filled: int | None = None  # rows of the queue; None where they are to be counted
-        self.register_load_state_dict_post_hook(_count_anew)  # type: ignore[no-untyped-call]
+        self.queue = VectorQueue(queue_size, self.global_branch.dim)
 
     def _freeze_unused(self) -> None:
         """Stop training what no loss reads: DDP waits for a gradient of all that is trained."""
@@ -240,17 +224,15 @@ class MATE(Matcher):
                     module.requires_grad_(False)
         if self.weights["fusion"] and _is_learnt(self.fusion):  # a head reads other outputs of it
             assert self.fusion is not None
-            token = next(self.fusion.parameters()).new_ones(1, self.image_pool.dim)
-            means = token.new_ones(1, 0 if self.mean_path is None else self.mean_path.dim)
-            side = _encoding(torch.cat([means, token], dim=1), token[:, None], None)
+            token = next(self.fusion.parameters()).new_ones(1, 1, self.global_branch.token_dim)
+            side = Encoding(vector=token.new_ones(1, self.global_branch.dim), tokens=token)
             pair = torch.zeros(1, 2, dtype=torch.int64, device=token.device)
             with evaluation_mode(self.fusion):
                 freeze_unused(self.fusion, self.rerank(side, side, pair))
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """The momentum teacher, where something is learnt from it; what freezes each stage."""
-        branch = ["image_encoder", "text_encoder", "image_pool", "text_pool"]
-        branch += ["mean_path"] if self.mean_path is not None else []
+        branch = ["image_encoder", "text_encoder", "global_branch"]
         callbacks: list[Callback] = []
         if self.weights["distillation"]:
             callbacks.append(MomentumTeacher(self.momentum, list(branch)))
@@ -259,57 +241,21 @@ class MATE(Matcher):
             branch += [name for name in _GLOBAL_LOSSES if _is_learnt(getattr(self, name))]
             callbacks.append(FreezeUntil(heads, self.fusion_start, "step"))
             callbacks.append(FreezeUntil(branch, None, "step", since=self.fusion_start))
-        self._check_callbacks(callbacks)
-        _MADE.update(callbacks)
-        return callbacks
-
-    def _check_callbacks(self, own: Sequence[Callback]) -> None:
-        """Raise where Lightning would drop the Trainer's, of the same class as one of the model's.
-
-        Raises:
-            InputError: with the class.
-        """
-        try:
-            trainer = self.trainer
-        except RuntimeError:  # asked for without a Trainer
-            return
-        for kind in {type(callback) for callback in own}:
-            if any(given not in _MADE for given in callbacks_of(trainer, kind)):
-                raise InputError(
-                    f"trainer.callbacks has a {kind.__name__}, and MATE makes its own "
-                    "(momentum, distillation_weight, fusion_start); expected one of them"
-                )
+        return own_callbacks(self, callbacks, "momentum, distillation_weight, fusion_start")
 
     # ------------------------------------------------------------------------------- methods
 
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)
-        tokens = self.image_encoder(images.features, images.mask)
-        return _encoding(self._image_vectors(self, images, tokens), *tokens)
+        tokens = Tokens(*self.image_encoder(images.features, images.mask))
+        vector = self.global_branch.image(images.features, images.mask, tokens)
+        return Encoding(vector=vector, tokens=tokens.tokens, mask=tokens.mask)
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
-        tokens = self.text_encoder(texts.inputs, texts.mask)
-        return _encoding(self._text_vectors(self, texts, tokens), *tokens)
-
-    def _image_vectors(self, parts: Any, images: Images, tokens: Tokens) -> Tensor:
-        """Unit vectors of all views, by the layers of this model or of its teacher."""
-        attended = l2_normalize(parts.image_pool(*tokens))
-        if self.mean_path is None:
-            return attended
-        mean = parts.mean_path.image(images.features, images.mask, Tokens(*tokens))
-        if parts.image_pool.training and self.views > 1:  # which has pooled so many views
-            mean = mean.repeat_interleave(self.views, dim=0)
-        joined: Tensor = parts.mean_path.join(mean, attended)
-        return joined
-
-    def _text_vectors(self, parts: Any, texts: Texts, tokens: Tokens) -> Tensor:
-        attended = l2_normalize(parts.text_pool(*tokens))
-        if self.mean_path is None:
-            return attended
-        mean = parts.mean_path.text(texts.inputs, texts.mask, Tokens(*tokens))
-        joined: Tensor = parts.mean_path.join(mean, attended)
-        return joined
+        tokens = Tokens(*self.text_encoder(texts.inputs, texts.mask))
+        vector = self.global_branch.text(texts.inputs, texts.mask, tokens)
+        return Encoding(vector=vector, tokens=tokens.tokens, mask=tokens.mask)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)
@@ -318,13 +264,15 @@ class MATE(Matcher):
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         if self.fusion is None:
             return super().rerank(images, texts, pairs)
-        image, text = images.vector, texts.vector
-        if self.mean_path is not None:
-            image, text = self.mean_path.attended(image), self.mean_path.attended(text)
-        sides = (image, images.tokens, images.mask, text, texts.tokens, texts.mask)
+        sides = self._sides(images, texts)
         if self.matching_head is None:
             return self.fusion.pair_score(*sides, pairs=pairs)
         return at_least_float32(self.matching_head(*self.fusion(*sides, pairs=pairs)))
+
+    def _sides(self, images: Encoding, texts: Encoding) -> tuple[Tensor, ...]:
+        """What a fusion encoder reads of both sides."""
+        image, text = map(self.global_branch.attended, (images.vector, texts.vector))
+        return image, images.tokens, images.mask, text, texts.tokens, texts.mask
 
     @property
     def has_second_stage(self) -> bool:
@@ -337,19 +285,14 @@ class MATE(Matcher):
         of a ``mean_path``, which has no tokens, is left out.
         """
         check_pair(image, text)
-        regions, words = (image.tokens, image.mask), (text.tokens, text.mask)
-        shares = pooled_shares(self.image_pool, *regions, self.text_pool, *words)[0]
-        title, score = "global score", self.score(image, text)
-        vectors = image.vector, text.vector
-        if self.mean_path is not None:
-            shares = shares * (1 - self.mean_path.share.detach())
-            title, score = "attended part of the global score", shares.sum()
-            vectors = self.mean_path.attended(vectors[0]), self.mean_path.attended(vectors[1])
+        regions, words = Tokens(image.tokens, image.mask), Tokens(text.tokens, text.mask)
+        shares = self.global_branch.shares(regions, words)[0]
+        part = "" if self.global_branch.mean_path is None else "attended part of the "
         maps = token_maps([shares], self.image_encoder)
-        found = [Explanation("shares", title, maps, float(score))]
+        found = [Explanation("shares", f"{part}global score", maps, float(shares.sum()))]
         attention = getattr(self.fusion, "attention", None)
         if attention is not None:
-            looks = attention(vectors[0], *regions, vectors[1], *words)
+            looks = attention(*self._sides(image, text))
             pair = torch.zeros(1, 2, dtype=torch.int64, device=image.device)
             maps, score = token_maps([looks[0]], self.image_encoder), self.rerank(image, text, pair)
             found.append(Explanation("attention", "fusion score", maps, float(score)))
@@ -373,8 +316,8 @@ class MATE(Matcher):
         fuses = self.weights["fusion"] and self.fusion_start is None
         regions = self.image_encoder(batch.images.features, batch.images.mask)
         words = self.text_encoder(batch.texts.inputs, batch.texts.mask)
-        image = self._image_vectors(self, batch.images, regions)
-        text = self._text_vectors(self, batch.texts, words)
+        image = self.global_branch.image(batch.images.features, batch.images.mask, regions)
+        text = self.global_branch.text(batch.texts.inputs, batch.texts.mask, words)
         dim, own = image.shape[1], len(batch.images)
         # All that the loss needs of the other processes, a row an image: the views side by side.
         sides: dict[str, Tensor | None] = {
@@ -399,14 +342,18 @@ class MATE(Matcher):
             terms["hect"] = self.hect(image, text, view_ids)
         if self.weights["distillation"]:
             taught = self._teach(batch, view_ids)
-            terms["distillation"] = self.distillation(image, text, *taught, *self._queue())
+            terms["distillation"] = self.distillation(image, text, *taught, *self.queue.latest())
         if fuses:
             fields = batch_sides.items()
-            terms["fusion"] = self._fusion_loss(
-                _encoding(image[:: self.views], fields["image_tokens"], fields.get("image_mask")),
-                _encoding(text[:: self.views], fields["text_tokens"], fields.get("text_mask")),
-                ids,
+            images, texts = (
+                Encoding(
+                    vector=vectors[:: self.views],
+                    tokens=fields[f"{side}_tokens"],
+                    mask=fields.get(f"{side}_mask"),
+                )
+                for side, vectors in (("image", image), ("text", text))
             )
+            terms["fusion"] = self._fusion_loss(images, texts, ids)
         terms["loss"] = sum(
             (self.weights[name] * term for name, term in terms.items()), scores.new_zeros(())
         )
@@ -425,118 +372,55 @@ class MATE(Matcher):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        if len(self.queue_ids) and self._taught is not None:
-            queues = (self.queue_image, self.queue_text, self.queue_ids)
-            for queue, latest in zip(queues, self._taught, strict=True):
-                queue.copy_(torch.cat([latest, queue])[: len(queue)])
-            if self._filled is not None:
-                self._filled = min(self._filled + len(self._taught[0]), len(self.queue_ids))
+        if len(self.queue) and self._taught is not None:
+            self.queue.push(*self._taught)
         self._taught = None
         return loss
 
     @torch.no_grad()
     def _teach(self, batch: Batch, view_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's vectors of all views, and the images they belong to."""
-        teacher: Any = getattr(self, "teacher", None)  # set by MomentumTeacher
-        if teacher is None:
-            raise InputError(
-                "distillation_weight is not 0, but there is no teacher: train with a Trainer, or "
-                "use MomentumTeacher"
-            )
+        teacher = teacher_of(self)
         regions = teacher.image_encoder(batch.images.features, batch.images.mask)
         words = teacher.text_encoder(batch.texts.inputs, batch.texts.mask)
-        image = self._image_vectors(teacher, batch.images, regions)  # one view
-        image = image.repeat_interleave(self.views, dim=0)
-        text = self._text_vectors(teacher, batch.texts, words)
+        image = teacher.global_branch.image(batch.images.features, batch.images.mask, regions)
+        image = image.repeat_interleave(self.views, dim=0)  # the teacher has one view
+        text = teacher.global_branch.text(batch.texts.inputs, batch.texts.mask, words)
         sizes = batch.sizes and [self.views * size for size in batch.sizes]
         image, text = gather_all([image, text], sizes=sizes)
         self._taught = image, text, view_ids
         return self._taught
 
-    def _queue(self) -> tuple[Tensor, Tensor, Tensor] | tuple[()]:
-        if self._filled is None:  # not in every step: a GPU would wait
-            self._filled = int((self.queue_ids >= 0).sum())
-        if not self._filled:
-            return ()
-        queues = (self.queue_image, self.queue_text, self.queue_ids)
-        image, text, ids = (queue[: self._filled] for queue in queues)
-        return image, text, ids
-
     def _second_stage_loss(self, batch: Batch) -> dict[str, Tensor]:
         """The fusion loss alone, on the encodings that a frozen global branch gives."""
-        first = slice(None, None, self.views)
-        texts, features = batch.texts, batch.texts.features
-        texts = Texts(
-            texts.ids[first], texts.mask[first], None if features is None else features[first]
-        )
-        image, text = self.encode_image(batch.images), self.encode_text(texts)
-        ids = Encoding(ids=batch.image_ids).gathered(sizes=batch.sizes).ids
-        term = self._fusion_loss(
-            image.gathered(sizes=batch.sizes), text.gathered(sizes=batch.sizes), ids
-        )
+        first_views = batch.texts.rows(slice(None, None, self.views))
+        image = self.encode_image(batch.images).gathered(sizes=batch.sizes)
+        text = self.encode_text(first_views).gathered(sizes=batch.sizes)
+        term = self._fusion_loss(image, text, gather(batch.image_ids, sizes=batch.sizes))
         return {"fusion": term, "loss": self.weights["fusion"] * term}
 
     def _fusion_loss(self, image: Encoding, text: Encoding, ids: Tensor) -> Tensor:
-        """Loss of the fusion branch on the pairs of the global batch: n images, their captions."""
-        if self.fusion_group is not None and self.fusion_loss is not None:
-            return self._loss_of_groups(image, text, ids, self.fusion_group, self.fusion_loss)
-        return self._loss_of_hardest(image, text, ids)
-
-    def _loss_of_groups(
-        self, image: Encoding, text: Encoding, ids: Tensor, size: int, loss: nn.Module
-    ) -> Tensor:
-        """On all pairs of each group of adjacent rows."""
-        if len(ids) % size:
+        """Loss of the fusion branch on pairs of the global batch: n images, their captions."""
+        size = self.fusion_group
+        if size is None:
+            scores = cosine_scores(image.vector, text.vector)
+            pairs, compared = hardest_pairs(scores, ids, self.fusion_pairs)
+        elif len(ids) % size:
             raise InputError(
                 f"the global batch has {len(ids)} pairs; expected a multiple of fusion_group={size}"
             )
-        rows = torch.arange(len(ids), device=ids.device).view(-1, size)
-        count = min(len(rows), max(1, (self.fusion_pairs or len(ids)) // size))
-        rows = rows[torch.arange(count, device=ids.device) * len(rows) // count]
-        pairs = torch.stack(torch.broadcast_tensors(rows[:, :, None], rows[:, None]), dim=-1)
-        scores = self._shared_scores(image, text, pairs.reshape(-1, 2)).view(-1, size, size)
-        is_true = ids[rows][:, :, None] == ids[rows][:, None]
-        both = torch.cat([scores, scores.mT]).flatten(0, 1)  # a row an image, then a row a caption
-        result: Tensor = loss(both, is_true.repeat(2, 1, 1).flatten(0, 1))
-        return result
-
-    def _shared_scores(self, image: Encoding, text: Encoding, pairs: Tensor) -> Tensor:
-        """Pair scores, of which every process computes its share."""
-        shares = pairs.tensor_split(world_size())
+        else:
+            pairs, compared = pairs_of_groups(ids, size, self.fusion_pairs)
+        shares = pairs.tensor_split(world_size())  # of every process
         scores = self.rerank(image, text, shares[rank()])
-        return gather(scores, sizes=[len(share) for share in shares])
-
-    def _loss_of_hardest(self, image: Encoding, text: Encoding, ids: Tensor) -> Tensor:
-        """On true pairs and the pairs of the batch most easily taken for true."""
-        candidates = cosine_scores(image.vector, text.vector).detach()
-        candidates = candidates.masked_fill(ids[:, None] == ids, -torch.inf)
-        n = len(candidates)
-        count = min(n, self.fusion_pairs or n)
-        anchors = torch.arange(count, device=candidates.device) * n // count
-        hard_text = candidates.argmax(dim=1)[anchors]
-        hard_image = candidates.argmax(dim=0)[anchors]
-        pairs = torch.stack(
-            [torch.cat([anchors, anchors, hard_image]), torch.cat([anchors, hard_text, anchors])], 1
-        )
-        true, *wrong = self._shared_scores(image, text, pairs).chunk(3)
-        positive, negative = true.repeat(2), torch.cat(wrong)
-        valid = (candidates.amax(dim=1) > -torch.inf)[anchors].repeat(2)
-        if self.fusion_loss is None:
-            core = self.hect if isinstance(self.hect, HECTLoss) else HECTLoss()
-            return core.from_similarities(positive, negative[:, None], valid[:, None])
-        # Where all captions are of one image, the pairs taken for wrong ones are true.
-        is_true = torch.stack([torch.ones_like(valid), ~valid], dim=1)
-        loss: Tensor = self.fusion_loss(torch.stack([positive, negative], dim=1), is_true)
-        return loss
+        scores = gather(scores, sizes=[len(share) for share in shares])[compared]
+        is_true = (ids[pairs[:, 0]] == ids[pairs[:, 1]])[compared]
+        if self.fusion_loss is not None:
+            loss: Tensor = self.fusion_loss(scores, is_true)
+            return loss
+        hect = self.hect if isinstance(self.hect, HECTLoss) else HECTLoss()
+        return hect.from_similarities(scores[:, 0], scores[:, 1:], ~is_true[:, 1:])
 
 
 def _is_learnt(module: nn.Module | None) -> bool:
     return module is not None and next(module.parameters(), None) is not None
-
-
-def _count_anew(mate: MATE, _: Any) -> None:
-    mate._filled = None
-
-
-def _encoding(vector: Tensor, tokens: Tensor, mask: Tensor | None) -> Encoding:
-    return Encoding(vector=vector, tokens=tokens, mask=mask)

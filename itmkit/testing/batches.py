@@ -75,10 +75,7 @@ def first_places(ids: Tensor) -> Tensor:
 
 def taken(part: Rows, rows: Tensor) -> Rows:
     """Rows of images, captions or a tensor, by their numbers, padded as before."""
-    if isinstance(part, Tensor):
-        return part[rows]
-    fields = {name: value[rows] for name, value in vars(part).items() if value is not None}
-    return replace(part, **fields)
+    return part[rows] if isinstance(part, Tensor) else part.rows(rows)
 
 
 def trimmed(part: Rows) -> Rows:
@@ -121,21 +118,9 @@ def _filled(value: Tensor, sizes: Sequence[int]) -> Tensor:
     return pad(value, [n for size in reversed(missing) for n in (0, size)]) if missing else value
 
 
-def rows_of_images(images: Images, rows: slice | Sequence[int]) -> Images:
-    """Some of the images."""
-    fields = {name: value for name, value in vars(images).items() if value is not None}
-    return Images(**{name: value[rows] for name, value in fields.items()})
-
-
-def rows_of_texts(texts: Texts, rows: slice) -> Texts:
-    """Some of the captions, with no more padding than they need."""
-    fields = {name: value[rows] for name, value in vars(texts).items() if value is not None}
-    return trimmed(Texts(**fields))
-
-
 def unpadded(texts: Texts, row: int) -> Texts:
     """One caption without its padding."""
-    return rows_of_texts(texts, slice(row, row + 1))
+    return trimmed(texts.rows(slice(row, row + 1)))
 
 
 def padded_texts(texts: Texts, words: int) -> Texts:

@@ -11,7 +11,7 @@ from itmkit.checks import type_of
 from itmkit.data.batch import Batch
 from itmkit.retrieval import Encoding, evaluating
 from itmkit.systems import Matcher
-from itmkit.testing.batches import doubled, padded_regions, padded_texts, rows_of_images, unpadded
+from itmkit.testing.batches import doubled, padded_regions, padded_texts, unpadded
 from itmkit.testing.expect import LARGEST_GRADIENT, expect
 from itmkit.testing.processes import check_processes, loss_of, made
 
@@ -84,12 +84,12 @@ def check_pairs_alone(
             expect(worst <= tolerance, f"scores change by {worst:.3g} {when}")
 
         for i, j in [(0, 0), (n - 1, 0), (0, m - 1), (n // 2, m // 2)]:
-            lone_image = matcher.encode_image(rows_of_images(images, slice(i, i + 1)))
+            lone_image = matcher.encode_image(images.rows(slice(i, i + 1)))
             lone_text = matcher.encode_text(unpadded(texts, j))
             alone = _table(matcher, lone_image, lone_text)[0, 0]
             same(alone, expected[i, j], f"where image {i} and caption {j} are alone")
         turned = list(range(n))[::-1]
-        other = _table(matcher, matcher.encode_image(rows_of_images(images, turned)), text)
+        other = _table(matcher, matcher.encode_image(images.rows(turned)), text)
         same(other[turned], expected, "with the order of the images")
         longer = matcher.encode_text(padded_texts(texts, 3))
         same(_table(matcher, image, longer), expected, "with the padding of the captions")

@@ -17,7 +17,7 @@ from torch import Tensor
 from itmkit.callbacks import MomentumTeacher
 from itmkit.data.batch import Batch
 from itmkit.systems import Matcher
-from itmkit.testing.batches import doubled, rows_of_images, rows_of_texts
+from itmkit.testing.batches import doubled, trimmed
 from itmkit.testing.expect import expect
 
 
@@ -131,8 +131,8 @@ def _run_share(
     rows = slice(bounds[rank], bounds[rank + 1])
     texts = slice(rows.start * views, rows.stop * views)
     share = Batch(
-        images=rows_of_images(batch.images, rows),
-        texts=rows_of_texts(batch.texts, texts),
+        images=batch.images.rows(rows),
+        texts=trimmed(batch.texts.rows(texts)),
         image_ids=batch.image_ids[rows],
         text_image_ids=batch.text_image_ids[texts],
         text_ids=batch.text_ids[texts],

@@ -288,7 +288,7 @@ def test_ddp_weights_have_moved(both: Path, name: str) -> None:
     assert len(moments) == len(optimizer["param_groups"][0]["params"])
     assert all(moment.any() for moment in moments)
     if name in ("mate", "frozen"):
-        assert (last["state_dict"]["queue_ids"] >= 0).all()
+        assert (last["state_dict"]["queue.ids"] >= 0).all()
 
 
 def test_ddp_one_process_writes_and_prints(both: Path) -> None:

@@ -62,13 +62,13 @@ def test_weights_are_those_and_all_else_starts_anew(
     folder = fit(system, f"--init_from={source}", still, "--untrained=true", train=8)
     best, last = load(source / "checkpoints/best.ckpt"), load(folder / LAST)
     assert last["global_step"] == 6
-    changes = {"queue_image", "queue_text", "queue_ids", "score_loss.margin"}
+    changes = {"queue.image", "queue.text", "queue.ids", "score_loss.margin"}
     moved = ("running_mean", "running_var", "num_batches_tracked")
     for name, value in best["state_dict"].items():
         if name not in changes and not name.endswith(moved):
             torch.testing.assert_close(last["state_dict"][name], value, rtol=1e-6, atol=0, msg=name)
     if system == "MATE":  # as many as this run has seen
-        assert (last["state_dict"]["queue_ids"] >= 0).sum() == len(last["state_dict"]["queue_ids"])
+        assert (last["state_dict"]["queue.ids"] >= 0).sum() == len(last["state_dict"]["queue.ids"])
     out = capsys.readouterr().out
     assert "\ninitial " in out
     assert "left out" not in out
@@ -78,9 +78,9 @@ def test_weights_are_those_and_all_else_starts_anew(
 
 def test_queue_and_margin_are_of_the_new_run(trained: Any) -> None:
     source = load(trained("MATE") / LAST)["state_dict"]
-    assert (source["queue_ids"] >= 0).all()
+    assert (source["queue.ids"] >= 0).all()
     folder = fit("MATE", f"--init_from={trained('MATE')}", max_epochs=-1, max_steps=1)
-    queue = load(folder / LAST)["state_dict"]["queue_ids"]
+    queue = load(folder / LAST)["state_dict"]["queue.ids"]
     assert (queue >= 0).sum() == 12  # two views of a batch
 
 

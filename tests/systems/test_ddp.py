@@ -17,7 +17,7 @@ from itmkit.data import Batch, Images
 from itmkit.distributed import world_size
 from itmkit.nn import MaskedBatchNorm
 from itmkit.systems import MATE, Matcher
-from itmkit.testing.batches import doubled, rows_of_images, rows_of_texts
+from itmkit.testing.batches import doubled, trimmed
 from itmkit.testing.processes import attach_teachers
 
 # Rows of the global batch up to which each rank has them: two of one image are on rank 1 of two.
@@ -38,10 +38,10 @@ def make_system(case: str) -> Matcher:
     teacher: nn.Module | None = getattr(system, "teacher", None)
     for parameter in teacher.parameters() if teacher is not None else ():
         parameter.data.mul_(0.8)
-    if isinstance(system, MATE) and len(system.queue_ids):
-        system.queue_image.normal_()
-        system.queue_text.normal_()
-        system.queue_ids[:4] = torch.tensor([0, 1, 2, 99])
+    if isinstance(system, MATE) and len(system.queue):
+        system.queue.image.normal_()
+        system.queue.text.normal_()
+        system.queue.ids[:4] = torch.tensor([0, 1, 2, 99])
     return system
 
 
@@ -54,7 +54,7 @@ def share(batch: Batch, rows: slice, sizes: tuple[int, ...] | None = None) -> Ba
     """Some images and their texts, padded to their own longest only."""
     views = len(batch.texts) // len(batch)
     texts = slice(rows.start * views, rows.stop * views)
-    images = rows_of_images(batch.images, rows)
+    images = batch.images.rows(rows)
     if images.mask is not None:
         most = int(images.mask.sum(1).max())
         mask = images.mask[:, :most]
@@ -66,7 +66,7 @@ def share(batch: Batch, rows: slice, sizes: tuple[int, ...] | None = None) -> Ba
         )
     return Batch(
         images,
-        rows_of_texts(batch.texts, texts),
+        trimmed(batch.texts.rows(texts)),
         batch.image_ids[rows],
         batch.text_image_ids[texts],
         batch.text_ids[texts],

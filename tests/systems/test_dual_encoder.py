@@ -13,6 +13,7 @@ from quiet_trainer import quiet_trainer
 from systems import SYSTEMS, make_batch
 from torch import Tensor, nn
 
+from itmkit.callbacks import MomentumTeacher
 from itmkit.checks import InputError
 from itmkit.data import Batch, Images, ImageTextData, ShapesDataset, Texts, TransformersTokenizer
 from itmkit.losses import (
@@ -233,3 +234,10 @@ def test_run_with_a_teacher_from_a_folder_to_its_end(tmp_path: Path) -> None:
     assert teacher != before
     assert teacher != matcher.clip.backbone.logit_scale
     assert {"train/contrast", "train/distillation", "val/rsum"} <= trainer.callback_metrics.keys()
+
+
+def test_error_of_a_teacher_that_lightning_would_drop(tmp_path: Path) -> None:
+    matcher = DualEncoder(config=clip_config("clip"), distillation_weight=1.0)
+    trainer = quiet_trainer(tmp_path, callbacks=[MomentumTeacher(0.9)])
+    with pytest.raises(InputError, match="has a MomentumTeacher, and DualEncoder makes its own"):
+        trainer.fit(matcher)

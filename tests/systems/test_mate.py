@@ -70,7 +70,7 @@ def test_global_terms_naive_reference():
     image = mate.encode_image(batch.images).vector.repeat_interleave(2, 0)
     text = mate.encode_text(batch.texts).vector
     # pooling draws its views in training mode only; without token drop both are the whole image
-    mate.image_pool.train()
+    mate.global_branch.image_pool.train()
     terms = mate.loss(batch)
     torch.testing.assert_close(
         terms["triplet"], mate.triplet(image @ text.T, image_ids=batch.image_ids)
@@ -187,7 +187,9 @@ def test_second_stage_trains_the_fusion_branch_alone_and_is_fitted(tmp_path):
     moved = {name.partition(".")[0] for name in first if not first[name].equal(last[name])}
     assert moved == {"fusion"}
     assert seen[0]["fusion.query.weight"].equal(first["fusion.query.weight"])
-    assert not seen[0]["image_pool.linear.weight"].equal(first["image_pool.linear.weight"])
+    assert not seen[0]["global_branch.image_pool.linear.weight"].equal(
+        first["global_branch.image_pool.linear.weight"]
+    )
     assert trainer.callback_metrics["val/held_out/both_stages_rsum"] >= 0
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["second_stage"]
@@ -240,15 +242,15 @@ def test_negatives_after_the_warmup_are_those_of_the_loss(tmp_path):
 def test_queue_holds_the_latest_teacher_vectors_first(tmp_path):
     mate = make_mate(queue_size=30, fusion=None)
     quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(mate, make_data())
-    assert (mate.queue_ids >= 0).sum() == 24  # two batches of 6 pairs in 2 views
-    torch.testing.assert_close(mate.queue_image[:24].norm(dim=1), torch.ones(24))
-    assert not mate.queue_image[24:].any()
-    assert [len(queue) for queue in mate._queue()] == [24, 24, 24]
+    assert (mate.queue.ids >= 0).sum() == 24  # two batches of 6 pairs in 2 views
+    torch.testing.assert_close(mate.queue.image[:24].norm(dim=1), torch.ones(24))
+    assert not mate.queue.image[24:].any()
+    assert [len(queue) for queue in mate.queue.latest()] == [24, 24, 24]
     other = make_mate(queue_size=30, fusion=None)
-    assert other._queue() == ()
+    assert other.queue.latest() == ()
     other.load_state_dict(mate.state_dict(), strict=False)  # the teacher is the callback's
-    assert len(other._queue()) == 3
-    assert all(map(torch.equal, other._queue(), mate._queue()))
+    assert len(other.queue.latest()) == 3
+    assert all(map(torch.equal, other.queue.latest(), mate.queue.latest()))
 
 
 def test_parameter_groups_follow_lr_factors():
@@ -257,7 +259,7 @@ def test_parameter_groups_follow_lr_factors():
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(mate.text_encoder.embedding.weight)] == pytest.approx(2e-5)
     assert rates[id(mate.text_encoder.gru.weight_ih_l0)] == pytest.approx(1e-4)
-    assert rates[id(mate.image_pool.linear.weight)] == pytest.approx(2e-4)
+    assert rates[id(mate.global_branch.image_pool.linear.weight)] == pytest.approx(2e-4)
     assert len(rates) == sum(p.requires_grad for p in mate.parameters())
 
 
@@ -339,22 +341,26 @@ def test_mean_path_is_a_share_of_the_score_and_the_rest_is_explained():
     assert image.vector.shape == (1, 8 + DIM)
     with torch.no_grad():
         shares = mate.explain(image, text)[0]
-    cosine = (mate.mean_path.attended(image.vector) * mate.mean_path.attended(text.vector)).sum()
+    cosine = (
+        mate.global_branch.mean_path.attended(image.vector)
+        * mate.global_branch.mean_path.attended(text.vector)
+    ).sum()
     assert shares.score == pytest.approx(0.75 * float(cosine), abs=1e-5)
     assert float(shares.maps[0].values.sum()) == pytest.approx(shares.score, abs=1e-5)
 
 
 def test_mean_path_is_trained_taught_and_left_out_of_the_fusion(tmp_path):
     mate = make_mate(regions=True, mean_path=MeanPath(8, hidden_dim=8), queue_size=8)
-    before = {name: value.clone() for name, value in mate.mean_path.named_parameters()}
+    path = mate.global_branch.mean_path
+    before = {name: value.clone() for name, value in path.named_parameters()}
     fit = quiet_trainer(tmp_path)
     fit.fit(mate, make_data(regions=True))
-    assert not [n for n, value in mate.mean_path.named_parameters() if value.equal(before[n])]
+    assert not [n for n, value in path.named_parameters() if value.equal(before[n])]
     gallery = encode(mate, make_data(regions=True).val_dataloader())
     pairs = torch.tensor([[0, 0], [1, 2]])
     mate.eval()
     plain = mate.rerank(gallery.images, gallery.texts, pairs)
     with torch.no_grad():
-        mate.mean_path.share_logit.add_(1.0)
+        path.share_logit.add_(1.0)
     again = encode(mate, make_data(regions=True).val_dataloader())
     torch.testing.assert_close(mate.rerank(again.images, again.texts, pairs), plain)
