@@ -104,6 +104,16 @@ def test_near_chance_is_inconclusive() -> None:
     assert set(verdicts(found).values()) == {"inconclusive"}
 
 
+def test_captions_that_all_images_of_a_few_like_best_are_no_leak() -> None:
+    """Noise that looks alike to a model ranks the same captions first, here one of each image."""
+    owners = torch.arange(8).repeat_interleave(5)
+    liked = -torch.arange(40.0) - 100 * torch.arange(5).repeat(8)
+    data = (torch.ones(8, 1), liked[:, None], torch.arange(8), owners)
+    found = audit(lambda images, texts, *_: images @ texts.T, data)
+    assert found.checks[0].recall["i2t_r10"] == 100
+    assert verdicts(found)["images are noise"] == "inconclusive", str(found)
+
+
 def test_chance_is_what_random_scores_have() -> None:
     owners = torch.tensor([0, 0, 0, 1, 2, 2, *range(3, 40)])
     generator = torch.Generator().manual_seed(0)

@@ -46,6 +46,7 @@ _FIELDS = {
     "text_feature_dtype",
     "relation_threshold",
 }
+_SECOND_STAGE = ("rerank_top_k", "rerank_weight", "rerank_standardised")
 _OF_TRAINING = ("optimizer", "lr_scheduler")  # arguments of a model that a retriever has no use of
 
 
@@ -80,6 +81,8 @@ def save(retriever: Retriever, folder: str | Path, *, hub_name: str | None = Non
     config = configs["model"]
     arguments = config.get("init_args", {})
     kept = {name: value for name, value in arguments.items() if name not in _OF_TRAINING}
+    # as they were fitted, where the configuration leaves them to a fit
+    kept |= {name: getattr(retriever.model, name) for name in _SECOND_STAGE if name in kept}
     manifest = {
         "format": FORMAT,
         "model": {"class_path": config["class_path"], "init_args": kept},

@@ -211,6 +211,21 @@ def test_saved_folder_gives_the_same_without_anything_else(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_saved_folder_keeps_a_second_stage_that_was_fitted(pixel_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(pixel_run.resolve(), tmp_path / "run"))
+    checkpoint = run / "checkpoints/best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["second_stage"] = {"top_k": 4, "weight": 0.35}
+    options = {"rerank_top_k": 64, "rerank_weight": None, "rerank_standardised": True}
+    content["model_config"]["init_args"] |= options
+    torch.save(content, checkpoint)
+    first = itmkit.load(run, device="cpu")
+    first.save_pretrained(tmp_path / "saved")
+    for model in (first.model, itmkit.load(tmp_path / "saved", device="cpu").model):
+        numbers = model.rerank_top_k, model.rerank_weight, model.rerank_standardised
+        assert numbers == (4, 0.35, True)
+
+
 def edit(folder: Path, **changes: Any) -> None:
     path = folder / "retriever.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
