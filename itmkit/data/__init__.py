@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from itmkit.data.karpathy import KarpathyDataset, karpathy_captions
     from itmkit.data.module import ImageTextData
     from itmkit.data.photos import PackedPhotos, PhotoFolder, Photos
-    from itmkit.data.picture_file import DatasetPictures, PackedPictures, PictureFile, open_pictures
+    from itmkit.data.picture_files import (
+        DatasetPictures,
+        PackedPictures,
+        PictureFile,
+        open_pictures,
+    )
     from itmkit.data.precomp import PrecompDataset, scan_captions
     from itmkit.data.preprocessing import Preprocessing
     from itmkit.data.relations import box_relations
@@ -42,17 +47,17 @@ _HOME = {
     "CaptionedFolder": "captioned_folder",
     "CaptionedImages": "dataset",
     "Captions": "captions",
-    "DatasetPictures": "picture_file",
+    "DatasetPictures": "picture_files",
     "ImageSource": "images",
     "ImageTextData": "module",
     "ImageTextDataset": "dataset",
     "Images": "batch",
     "KarpathyDataset": "karpathy",
     "PackedPhotos": "photos",
-    "PackedPictures": "picture_file",
+    "PackedPictures": "picture_files",
     "PhotoFolder": "photos",
     "Photos": "photos",
-    "PictureFile": "picture_file",
+    "PictureFile": "picture_files",
     "PrecompDataset": "precomp",
     "Regions": "images",
     "Preprocessing": "preprocessing",
@@ -71,7 +76,7 @@ _HOME = {
     "extract_features": "extract",
     "extract_text_features": "extract_text",
     "karpathy_captions": "karpathy",
-    "open_pictures": "picture_file",
+    "open_pictures": "picture_files",
     "pad_texts": "tokenizer",
     "scan_captions": "precomp",
     "table_captions": "captioned_folder",

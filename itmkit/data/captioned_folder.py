@@ -13,7 +13,7 @@ from typing import Any
 from itmkit.checks import InputError, check_count
 from itmkit.data.captions import Captions, check_name, clean_sentence, split_names
 from itmkit.data.photos import PhotoDataset
-from itmkit.data.picture_file import PictureFile, open_pictures
+from itmkit.data.picture_files import PictureFile, open_pictures
 from itmkit.data.split_shares import DEFAULT_SHARES, kept_splits
 from itmkit.data.table import ENDINGS, FILE_COLUMNS, Table, read_table
 from itmkit.files import check_folder, user_path

@@ -9,7 +9,7 @@ from itmkit.checks import InputError, check_count
 from itmkit.data.captions import Captions, check_name, check_unique, clean_sentence
 from itmkit.data.photo import photo_names
 from itmkit.data.photos import PhotoDataset
-from itmkit.data.picture_file import open_pictures
+from itmkit.data.picture_files import open_pictures
 from itmkit.files import check_folder, read_json, user_path
 
 

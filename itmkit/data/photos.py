@@ -17,7 +17,7 @@ from itmkit.data.captions import Captions, plain_name
 from itmkit.data.dataset import CaptionedImages
 from itmkit.data.images import BadSampleError, ImageSource
 from itmkit.data.photo import check_inside, decode_photo, find_photo, read_photo
-from itmkit.data.picture_file import PictureFile, open_pictures
+from itmkit.data.picture_files import PictureFile, open_pictures
 from itmkit.data.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
