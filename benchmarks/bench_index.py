@@ -157,8 +157,7 @@ def command(folder: Path) -> Comparison:
         theirs=seconds["theirs"],
         target=1.3,
         better="overhead",
-        note="timm, which makes this model's backbone, is imported besides, and it imports wandb "
-        "where that is installed.",
+        note="timm, which makes this model's backbone, is imported besides.",
     )
 
 

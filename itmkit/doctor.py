@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 import itmkit
 from itmkit.files import default_cache, user_path
+from itmkit.lazy_imports import import_timm
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -129,8 +130,7 @@ def _of_hub(name: str) -> str:
 
 
 def _of_timm(name: str) -> str:
-    import timm
-
+    timm = import_timm()
     source, _, rest = name.rpartition(":")
     if source == "hf-hub":
         return _of_hub(rest)

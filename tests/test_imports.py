@@ -44,6 +44,7 @@ LAYERS = {
     "chunks": 0,
     "extras": 0,
     "files": 0,
+    "lazy_imports": 0,
     "modes": 0,
     "pretrained": 0,
     "vectors": 0,
@@ -126,15 +127,18 @@ def modules_after(*statements: str) -> list[set[str]]:
 def test_light_packages_import_nothing_heavy_and_training_no_wandb_and_no_timm_unasked() -> None:
     files = [*(PACKAGE / "nn").rglob("*.py"), *(PACKAGE / "losses").rglob("*.py")]
     modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files]
-    light, training = modules_after(
+    light, training, timm = modules_after(
         f"import {', '.join(m.removesuffix('.__init__') for m in modules)}",
         "import itmkit.cli.matcher_run, itmkit.data.module, itmkit.systems",
-    )
+        "itmkit.nn.TimmGrid('test_resnet'); assert 'wandb.sdk' not in sys.modules",
+        "import timm; assert timm.utils.summary.wandb.Settings",
+    )[:3]
     assert "torch" in light
     heavy = "lightning pytorch_lightning torchmetrics torchvision transformers timm wandb"
     assert not light & set(heavy.split())
     assert "lightning" in training
     assert not training & {"timm", "wandb"}
+    assert "timm" in timm
 
 
 def test_package_and_help_import_no_torch() -> None:

@@ -279,11 +279,12 @@ def _token_width(folder: Any) -> int | None:
 
 def _channels(model: Any) -> int:
     """Width of the features of a timm model."""
-    import timm
     import torch
 
+    from itmkit.lazy_imports import import_timm
+
     with torch.device("meta"):
-        built: Any = timm.create_model(model, num_classes=0)
+        built: Any = import_timm().create_model(model, num_classes=0)
     return int(built.num_features)
 
 

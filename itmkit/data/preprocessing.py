@@ -16,6 +16,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError, check_choice, check_count, check_share, did_you_mean, type_of
 from itmkit.files import user_path
+from itmkit.lazy_imports import import_timm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -92,14 +93,13 @@ class Preprocessing:
             >>> Preprocessing.for_timm("tf_efficientnet_lite0").crop
             0.875
         """
-        from timm import get_pretrained_cfg, is_model, list_models
-
+        timm = import_timm()
         try:
-            known = get_pretrained_cfg(name) if is_model(name.partition(".")[0]) else None
+            known = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
         except RuntimeError:  # no such tag
             known = None
         if known is None:
-            close = did_you_mean(name, [*list_models(), *list_models(pretrained=True)])
+            close = did_you_mean(name, [*timm.list_models(), *timm.list_models(pretrained=True)])
             raise InputError(f"model is {name!r}; expected the name of a timm model{close}")
         interpolation = known.interpolation
         if interpolation not in get_args(Interpolation):  # "random", of training
@@ -279,6 +279,7 @@ def _as_image(photo: Image.Image | np.ndarray[Any, Any]) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _plain_transform(size: int, crop: float, interpolation: str, crop_mode: str) -> Any:
+    import_timm()
     from timm.data.transforms_factory import create_transform
 
     return create_transform(
@@ -294,6 +295,7 @@ def _plain_transform(size: int, crop: float, interpolation: str, crop_mode: str)
 def _random_transform(
     size: int, interpolation: str, scale: tuple[float, float], flip: float
 ) -> Any:
+    import_timm()
     from timm.data.transforms_factory import create_transform
 
     return create_transform(

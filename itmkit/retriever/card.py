@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
 from itmkit.checks import InputError
 from itmkit.retrieval import EvaluatedOn, evaluation_rows, recall_table
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
     from itmkit.retriever.facts import ModelFacts
     from itmkit.retriever.retriever import Retriever
 
@@ -37,6 +38,8 @@ def model_card(retriever: Retriever, name: str, trust: list[str]) -> str:
         name: folder, or name on the hub, that it is loaded by.
         trust: packages whose classes it is made of, besides itmkit and torch.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     facts, system = retriever.facts, type(retriever.model).__name__
     title = name.rpartition("/")[2]
     evaluated = [(one["recall"], _evaluated_on(one)) for one in facts.evaluations]
@@ -110,6 +113,8 @@ def check_usage(retriever: Retriever, folder: Path, trust: list[str]) -> None:
 
 def _results(facts: ModelFacts) -> list[EvalResult]:
     """Recall for the metadata of the card."""
+    from huggingface_hub import EvalResult
+
     dataset = (facts.dataset or {}).get("class_path", "images and captions").rpartition(".")[2]
     return [
         EvalResult(

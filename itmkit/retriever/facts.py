@@ -14,6 +14,7 @@ import yaml
 
 from itmkit.checks import InputError, type_of
 from itmkit.files import read_json, read_text
+from itmkit.lazy_imports import import_timm
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -164,9 +165,7 @@ def _named_weights(arguments: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(timm_name, str) and arguments.get("pretrained"):
         place, colon, name = timm_name.rpartition(":")
         if not colon:
-            import timm
-
-            known = timm.get_pretrained_cfg(timm_name)
+            known = import_timm().get_pretrained_cfg(timm_name)
             name = None if known is None else known.hf_hub_id
         elif place == "local-dir":
             name = None

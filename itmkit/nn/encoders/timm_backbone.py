@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_count, did_you_mean, type_of
+from itmkit.lazy_imports import import_timm
 from itmkit.modes import evaluation_mode
 from itmkit.nn.encoders.frozen import FreezableBackbone
 from itmkit.nn.pooling.block_discriminability import discriminate_blocks
@@ -201,7 +202,7 @@ class TimmBackbone(FreezableBackbone):
 def _build(
     model_name: str, pretrained: bool, model_args: dict[str, Any]
 ) -> tuple[nn.Module, Source | None]:
-    import timm
+    timm = import_timm()
     from timm.models import load_model_config_from_hf
 
     def create(name: str, **options: Any) -> nn.Module:
