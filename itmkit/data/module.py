@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from hashlib import sha256
 from pathlib import Path
@@ -32,22 +32,13 @@ from itmkit.data.loader import (
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
 from itmkit.data.photos import Photos
 from itmkit.data.preprocessing import Preprocessing
+from itmkit.data.split_tokens import SplitTokens
 from itmkit.data.stored_features import StoredFeatures
 from itmkit.data.swapped_captions import SwappedCaptions
-from itmkit.data.token_file import (
-    MODEL_KEYS,
-    CaptionFeatures,
-    StoredTokenizer,
-    TokenFile,
-    check_same_model,
-    check_tokenizer,
-)
-from itmkit.data.tokenizer import CaptionTokens, Tokenizer, WordTokenizer
+from itmkit.data.tokenizer import Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
 from itmkit.files import user_path, write_text
-
-MOST_UNKNOWN = 0.2  # share of the tokens of a split, above which a warning is due
 
 
 class ImageTextData(LightningDataModule):
@@ -179,40 +170,22 @@ class ImageTextData(LightningDataModule):
         self.noise_seed = noise_seed
         self.on_error = on_error
         self._skips: Skips = {}
-        self._given_tokenizer = tokenizer
-        self._tokenizer = tokenizer
         self._splits: dict[str, ImageTextDataset] = {}
         self._photos: dict[str, set[Path]] = {}  # of the splits that are opened
-        self._tokens: dict[str, CaptionTokens] = {}
-        self._token_files: dict[str, TokenFile] = {}
+        self._tokens = SplitTokens(
+            self._captions_of,
+            tokenizer,
+            words=self._own_words,
+            folder=None if text_features is None else self.text_folder,
+            train_split=train_split,
+        )
         self._fingerprints: dict[str, str] = {}
         self._kept: Tensor | None = None  # rows of captions
-        self._most_tokens: int | None = None
-        self._warned: set[str] = set()  # splits with a warning of unknown words
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of all captions; built when first asked for."""
-        if self._tokenizer is None and self.text_features is not None:
-            opened = [*self._token_files.values()] or [self._token_file(self.train_split)]
-            self._tokenizer = StoredTokenizer(opened[0].notes)
-        if self._tokenizer is None:
-            train = self.split(self.train_split)
-            vocabulary = train.vocabulary or Vocabulary.build(
-                [train.captions[row] for row in self.training_captions.tolist()],
-                min_count=self.vocabulary_min_count,
-                max_size=self.vocabulary_max_size,
-            )
-            self._tokenizer = WordTokenizer(vocabulary)
-        most, length = self._most_tokens, self._tokenizer.max_length
-        if most is not None and length is not None and length > most:
-            rank_zero_warn(
-                f"tokenizer.max_length is {length}; captions are cut to {most} tokens, the most "
-                "that the text encoder takes"
-            )
-            self._tokenizer.max_length = most
-            self._tokens.clear()
-        return self._tokenizer
+        return self._tokens.tokenizer
 
     def limit_tokens(self, most: int) -> None:
         """Cut captions to so many tokens, where the tokenizer would leave more.
@@ -220,7 +193,7 @@ class ImageTextData(LightningDataModule):
         Args:
             most: tokens that the text encoder takes, special ones included.
         """
-        self._most_tokens = most
+        self._tokens.limit(most)
 
     @property
     def vocabulary_size(self) -> int:
@@ -335,7 +308,7 @@ class ImageTextData(LightningDataModule):
             if not self.split(name).captions and stage != "predict":
                 raise InputError(f"split {name!r} has no captions; expected at least one")
             if self.text_features is not None:
-                self._tokens_of(name)
+                self._tokens.of(name)
         if stage == "fit":
             check_batch_size(self.batch_size, len(self.training_captions), self._num_replicas)
 
@@ -440,14 +413,7 @@ class ImageTextData(LightningDataModule):
             source = self._splits[self.train_split].source
             if isinstance(source, StoredFeatures):
                 state["features"] = str(source.features.path.parent.resolve())
-        if self._token_files:
-            notes = next(iter(self._token_files.values())).notes
-            state["text_features"] = {
-                key: notes[key] for key in ("text_model", "dtype", *MODEL_KEYS)
-            }
-        if isinstance(self.tokenizer, WordTokenizer):
-            state["vocabulary"] = list(self.tokenizer.vocabulary.words)
-        return state
+        return state | self._tokens.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the words of a checkpoint.
@@ -458,27 +424,7 @@ class ImageTextData(LightningDataModule):
         saved, own = state_dict.get("preprocessing"), self.preprocessing
         if saved is not None and own is not None and own != Preprocessing.from_dict(saved):
             rank_zero_warn(f"the checkpoint was trained on pixels of {saved}, the data has {own}")
-        for file in self._token_files.values():
-            check_same_model(
-                file.notes, state_dict.get("text_features", file.notes), file.path, "the checkpoint"
-            )
-        if "vocabulary" not in state_dict:
-            return
-        vocabulary = Vocabulary(state_dict["vocabulary"])
-        given = self._given_tokenizer
-        if given is None:
-            self._tokenizer = WordTokenizer(vocabulary)
-            self._tokens.clear()
-        elif not isinstance(given, WordTokenizer):
-            raise InputError(
-                f"tokenizer is a {type(given).__name__}, but the checkpoint was trained with a "
-                f"vocabulary of {len(vocabulary)} words"
-            )
-        elif given.vocabulary != vocabulary:
-            raise InputError(
-                f"tokenizer has {len(given.vocabulary)} words that are not the "
-                f"{len(vocabulary)} words of the checkpoint"
-            )
+        self._tokens.load_state_dict(state_dict)
 
     def _evaluation(self, split: str, **options: Any) -> Loader:
         images = EvaluationImages(**self._parts(split))
@@ -487,35 +433,25 @@ class ImageTextData(LightningDataModule):
     def _parts(self, split: str) -> dict[str, Any]:
         return {
             "dataset": self.split(split),
-            "tokens": self._tokens_of(split),
+            "tokens": self._tokens.of(split),
             "tokenizer": self.tokenizer,
             "relation_threshold": self.relation_threshold,
             "on_error": self.on_error,
             "skips": self._skips,
         }
 
-    def _tokens_of(self, split: str) -> CaptionTokens:
-        # before worker processes start, so that these share the one copy
-        tokenizer = self.tokenizer
-        if split not in self._tokens:
-            captions = self.split(split).captions
-            if self.text_features is None or not captions:
-                self._tokens[split] = CaptionTokens(map(tokenizer.encode, captions))
-                self._warn_of_unknown(split)
-            else:
-                file = self._token_file(split)
-                self._tokens[split] = CaptionFeatures(file, captions, split)
-        return self._tokens[split]
+    def _captions_of(self, split: str) -> Sequence[str]:
+        return self.split(split).captions
 
-    def _token_file(self, split: str) -> TokenFile:
-        if split not in self._token_files:
-            file = TokenFile(self.text_folder(split), split)
-            for other in self._token_files.values():
-                check_same_model(file.notes, other.notes, file.path, other.path)
-            if self._given_tokenizer is not None:
-                check_tokenizer(file, self._given_tokenizer)
-            self._token_files[split] = file
-        return self._token_files[split]
+    def _own_words(self) -> WordTokenizer:
+        """Those of the dataset's vocabulary, or of one that is built from its captions."""
+        train = self.split(self.train_split)
+        vocabulary = train.vocabulary or Vocabulary.build(
+            [train.captions[row] for row in self.training_captions.tolist()],
+            min_count=self.vocabulary_min_count,
+            max_size=self.vocabulary_max_size,
+        )
+        return WordTokenizer(vocabulary)
 
     def _warn_of_shared_photos(self, dataset: ImageTextDataset) -> None:
         source = dataset.source
@@ -529,18 +465,6 @@ class ImageTextData(LightningDataModule):
                     f"such as {shared[0]}: recall on what was trained on means nothing"
                 )
         self._photos[dataset.split] = photos
-
-    def _warn_of_unknown(self, split: str) -> None:
-        unk_id = self.tokenizer.unk_id
-        share = 0.0 if unk_id is None else self._tokens[split].share(unk_id)
-        if share > MOST_UNKNOWN and split not in self._warned:
-            self._warned.add(split)
-            rank_zero_warn(
-                f"{share:.1%} of the tokens of the captions of split {split!r} are unknown to the "
-                f"{type(self.tokenizer).__name__}; expected at most {MOST_UNKNOWN:.0%}. A "
-                "vocabulary of other captions or of another language, or a high "
-                "vocabulary_min_count, are the usual reasons"
-            )
 
     def _reading(self) -> dict[str, Any]:
         # A generator of its own: making an iterator then draws nothing from torch's global one.
