@@ -18,6 +18,7 @@ from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import QueryRanks
 from itmkit.retrieval import EvaluatedOn, Protocol, encode
 from itmkit.systems import Matcher
+from itmkit.systems.evaluation import Evaluation
 
 STAGES = {"validate": "val", "test": "test"}
 
@@ -76,13 +77,13 @@ def measure(
             judgements = check_protocol(protocol, data.split(name), protocol_files)
             if find_protocol(protocol).probes:
                 _check_probes(trainer, data)
-    model.protocol, model.judgements, model.keep = protocol, judgements, keep
+    evaluation = model.evaluation = Evaluation(protocol, judgements, keep)
     try:
         results: list[Mapping[str, float]] = getattr(trainer, command)(
             model, datamodule=data, ckpt_path=ckpt_path, verbose=False, weights_only=True
         )
     finally:
-        model.protocol, model.judgements, model.keep = None, None, 0
+        model.evaluation = Evaluation()
     if trainer.received_sigterm:
         raise SIGTERMException  # Lightning only notes it while it evaluates
     stage, named, step = STAGES[command], ckpt_path, trainer.global_step
@@ -94,7 +95,7 @@ def measure(
         step, path = content.get("global_step", 0), Path(ckpt_path).resolve()
         if folder is not None and path.is_relative_to(folder.resolve()):
             named = path.relative_to(folder.resolve()).as_posix()
-    images, captions = model.gallery_size
+    images, captions = evaluation.gallery_size
     part = (batches, whole) if batches < whole else None
     logged = {key: value for result in results for key, value in result.items()}
     probes = None
@@ -105,7 +106,7 @@ def measure(
         logged |= {f"{stage}/probe_{kind}": one.accuracy for kind, one in found.items()}
     queries = None
     if judgements is not None:
-        sides = [[len(getattr(f, side)) for f in model.query_ranks] for side in ("i2t", "t2i")]
+        sides = [[len(getattr(f, side)) for f in evaluation.query_ranks] for side in ("i2t", "t2i")]
         queries = (sum(sides[0]), sum(sides[1]))
     return Measured(
         {n.removeprefix(f"{stage}/"): v for n, v in logged.items() if n.startswith(f"{stage}/")},
@@ -120,7 +121,7 @@ def measure(
             queries=queries,
             probes=probes,
         ),
-        model.query_ranks,
+        evaluation.query_ranks,
     )
 
 

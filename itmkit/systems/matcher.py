@@ -4,50 +4,32 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from inspect import isabstract
 from pathlib import Path
 from typing import IO, Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from itmkit._internals import callbacks_of, data_module_of
+from itmkit._internals import data_module_of
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_share, type_of
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
-from itmkit.metrics.query_ranks import QueryRanks, recall_of_folds
 from itmkit.nn.layers.linear import linear
-from itmkit.precision import at_least_float32, autocast_off, warn_if_slow_on_cpu
+from itmkit.precision import at_least_float32, autocast_off
 from itmkit.pretrained import sources
-from itmkit.retrieval import (
-    Encoding,
-    Gallery,
-    Judgements,
-    Protocol,
-    encode,
-    fit_second_stage,
-    rank_queries,
-)
+from itmkit.retrieval import Encoding, Gallery, encode
 from itmkit.systems.build import restore_system
+from itmkit.systems.evaluation import Evaluation
 from itmkit.systems.explanation import Explanation
 from itmkit.systems.finite_loss import FiniteLoss
 from itmkit.systems.optimizer import make_optimizer
+from itmkit.systems.run_start import check_run
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
 from itmkit.systems.vocabulary import check_vocabulary, complete_embeddings, limit_captions
-
-_HALF_PRECISION = {
-    "bf16-mixed": torch.bfloat16,
-    "bf16-true": torch.bfloat16,
-    "16-mixed": torch.float16,
-    "16-true": torch.float16,
-}
 
 
 class Matcher(LightningModule, ABC):
@@ -71,13 +53,7 @@ class Matcher(LightningModule, ABC):
     subclasses.
 
     Attributes:
-        protocol: which images and captions of a split are searched together in an evaluation; see
-            :func:`itmkit.retrieval.rank_queries`.
-        judgements: what matches in an evaluation, where the protocol has judgements of its own.
-        gallery_size: numbers of images and of captions that were last evaluated, of the first
-            dataloader.
-        query_ranks: the ranks of its queries, fold by fold.
-        keep: how many of the best items of each query these hold.
+        evaluation: how the recall of an evaluation is measured, and what was last found.
         model_config: what the model was built from, ``class_path`` and ``init_args``, where that
             was a configuration; its checkpoints hold it.
 
@@ -143,13 +119,8 @@ class Matcher(LightningModule, ABC):
         self.rerank_standardised = rerank_standardised
         #: most candidates that a fit of the second stage may choose; None where none is wanted
         self.rerank_most = rerank_top_k if rerank_weight is None else None
-        self.protocol: Protocol | str | int | None = None
-        self.judgements: Judgements | None = None
-        self.gallery_size = (0, 0)
-        self.query_ranks: list[QueryRanks] = []
-        self.keep = 0
         self.model_config: dict[str, Any] | None = None
-        self._evaluated: dict[int, list[Gallery]] = {}  # by dataloader
+        self.evaluation = Evaluation()
         self._finite_loss = FiniteLoss()
 
     #: fields of an image's encoding that :meth:`score` reads; None: all. An index reads the others
@@ -238,30 +209,12 @@ class Matcher(LightningModule, ABC):
     # ------------------------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
-        wants = self.rerank_top_k and (self.rerank_weight or self.rerank_most)
-        if wants and not self.has_second_stage:
-            raise InputError(
-                f"rerank_top_k is {self.rerank_top_k} for a {type(self).__name__}, which has no "
-                "second stage; expected 0"
-            )
-        for finder in (
-            *callbacks_of(self.trainer, BatchSizeFinder),
-            *callbacks_of(self.trainer, LearningRateFinder),
-        ):
-            raise InputError(
-                f"trainer.callbacks has a {type(finder).__name__}, which would train and rewind "
-                "the model; expected none. Try values in short runs of their own, such as "
-                "--trainer.max_steps 20"
-            )
+        check_run(self, self.trainer)
         limit_captions(self, data_module_of(self.trainer))
         # Before optimizers and copies are made. An evaluation waits: a checkpoint may bring its own
         # words, and then nothing is counted; where one is loaded later, it has to find the rows.
         if stage == "fit" or self.trainer.strategy.restore_checkpoint_after_setup:
             complete_embeddings(self, data_module_of(self.trainer))
-        precision = self.trainer.precision
-        on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
-        if on_cpu and precision in _HALF_PRECISION and self.trainer.is_global_zero:
-            warn_if_slow_on_cpu(f"trainer.precision {precision!r}", _HALF_PRECISION[precision])
 
     def on_fit_start(self) -> None:
         self._finite_loss = FiniteLoss()
@@ -347,86 +300,25 @@ class Matcher(LightningModule, ABC):
             check_vocabulary(self, data_module_of(self.trainer))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluated.setdefault(dataloader_idx, []).append(encode(self, [batch]))
+        self.evaluation.add(encode(self, [batch]), dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_recall("val", self.trainer.val_dataloaders)
+        self.evaluation.log_recall(self, "val", self.trainer.val_dataloaders)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        self._log_recall("test", self.trainer.test_dataloaders)
+        self.evaluation.log_recall(self, "test", self.trainer.test_dataloaders)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Gallery:
         """The batch's images and captions, encoded."""
         return encode(self, [batch])
 
-    def _log_recall(self, stage: str, loaders: Any) -> None:
-        """Recall on all that was encoded in this epoch, by all processes, each sample once."""
-        evaluated, self._evaluated = self._evaluated, {}
-        if isinstance(loaders, Mapping):
-            loaders = list(loaders.values())
-        for index, loader in enumerate(loaders if isinstance(loaders, Sequence) else [loaders]):
-            gallery = Gallery.gathered(evaluated.get(index, []))
-            folds = self._rank(gallery, loader, fits=index == 0)
-            if index == 0:
-                self.gallery_size = (len(gallery.images), len(gallery.texts))
-                self.query_ranks = folds
-            recall = recall_of_folds(folds)
-            suffix = f"/dataloader_idx_{index}" if index else ""
-            for name, value in recall.items():  # the same on every process: no synchronisation
-                self.log(
-                    f"{stage}/{name}{suffix}",
-                    value,
-                    prog_bar=name == "rsum",
-                    add_dataloader_idx=False,  # it is in the name
-                )
-
-    def _rank(self, gallery: Gallery, loader: Any, *, fits: bool) -> list[QueryRanks]:
-        source = getattr(loader.dataset, "relevance", None)
-        relevance = source and source(gallery.image_ids, gallery.text_ids)
-        gallery = gallery.to(self.device)
-        precision = self.trainer.precision_plugin
-        mixed = isinstance(precision, MixedPrecision)
-        with precision.forward_context() if mixed else nullcontext():  # as they were encoded
-            if fits and self.fits_second_stage:
-                ranks = self._fit_second_stage(gallery, relevance)
-                if self.protocol is None:
-                    return [ranks]
-            learns = self.trainer.state.fn == "fit" and not self.second_stage_is_trained
-            return rank_queries(
-                self,
-                gallery,
-                protocol=self.protocol,
-                relevance=relevance if self.judgements is None else self.judgements,
-                top_k=0 if learns else None,
-                keep=self.keep,
-                shared=True,
-            )
-
-    @property
-    def fits_second_stage(self) -> bool:
-        """Whether a validation is to find how many candidates are re-ranked, and the weight."""
-        fitting = self.trainer.state.fn == "fit" and self.rerank_most is not None
-        return fitting and self.second_stage_is_trained
-
     @property
     def second_stage_is_trained(self) -> bool:
         """Whether :meth:`rerank` has learnt something that could be of use."""
         return self.has_second_stage
-
-    def _fit_second_stage(self, gallery: Gallery, relevance: Tensor | None) -> QueryRanks:
-        """Take the numbers that are best on half of the queries; log what they do on the others."""
-        fitted = fit_second_stage(
-            self, gallery, top_k=self.rerank_most or 1, relevance=relevance, shared=True
-        )
-        self.rerank_top_k, self.rerank_weight = fitted.top_k, fitted.weight
-        stages = {"first_stage": fitted.first_stage, "both_stages": fitted.both_stages}
-        for stage, recall in stages.items():
-            for name in ("i2t_r1", "t2i_r1", "rsum"):
-                self.log(f"val/held_out/{stage}_{name}", recall[name], add_dataloader_idx=False)
-        return fitted.ranks
 
     # ------------------------------------------------------------------------------ checkpoint
 

@@ -8,7 +8,7 @@ from tiny_matcher import OtherMatcher, TinyDataset, TinyMatcher
 
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData, ShapesDataset
-from itmkit.systems import matcher
+from itmkit.systems import evaluation
 
 
 def run(folder, **options):
@@ -41,13 +41,13 @@ def test_fit_logs_recall_and_a_checkpoint_names_its_system(tmp_path):
 
 
 def test_processes_share_the_scores_of_a_validation(monkeypatch):
-    asked, rank_queries = [], matcher.rank_queries
+    asked, rank_queries = [], evaluation.rank_queries
 
     def noted(*args, **options):
         asked.append(options)
         return rank_queries(*args, **options)
 
-    monkeypatch.setattr(matcher, "rank_queries", noted)
+    monkeypatch.setattr(evaluation, "rank_queries", noted)
     run(None).validate(
         TinyMatcher(), ImageTextData(TinyDataset, vocabulary_min_count=1), verbose=False
     )
