@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from itmkit.checks import InputError
 from itmkit.cli import COMMANDS
 from itmkit.cli.arguments import check_words
 from itmkit.cli.help import requested_help
 
 
 def _run(command: str, words: Sequence[str]) -> None:
-    if command == "test" and any(word.partition("=")[0] == "--ensemble" for word in words):
+    if any(word.partition("=")[0] == "--ensemble" for word in words):
+        if command != "test":
+            raise InputError(f"--ensemble is an option of itmkit test; itmkit {command} has none")
         from itmkit.cli.ensemble import run_ensemble
 
         run_ensemble(words)

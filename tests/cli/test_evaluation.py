@@ -177,4 +177,7 @@ def test_an_ensemble_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit):
             main(["test", "--ensemble", *words])
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["validate", "--ensemble", "a", "b"])
+    assert "--ensemble is an option of itmkit test; itmkit validate" in capsys.readouterr().err
     assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "b", "c"]

@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from commands import Command, Ended, Kill, run_command
 from lightning.pytorch import LightningModule, seed_everything
+from picture_files import as_structs, jpegs, write_parquet, write_tar
 from stopped_runs import BATCHES, Batches, Stop, assert_equal, snapshot, trainer_of
 from tiny_runs import differences, everything, load, rows, runs, write_config
 from torch.utils.data import DataLoader, TensorDataset
@@ -158,6 +160,57 @@ def test_killed_at_many_random_moments(
         moments = kill_at_random_moments(cut, 1.0 + 2 * workers, *words, most=5)
         print("killed after", moments)
         check_same(whole(system, {}), cut)
+
+
+def packed_photos(folder: Path, kind: str) -> None:
+    """A configuration of photos with captions inside one file, and that file."""
+    pictures = jpegs(40, (48, 40))
+    texts = {name: f"picture {row} of many\nno {row}" for row, name in enumerate(pictures)}
+    path = write_config(folder, "MATE")
+    if kind == "tar":
+        beside = {name.replace(".jpg", ".txt"): text for name, text in texts.items()}
+        files = [*pictures.items(), *beside.items()]
+        photos = write_tar(folder / "photos.tar", files)
+    else:
+        columns = {
+            "image": as_structs(pictures),
+            "caption": [text.splitlines() for text in texts.values()],
+        }
+        photos = write_parquet(folder / "photos.parquet", columns, row_group_size=7)
+    if kind == "saved":
+        datasets = pytest.importorskip("datasets")
+        whole = datasets.Dataset.from_parquet(str(photos), cache_dir=str(folder / "hf"))
+        photos = folder / "saved"
+        whole.save_to_disk(photos)
+    config = yaml.safe_load(path.read_text())
+    config["data"]["init_args"]["dataset"] = {
+        "class_path": "itmkit.data.CaptionedFolder",
+        "init_args": {"photos": photos.name, "image_size": 32},  # crops are drawn
+    }
+    path.write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "kind", ["tar", "parquet", pytest.param("saved", marks=pytest.mark.extras)]
+)
+def test_killed_in_a_fit_from_packed_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: int
+) -> None:
+    """Also while the file is indexed or unpacked: each folder starts with an empty cache."""
+    words = (*EVERY_TWO, "--data.num_workers", str(workers))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    folders = [tmp_path / name for name in ("whole", "cut")]
+    for folder in folders:
+        packed_photos(folder, kind)
+    ended = fit(folders[0], *words)
+    assert ended.code == 0, ended.err
+    killed = fit(folders[1], *words, kill=Kill("step", 8))
+    assert killed.code == -signal.SIGKILL, killed.err
+    moments = kill_at_random_moments(folders[1], 1.0 + 2 * workers, *words, most=3)
+    print("killed after", moments)
+    check_same(*folders)
 
 
 @pytest.mark.parametrize(
