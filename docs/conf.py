@@ -66,3 +66,15 @@ nitpick_ignore_regex = [
     # of other projects
     (r"py:.*", r"(?!itmkit\b).*"),
 ]
+
+
+def show_public_bases(app, name, obj, options, bases):
+    """A base that no page describes is left out: its own bases stand for it."""
+    for base in [one for one in bases if getattr(one, "__name__", "").startswith("_")]:
+        place = bases.index(base)
+        bases[place : place + 1] = base.__bases__
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-bases", show_public_bases)
