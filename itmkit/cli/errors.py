@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from itmkit.checks import InputError, constructor_errors, raised_in
 
@@ -40,15 +41,28 @@ def report_user_errors() -> Iterator[None]:
     """
     try:
         with constructor_errors(), _one_line_warnings():
-            yield
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         print("itmkit: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more
+            sys.exit(1)
         message = one_line(error)
         if message is None or os.environ.get("ITMKIT_DEBUG") == "1":
             raise
         fail(message)
+
+
+def _is_read(stream: TextIO) -> bool:
+    """Whether the other end of a pipe is open; of ``itmkit configs | head -1`` it soon is not."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)  # errors are told unasked
+    return not poll.poll(0)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -94,3 +97,17 @@ def test_faults_inside_of_libraries_are_not_the_users() -> None:
     ):
         assert one_line(caught(fault)) is None
     assert one_line(caught(lambda: torch.optim.SGD([weights], lr=-1.0))) is not None
+
+
+def test_nothing_is_said_to_a_reader_that_has_left() -> None:
+    """As of ``itmkit configs | head -1``."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-m", "itmkit", "configs"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
