@@ -6,63 +6,34 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import signature
 
 import itmkit
 from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail, report_user_errors
 
-#: name of a command → what it does in one line, and its ``module:function`` in here, imported when
-#: it is called, with the words after the command
+#: what each command does, in one line; it is the function of its name in the module of its name in
+#: here, or that of :data:`MODULES`, imported when it is called: with the words after the command,
+#: where it takes ``words``; else its signature and docstring are the options, and ``ARGUMENTS`` of
+#: its module (:func:`itmkit.cli.parser.call`)
 COMMANDS = {
-    "fit": (
-        "train a system; its folder gets the configuration, logs, checkpoints and recall",
-        "fit:fit",
-    ),
-    "validate": ("measure recall on the validation split", "fit:validate"),
-    "test": ("measure recall on the test split", "fit:test"),
-    "predict": (
-        "encode the images and captions of the test split with a checkpoint, to disk",
-        "fit:predict",
-    ),
-    "compare": (
-        "set evaluations side by side, and say how sure their difference is",
-        "compare:compare",
-    ),
-    "audit": (
-        "find out whether the recall of a run is earned: pairs broken, noise, other orders",
-        "audit:audit",
-    ),
-    "extract": (
-        "compute a backbone's features of a folder of images, once, to disk",
-        "extract:extract",
-    ),
-    "convert": (
-        "write features of regions, or COCO's captions, of other layouts in that of itmkit",
-        "convert:convert",
-    ),
-    "index": (
-        "make an index of a folder of pictures with a trained model, or bring it up to date",
-        "index:index",
-    ),
-    "search": ("find pictures of an index by words, a picture, or both", "search:search"),
-    "app": ("open a search page of an index for the browser", "app:app"),
-    "doctor": (
-        "show versions, devices, extras and caches, and what a configuration would download",
-        "doctor:doctor",
-    ),
-    "export": (
-        "write a trained model as ONNX files, checked against the model",
-        "export:export",
-    ),
-    "report": (
-        "write a page of a run: recall, curves, right and wrong results, and why",
-        "report:report",
-    ),
-    "configs": (
-        "list the shipped configurations, or print one: configs show NAME",
-        "configs:configs",
-    ),
+    "fit": "train a system; its folder gets the configuration, logs, checkpoints and recall",
+    "validate": "measure recall on the validation split",
+    "test": "measure recall on the test split",
+    "predict": "encode the images and captions of the test split with a checkpoint, to disk",
+    "compare": "set evaluations side by side, and say how sure their difference is",
+    "audit": "find out whether the recall of a run is earned: pairs broken, noise, other orders",
+    "extract": "compute a backbone's features of a folder of images, once, to disk",
+    "convert": "write features of regions, or COCO's captions, of other layouts in that of itmkit",
+    "index": "make an index of a folder of pictures with a trained model, or bring it up to date",
+    "search": "find pictures of an index by words, a picture, or both",
+    "app": "open a search page of an index for the browser",
+    "doctor": "show versions, devices, extras and caches, and what a configuration would download",
+    "export": "write a trained model as ONNX files, checked against the model",
+    "report": "write a page of a run: recall, curves, right and wrong results, and why",
+    "configs": "list the shipped configurations, or print one: configs show NAME",
 }
+MODULES = dict.fromkeys(("validate", "test", "predict"), "fit")
 HELP = """\
 usage: itmkit <command> [--config NAME_OR_PATH] [options]
 
@@ -103,14 +74,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         from itmkit.configs import config_names
 
-        commands = "\n".join(f"  {name:11}{does}" for name, (does, _) in COMMANDS.items())
+        commands = "\n".join(f"  {name:11}{does}" for name, does in COMMANDS.items())
         print(HELP.format(commands=commands, configs=", ".join(config_names())), end="")
     elif name == "--version":
         print(f"itmkit {itmkit.__version__}")
     elif name in COMMANDS:
-        module, _, function = COMMANDS[name][1].partition(":")
         with report_user_errors():
-            getattr(import_module(f"{__name__}.{module}"), function)(words)
+            module = vars(import_module(f"{__name__}.{MODULES.get(name, name)}"))
+            called = module[name]
+            if "words" in signature(called).parameters:
+                called(words)
+            else:
+                from itmkit.cli.parser import call
+
+                call(called, words, name, module.get("ARGUMENTS"))
     else:
         hint = did_you_mean(name, COMMANDS)
         fail(f"unknown command '{name}'; expected one of {', '.join(COMMANDS)}{hint}")

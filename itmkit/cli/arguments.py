@@ -16,11 +16,12 @@ from itmkit.configs.composition import Composition, compose
 from itmkit.configs.short_options import SHORT_OPTIONS
 
 
-def check_words(words: Sequence[str]) -> None:
+def check_words(words: Sequence[str], own: Sequence[str] = ()) -> None:
     """Raise for what no command takes: an unknown option, a word without one, a broken file.
 
     Args:
         words: after ``fit``, ``validate``, ``test`` or ``predict``.
+        own: further options of the command.
 
     Raises:
         InputError: with the word, and the closest that is known.
@@ -30,7 +31,7 @@ def check_words(words: Sequence[str]) -> None:
     for word in words:
         if _is_option(word):
             option, equals, value = word.partition("=")
-            _check_option(option)
+            _check_option(option, own)
             waits = not equals
             if equals and option == "--config":
                 _read(value)
@@ -105,11 +106,11 @@ def _is_option(word: str) -> bool:
     return word.startswith("--") or word in ("-c", "-h")
 
 
-def _check_option(option: str) -> None:
+def _check_option(option: str, own: Sequence[str]) -> None:
     name = option.lstrip("-")
     root = re.split(r"[.+]", name)[0]
     rest = name.removeprefix(root)
-    alone = (*OPTIONS, *SHORT_OPTIONS)
+    alone = (*OPTIONS, *SHORT_OPTIONS, *own)
     if root in SECTIONS or (root in alone and not rest) or name == "c":
         return
     known = [f"--{one}" for one in alone] + [f"--{one}{rest}" for one in SECTIONS]

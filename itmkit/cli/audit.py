@@ -6,10 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from jsonargparse import auto_cli
-
 from itmkit.checks import check_count
-from itmkit.cli.parser import OneLineParser
+from itmkit.cli.parser import call
 
 
 def audit_run(
@@ -26,6 +24,8 @@ def audit_run(
     Recall must fall to chance where images change places, images or captions are noise, or the
     model is untrained; it must stay where the order, shards, padding or batches are others. Exit
     status 1 if it does not: something leaks. Recall here counts a caption's own image alone.
+
+    itmkit audit --data CONFIG looks for faults of a dataset; see itmkit audit --data --help.
 
     Args:
         run: NAME of a run, for runs/NAME/latest, or its folder.
@@ -57,10 +57,5 @@ def audit(words: Sequence[str]) -> None:
         from itmkit.cli.audit_data import audit_data
 
         audit_data(words)
-        return
-    epilog = (
-        "itmkit audit --data CONFIG looks for faults of a dataset; see itmkit audit --data --help"
-    )
-    auto_cli(
-        audit_run, args=list(words), prog="itmkit audit", parser_class=OneLineParser, epilog=epilog
-    )
+    else:
+        call(audit_run, words, "audit")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itmkit.checks import InputError
-from itmkit.cli.arguments import check_words, composed
+from itmkit.cli.arguments import check_words, composed, split_options
 
 if TYPE_CHECKING:
     from itmkit.systems import Matcher
@@ -27,34 +27,28 @@ options:
   --threshold COSINE     from which images are nearly equal (default: 0.99)
   options of fit         such as --data.dataset.images photos --trainer.max_steps 300
 """
+_OWN = ("data", "output", "mismatches", "threshold")
 
 
 def audit_data(words: Sequence[str]) -> None:
     """Run the command with the words after ``itmkit audit``."""
-    own: dict[str, str] = {}
-    rest: list[str] = []
-    waiting = ""
-    for word in words:
-        name, equals, value = word.partition("=")
-        if waiting:
-            own[waiting], waiting = word, ""
-        elif name in ("--data", "--output", "--mismatches", "--threshold"):
-            own[name], waiting = value, "" if equals else name
-        else:
-            rest.append(word)
-    if {"-h", "--help"} & {*rest, *own.values()}:
+    given = split_options(words)
+    own = {name: value or "" for name, value in given if name in _OWN}
+    rest = [(name, value) for name, value in given if name not in _OWN]
+    if {"h", "help"} & {name for name, _ in given}:
         print(HELP)
         return
-    if not own["--data"]:
+    check_words(words, _OWN)
+    if not own["data"]:
         raise InputError("--data is empty; expected the name of a configuration, or a file")
-    if not own.get("--output", "audit"):
+    if not own.get("output", "audit"):
         raise InputError("--output is empty; expected a folder")
-    wanted = own.get("--mismatches", "true")
+    wanted = own.get("mismatches", "true")
     if wanted not in ("true", "false"):
         raise InputError(f"--mismatches is {wanted!r}; expected true or false")
-    options = ["--config", own["--data"], *rest]
-    check_words(options)
-    _audit(options, Path(own.get("--output", "audit")), wanted, own.get("--threshold", "0.99"))
+    every = [("config", own["data"]), *rest]
+    options = [f"--{name}" if value is None else f"--{name}={value}" for name, value in every]
+    _audit(options, Path(own.get("output", "audit")), wanted, own.get("threshold", "0.99"))
 
 
 def _audit(options: list[str], folder: Path, wanted: str, threshold: str) -> None:

@@ -11,12 +11,12 @@ from itmkit.checks import InputError
 from itmkit.configs import comment, config_names, describe, load_config
 
 
-def configs(arguments: Sequence[str]) -> None:
+def configs(words: Sequence[str]) -> None:
     """List the shipped configurations, or print one whole: ``itmkit configs show NAME``."""
     parser = argparse.ArgumentParser("itmkit configs", description=configs.__doc__)
     parser.add_argument("action", nargs="?", help="'show', or nothing for a list")
     parser.add_argument("name", nargs="?", help="name of a configuration, or a file")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     if given.action is None:
         for name in config_names():
             about, measured = describe(name)
@@ -28,5 +28,5 @@ def configs(arguments: Sequence[str]) -> None:
         lines = [f"# {line}".rstrip() for line in comment(given.name).splitlines()]
         print(*lines, yaml.safe_dump(config, sort_keys=False, allow_unicode=True), sep="\n", end="")
     else:
-        words = " ".join(arguments)
-        raise InputError(f"unexpected '{words}' after configs; expected nothing, or show NAME")
+        after = " ".join(words)
+        raise InputError(f"unexpected '{after}' after configs; expected nothing, or show NAME")

@@ -12,7 +12,7 @@ from itmkit.cli.help import command_help
 def doctor(words: Sequence[str]) -> None:
     """Print versions, devices, extras and caches; with ``--config``, what that run would need."""
     if {"--help", "-h"} & set(words):
-        print(command_help("doctor", COMMANDS["doctor"][0]))
+        print(command_help("doctor", COMMANDS["doctor"]))
         return
     check_words(words)
     config = composed(["doctor", *words]).config if words else None

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
-
 from itmkit.checks import InputError, check_count
-from itmkit.cli.parser import OneLineParser
 
 
-def export_run(
+def export(
     run: str, *, to: Literal["onnx"] = "onnx", output: Path | None = None, batches: int = 4
 ) -> None:
     """Write the image encoder, the text encoder and the scores of a run as ONNX files.
@@ -47,8 +43,3 @@ def export_run(
         f"{largest:.1e}, the same best {gallery['top']} of {gallery['images']} images and "
         f"{gallery['texts']} captions ({target / CERTIFICATE})"
     )
-
-
-def export(words: Sequence[str]) -> None:
-    """Run the command with the words after ``itmkit export``."""
-    auto_cli(export_run, args=list(words), prog="itmkit export", parser_class=OneLineParser)

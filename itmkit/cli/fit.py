@@ -15,12 +15,13 @@ def _run(command: str, words: Sequence[str]) -> None:
     if any(word.partition("=")[0] == "--ensemble" for word in words):
         if command != "test":
             raise InputError(f"--ensemble is an option of itmkit test; itmkit {command} has none")
-        from itmkit.cli.ensemble import run_ensemble
+        from itmkit.cli.ensemble import ARGUMENTS, measure_ensemble
+        from itmkit.cli.parser import call
 
-        run_ensemble(words)
+        call(measure_ensemble, words, "test --ensemble", ARGUMENTS)
         return
     check_words(words)
-    if text := requested_help(command, words, COMMANDS[command][0]):
+    if text := requested_help(command, words, COMMANDS[command]):
         print(text)
         return
     from itmkit.cli.matcher_run import run_command

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
-
 from itmkit.checks import InputError
-from itmkit.cli.parser import OneLineParser
 from itmkit.files import read_text
 
 
-def index_pictures(
+def index(
     photos: Path,
     *,
     model: str | None = None,
@@ -75,7 +71,7 @@ def index_pictures(
     if not (slash and part.isdecimal() and parts.isdecimal()):
         raise InputError(f"shard is {shard!r}; expected i/k, such as 1/4")
     retriever = load(model, device=device)
-    index = retriever.index(
+    made = retriever.index(
         photos,
         folder,
         table=table,
@@ -87,17 +83,12 @@ def index_pictures(
         factory=factory,
         queries=None if queries is None else read_text(queries).splitlines(),
     )
-    print(f"{index.update}\nindex: {folder}")
-    if index.faiss is not None:
-        print(f"faiss: {index.faiss}")
+    print(f"{made.update}\nindex: {folder}")
+    if made.faiss is not None:
+        print(f"faiss: {made.faiss}")
     run = Path(str(retriever.source))
-    if calibrate and index.calibration is None and (run / "config.yaml").is_file():
+    if calibrate and made.calibration is None and (run / "config.yaml").is_file():
         try:
-            index.calibrate(calibration_of_run(run))
+            made.calibrate(calibration_of_run(run))
         except (InputError, OSError) as error:
             print(f"hits have no probabilities: {error}")
-
-
-def index(words: Sequence[str]) -> None:
-    """Run the command with the words after ``itmkit index``."""
-    auto_cli(index_pictures, args=list(words), prog="itmkit index", parser_class=OneLineParser)

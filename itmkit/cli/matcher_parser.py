@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from itmkit.cli.options import RunOptions
 from itmkit.cli.parser import OneLineParser
 from itmkit.data import ImageTextData
 from itmkit.systems import Matcher
@@ -34,24 +34,12 @@ def command_parser(command: str) -> MatcherParser:
     """The parser of a command, with the options of :data:`itmkit.cli.options.OPTIONS`."""
     parser = MatcherParser(prog=f"itmkit {command}", allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config")
-    parser.add_argument("--seed_everything", type=bool | int, default=0)
+    parser.add_class_arguments(RunOptions, as_group=False)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(Matcher, "model", subclass_mode=True)
     parser.add_lightning_class_args(ImageTextData, "data", subclass_mode=True)
-    parser.add_argument("--name", type=str | None, default=None)
-    parser.add_argument("--untrained", type=bool | None, default=None)
-    parser.add_argument("--init_from", type=str | None, default=None)
-    parser.add_argument("--init_strict", type=bool, default=True)
-    parser.add_argument("--exact_resume", type=bool, default=True)
-    parser.add_argument("--protocol", type=int | str | None, default=None)
-    parser.add_argument("--protocol_files", type=list[str] | str | None, default=None)
-    parser.add_argument("--keep", type=int, default=10)
-    parser.add_argument("--trec", type=bool, default=False)
-    reports = os.environ.get("ITMKIT_REPORT", "true") != "false"
-    parser.add_argument("--report", type=bool, default=reports)
     parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"})
     parser.add_class_arguments(LastCheckpoint, "last", skip={"dirpath"})
-    parser.add_argument("--ckpt_path", type=str | None, default=None)
     parser.set_defaults(
         {
             "trainer.default_root_dir": "runs",

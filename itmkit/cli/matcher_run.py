@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from itmkit.checks import InputError, check_count
 from itmkit.cli.arguments import composed, config_stems, split_options
 from itmkit.cli.matcher_parser import command_parser
+from itmkit.cli.options import COMMANDS_OF
 from itmkit.cli.quiet import quieten_lightning
 from itmkit.cli.report import report_of_training
 from itmkit.configs.agreement import short_names
@@ -138,17 +139,17 @@ def _with_config_of_the_run(command: str, words: list[str]) -> list[str]:
 
 def _check(command: str, options: Any, given: Collection[str]) -> None:
     """Raise for options that this command does not take, and for values that no type tells."""
+    for name in given:
+        own = COMMANDS_OF.get(name, (command,))
+        if command not in own:
+            instead = (
+                f"; expected --ckpt_path for {command}"
+                if name == "init_from"
+                else f", not of {command}"
+            )
+            raise InputError(f"{name} is an option of {' and '.join(own)}{instead}")
     if command != "fit":
-        if "init_from" in given:
-            raise InputError(f"init_from is an option of fit; expected --ckpt_path for {command}")
-        if "report" in given:
-            raise InputError(f"report is an option of fit, not of {command}")
         options.init_from = None
-    for name in (
-        ("protocol", "protocol_files", "keep", "trec") if command in ("fit", "predict") else ()
-    ):
-        if name in given:
-            raise InputError(f"{name} is an option of test and validate, not of {command}")
     check_count(0, keep=options.keep)
     check_protocol_files(find_protocol(options.protocol), options.protocol_files)
     if options.trainer.barebones:

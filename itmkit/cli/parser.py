@@ -6,7 +6,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail
+from itmkit.cli.options import argument_texts
 from itmkit.configs.agreement import short_names
 
 _NOISE = re.compile(
@@ -70,6 +71,39 @@ class OneLineParser(ArgumentParser):
         if "arguments are required" in message and "given class_path" not in message:
             fail(text + self.required_hint)
         fail(text + _suggestion(self, message))
+
+
+def call(
+    function: Callable[..., Any],
+    words: Sequence[str],
+    command: str,
+    arguments: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    as_positional: bool = True,
+) -> Any:
+    """Call a function with the words of a command, as its signature and docstring say.
+
+    Args:
+        function: of the command.
+        words: after the command.
+        command: as it is typed after ``itmkit``.
+        arguments: what the signature cannot say, for ``add_argument``, by names and flags; their
+            texts are in the docstring too.
+        as_positional: whether parameters that need a value, and no name in Python, need none here.
+    """
+    about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+    texts = argument_texts(function)
+    parser = OneLineParser(prog=f"itmkit {command}", allow_abbrev=False, description=about)
+    parser.add_argument("--config", action="config", help="File of these options.")
+    said: set[str | int] = set()
+    for names, own in (arguments or {}).items():
+        name = names.split()[-1].lstrip("-")
+        parser.add_argument(*names.split(), help=texts[name], **own)
+        said.add(name)
+    parser.add_function_arguments(function, as_group=False, as_positional=as_positional, skip=said)
+    options = parser.instantiate(parser.parse_args(list(words)))
+    del options["config"]
+    return function(**options)
 
 
 def _suggestion(parser: ArgumentParser, message: str) -> str:

@@ -2,51 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from itmkit.cli.errors import one_line
-from itmkit.cli.parser import OneLineParser
 
 if TYPE_CHECKING:
     import torch
 
 
-def report(words: Sequence[str]) -> None:
+ARGUMENTS: dict[str, Any] = {"run": {}, "other": {"nargs": "?"}}
+
+
+def report(
+    run: str,
+    other: str | None = None,
+    *,
+    output: Path | None = None,
+    split: Literal["val", "test"] = "val",
+    protocol: int | str | None = None,
+    photos: str | None = None,
+    device: str | None = None,
+) -> None:
     """Write a page of a run that opens without a network; needs itmkit[report].
 
     It shows recall with intervals, training curves, ranks, scores, right and wrong results, maps of
     what words look at, and how to reproduce it.
-    """
-    parser = OneLineParser(prog="itmkit report", allow_abbrev=False, description=report.__doc__)
-    add = parser.add_argument
-    add("run", type=str, help="NAME of a run, for runs/NAME/latest, or its folder.")
-    add("other", nargs="?", type=str, help="A second run on the same captions, to compare with.")
-    add("--output", type=Path | None, help="Where null, report.html in the folder of the run.")
-    add("--split", type=Literal["val", "test"], default="val", help="Of the run's data.")
-    add(
-        "--protocol",
-        type=int | str | None,
-        help="f30k-1k, coco-5k, coco-1k or a number of folds; where null, the whole split is "
-        "searched together.",
-    )
-    add("--photos", type=str | None, help="Where the photos are, for a run on stored features.")
-    add("--device", type=str | None, help="Where null, a GPU if there is one.")
-    options = parser.parse_args(list(words))
 
+    Args:
+        run: NAME of a run, for runs/NAME/latest, or its folder.
+        other: A second run on the same captions, to compare with.
+        output: Where null, report.html in the folder of the run.
+        split: Of the run's data.
+        protocol: f30k-1k, coco-5k, coco-1k or a number of folds; where null, the whole split is
+            searched together.
+        photos: Where the photos are, for a run on stored features.
+        device: Where null, a GPU if there is one.
+    """
     from itmkit.modes import usable_device
     from itmkit.report.run_report import write_report
     from itmkit.retriever.names import find_run
 
     path = write_report(
-        find_run(options.run),
-        options.output,
-        other=None if options.other is None else find_run(options.other),
-        split=options.split,
-        protocol=options.protocol,
-        photos=options.photos,
-        device=usable_device(options.device),
+        find_run(run),
+        output,
+        other=None if other is None else find_run(other),
+        split=split,
+        protocol=protocol,
+        photos=photos,
+        device=usable_device(device),
     )
     print(f"report: {path}")
 
