@@ -13,7 +13,7 @@ from torch import Tensor
 
 from itmkit.checks import check_share
 from itmkit.data import Images, ImageTextData
-from itmkit.index.search import close_pairs
+from itmkit.index.exact_scores import close_pairs
 
 _SIDE = 16  # pixels of a small picture
 

@@ -2,10 +2,10 @@
 
 from itmkit.index.build import build_index
 from itmkit.index.calibration import Calibration
-from itmkit.index.candidates import FaissBuild
 from itmkit.index.columns import picture_columns
+from itmkit.index.faiss_build import FaissBuild, faiss_sentences
 from itmkit.index.merge import merge_indexes
-from itmkit.index.search import Hit, Index, faiss_sentences, stored_model
+from itmkit.index.search import Hit, Index, stored_model
 from itmkit.index.update import Skipped, Update
 
 __all__ = [

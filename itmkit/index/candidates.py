@@ -1,10 +1,9 @@
-"""Candidates of a search from a faiss index, whose recall was measured when it was built."""
+"""Candidates of a search, from an index of faiss."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,62 +14,11 @@ from torch import Tensor
 from itmkit.checks import InputError
 from itmkit.extras import require_extra
 
-LEAST_RECALL = 0.95  # of sentences; below it a build is refused
-RECALL_AT = 10
-LEAST_QUERIES = 50
-MOST_QUERIES = 500  # that recall is measured with
-
 _CRASHES = r"[A-Za-z]0+(?!\d)|HNSW0*1(?!\d)"  # in a factory string, as of faiss 1.15
 _PER_HIT = 10  # candidates that are scored exactly for every hit that is wanted
 _LEAST_CANDIDATES = 100
-_TRAINED_WITH = 200_000  # vectors at most, evenly spread
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True)
-class FaissBuild:
-    """How a faiss index was built, and what it finds.
-
-    Args:
-        factory: factory string of faiss.
-        parameters: of its searches, such as ``"nprobe=8"``: the fastest that were good enough.
-        text_recall: share of the ten best pictures of a sentence that are among its candidates,
-            the mean over ``queries``.
-        image_recall: the same of pictures of the index as queries, themselves left out.
-        queries: the sentences.
-        generation: of the state of the index that it belongs to.
-        file: its name in the folder of the index.
-    """
-
-    factory: str
-    parameters: str
-    text_recall: float
-    image_recall: float
-    queries: list[str]
-    generation: int
-    file: str
-
-    def __str__(self) -> str:
-        settings = f" with {self.parameters}" if self.parameters else ""
-        return (
-            f"{self.factory}{settings} finds {self.text_recall:.1%} of the {RECALL_AT} best "
-            f"pictures of a sentence and {self.image_recall:.1%} of those of a picture "
-            f"({len(self.queries)} sentences)"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As numbers, strings and lists, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """What :meth:`to_dict` gave.
-
-        Raises:
-            TypeError: if entries are missing or unknown.
-        """
-        return cls(**content)
 
 
 class FaissIndex:
@@ -186,59 +134,6 @@ class FaissIndex:
         count = min(max(_PER_HIT * wanted, _LEAST_CANDIDATES), self.index.ntotal)
         _, found = self.index.search(_unit(vectors), count)
         return [np.sort(rows) if (rows >= 0).all() else None for rows in found]
-
-
-def recall(found: Sequence[Rows | None], right: Sequence[Rows]) -> float:
-    """Mean share of the best rows that are among the candidates.
-
-    Args:
-        found: candidates of every query; None, which is searched exactly at its cost, counts as
-            nothing found.
-        right: for every query, the rows that are good enough for its ``RECALL_AT`` best: more than
-            these where scores are equal.
-
-    Example:
-        >>> recall([np.array([0, 2, 4]), None], [np.array([0, 1]), np.array([0, 1])])
-        0.25
-    """
-    shares = []
-    for own, best in zip(found, right, strict=True):
-        hits = 0 if own is None else len(np.intersect1d(own, best))
-        shares.append(min(hits / min(RECALL_AT, len(best)), 1.0))
-    return float(np.mean(shares))
-
-
-def check_sentences(sentences: Sequence[str]) -> list[str]:
-    """The different ones of the sentences that recall is measured with, at most 500.
-
-    Raises:
-        InputError: if they are no list of strings, or too few.
-    """
-    if isinstance(sentences, str) or not all(isinstance(one, str) for one in sentences):
-        raise InputError("queries is no list of strings; expected sentences")
-    different = list(dict.fromkeys(one.strip() for one in sentences if one.strip()))
-    if len(different) < LEAST_QUERIES:
-        raise InputError(
-            f"queries has {len(different)} different sentences; expected at least {LEAST_QUERIES}, "
-            "to measure what a faiss index finds"
-        )
-    return [different[place] for place in spread(len(different), MOST_QUERIES)]
-
-
-def training_rows(count: int) -> Rows:
-    """Rows, evenly spread, that a faiss index of so many vectors is trained with."""
-    return spread(count, _TRAINED_WITH)
-
-
-def spread(count: int, most: int) -> Rows:
-    """At most so many numbers below ``count``, evenly spread.
-
-    Example:
-        >>> spread(10, 4).tolist(), spread(3, 4).tolist()
-        ([0, 2, 5, 7], [0, 1, 2])
-    """
-    kept = min(count, most)
-    return np.arange(kept, dtype=np.int64) * count // max(kept, 1)
 
 
 def _unit(vectors: Tensor) -> np.ndarray[Any, Any]:

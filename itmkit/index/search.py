@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from itmkit.checks import (
     InputError,
     check_count,
-    check_finite,
     check_positive,
     check_share,
     type_of,
 )
-from itmkit.chunks import chunks
-from itmkit.extras import require_extra
 from itmkit.files import atomic_write, user_path
 from itmkit.index import store
 from itmkit.index.calibration import HITS, Calibration
-from itmkit.index.candidates import (
-    LEAST_RECALL,
-    RECALL_AT,
-    FaissBuild,
-    FaissIndex,
-    check_sentences,
-    recall,
-    spread,
-    training_rows,
-)
+from itmkit.index.candidates import FaissIndex
 from itmkit.index.columns import OWN_COLUMNS
 from itmkit.index.encoder import QueryEncoder
+from itmkit.index.exact_scores import ExactScores, Rows, best_places
+from itmkit.index.faiss_build import (
+    LEAST_RECALL,
+    FaissBuild,
+    check_faiss_model,
+    check_sentences,
+    measured,
+    stored_build,
+)
 from itmkit.index.update import Update
 from itmkit.index.where import matching_rows
-from itmkit.retrieval import Encoding, best_images, evaluating
+from itmkit.retrieval import Encoding, best_images
 from itmkit.retrieval.blend import Scale
-from itmkit.retrieval.score import score_block
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TILE_BYTES = 1 << 25  # of fp32 that is scored at a time
 _QUERIES = 32  # whose scores are kept at a time
-_ROWS = 1024  # of vectors that are compared at a time
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +112,8 @@ class Index:
                 f"{self.folder / 'calibration.json'} has wrong or missing entries: {error}; "
                 "expected what calibrate wrote, or no such file"
             ) from error
-        self._last_build = _faiss_build(self.folder)
+        self.exact = ExactScores(self._stored, encoder)
+        self._last_build = stored_build(self.folder)
         self._opened: FaissIndex | None = None
 
     def __len__(self) -> int:
@@ -184,12 +176,13 @@ class Index:
         if not isinstance(factory, str):
             raise InputError(f"factory is {factory!r}; expected a string such as 'IVF64,Flat'")
         check_faiss_model(self.encoder)
-        self._check_vectors()
+        self.exact.check_vectors()
         sentences = check_sentences(queries or ())
         with store.writing(self.folder):
             if store.read(self.folder).manifest["generation"] != self._generation:
                 raise InputError(f"{self.folder} has changed; expected to be opened again")
-            index, build = self._measured(factory, sentences)
+            file_name = store.new_faiss_file(self.folder)
+            index, build = measured(self.exact, factory, sentences, self._generation, file_name)
             with atomic_write(self.folder / build.file) as file:
                 index.write(file)
             store.write_faiss(self.folder, build.to_dict())
@@ -238,13 +231,13 @@ class Index:
         if query is not None and image is None:
             return self.search_many([query], k, where=where, top_k=top_k, weight=weight)[0]
         check_count(k=k)
-        rows, count = self._rows(where)
+        rows = None if where is None else matching_rows(self.items, where)
         own = self.encoder.encode_images([image])
-        if rows is None and query is None and (rows := self._like(own, k)) is not None:
-            count = len(rows)
-        scores = self._image_scores(own, rows, count)[0]
+        if rows is None and query is None:
+            rows = self._candidates(own, k + 1)[0]  # it may be one of them itself
+        scores = self.exact.of_pictures(own, rows)[0]
         if query is not None:
-            words = self._text_scores(self._encoded([query]), rows, count)[0]
+            words = self.exact.of_texts(self._encoded([query]), rows)[0]
             scores = (Scale.of(scores).standardise(scores) + Scale.of(words).standardise(words)) / 2
         values, found = self._best(scores, rows, k)
         return self._hits(values, found)
@@ -262,7 +255,7 @@ class Index:
         check_count(k=k)
         if isinstance(queries, str):
             raise InputError(f"queries is {queries[:40]!r}; expected a list of sentences")
-        rows, count = self._rows(where)
+        rows = None if where is None else matching_rows(self.items, where)
         if self.calibration is not None:
             self._check_gallery_size(self.calibration.gallery_size)
         top_k = self.encoder.model.rerank_top_k if top_k is None else top_k
@@ -271,7 +264,7 @@ class Index:
         for start in range(0, len(queries), _QUERIES):
             texts = self._encoded(queries[start : start + _QUERIES])
             wanted = max(k, HITS, top_k)
-            scored = self._scored_texts(texts, rows, count, wanted)
+            scored = self._scored_texts(texts, rows, wanted)
             for own, (scores, places) in enumerate(scored):
                 values, found = self._best(scores, places, wanted)
                 if top_k and len(found):
@@ -302,24 +295,9 @@ class Index:
         """
         check_positive(threshold=threshold)
         check_share(threshold=threshold)
-        self._check_vectors()
-        paths, pairs = self.items["path"].to_pylist(), []
-        for here, vectors in self._tiles(("vector",), None):
-            own = F.normalize(vectors["vector"], dim=1)
-            for there, others in self._tiles(("vector",), None):
-                if there.start < here.start:
-                    continue
-                units = F.normalize(others["vector"], dim=1)
-                for row, column, cosine in close_pairs(own, units, threshold):
-                    a, b = here.start + row, there.start + column
-                    if a < b:
-                        pairs.append((paths[a], paths[b], cosine))
+        paths = self.items["path"].to_pylist()
+        pairs = [(paths[a], paths[b], cosine) for a, b, cosine in self.exact.close_pairs(threshold)]
         return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
-
-    def _rows(self, where: str | None) -> tuple[Rows | None, int]:
-        """The rows to search, None for all of them, and their number."""
-        rows = None if where is None else matching_rows(self.items, where)
-        return rows, len(self) if rows is None else len(rows)
 
     def _encoded(self, queries: Sequence[str]) -> Encoding:
         for query in queries:
@@ -329,39 +307,18 @@ class Index:
                 raise InputError(f"query is {query!r}; expected a sentence")
         return self.encoder.encode_texts(list(queries))
 
-    def _text_scores(self, texts: Encoding, rows: Rows | None, count: int) -> Tensor:
-        """Scores ``(q, count)`` of sentences."""
-        model = self.encoder.model
-        texts = texts.to(model.device)
-        scores = torch.empty(len(texts), count)
-        with evaluating(model):
-            for own, tile in self._tiles(model.score_fields or tuple(self._stored.fields), rows):
-                block = score_block(model, Encoding(**tile).to(model.device), texts)
-                scores[:, own] = _finite(block.float().cpu(), own.start).T
-        return scores
-
     def _scored_texts(
-        self, texts: Encoding, rows: Rows | None, count: int, wanted: int
+        self, texts: Encoding, rows: Rows | None, wanted: int
     ) -> Iterator[tuple[Tensor, Rows | None]]:
         """Scores of each sentence and the rows that they are of; None for all rows."""
         found = self._candidates(texts, wanted) if rows is None else [None] * len(texts)
         exact = [own for own, places in enumerate(found) if places is None]
-        whole = iter(self._text_scores(texts[exact], rows, count) if exact else ())
+        whole = iter(self.exact.of_texts(texts[exact], rows) if exact else ())
         for own, places in enumerate(found):
             if places is None:
                 yield next(whole), rows
             else:
-                yield self._text_scores(texts[own], places, len(places))[0], places
-
-    def _image_scores(self, query: Encoding, rows: Rows | None, count: int) -> Tensor:
-        """Cosines ``(q, count)`` with pictures."""
-        self._check_vectors()
-        own = F.normalize(query.vector.float().cpu(), dim=1)
-        scores = torch.empty(len(own), count)
-        for place, tile in self._tiles(("vector",), rows):
-            cosines = F.normalize(tile["vector"], dim=1) @ own.T
-            scores[:, place] = _finite(cosines, place.start).T
-        return scores
+                yield self.exact.of_texts(texts[own], places)[0], places
 
     @property
     def _generation(self) -> int:
@@ -374,10 +331,6 @@ class Index:
             return [None] * len(queries)
         return index.candidates(queries.vector.cpu(), wanted)
 
-    def _like(self, picture: Encoding, k: int) -> Rows | None:
-        """Rows that faiss finds for a picture, which may be one of them itself."""
-        return self._candidates(picture, k + 1)[0]
-
     def _faiss_index(self) -> FaissIndex | None:
         """The faiss index, read when it is first needed."""
         build = self.faiss
@@ -387,48 +340,11 @@ class Index:
         try:
             self._opened = FaissIndex.read(self.folder / build.file, shape, build.parameters)
         except FileNotFoundError:
-            now = _faiss_build(self.folder)
+            now = stored_build(self.folder)
             if now is not None and now.file == build.file:
                 raise
             self._last_build = None  # another process has built another one
         return self._opened
-
-    def _measured(self, factory: str, sentences: list[str]) -> tuple[FaissIndex, FaissBuild]:
-        """A faiss index with the fastest good parameters, and what it finds."""
-        count = len(self)
-        vectors = self._stored.fields["vector"]
-        texts = Encoding.cat(
-            [self._encoded(sentences[part]) for part in chunks(len(sentences), 256)]
-        )
-        if "vector" not in texts.items() or texts.vector.shape[1] != vectors.shape[1]:
-            raise InputError("sentences have no vector of the size of the pictures'; expected one")
-        places = spread(count, len(sentences))
-        pictures = Encoding(vector=_tensor(vectors[places]))
-        tiles = (tile["vector"] for _, tile in self._tiles(("vector",), None))
-        sample = _tensor(vectors[training_rows(count)])
-        index = FaissIndex.build(factory, count, tiles, sample)
-        right: list[Rows] = []
-        alike: list[Rows] = []
-        for part in chunks(len(texts), _QUERIES):
-            right += map(_good_enough, self._text_scores(texts[part], None, count))
-        for part in chunks(len(pictures) if count > 1 else 0, _QUERIES):
-            scores = self._image_scores(pictures[part], None, count)
-            scores[range(len(scores)), places[part]] = -torch.inf  # itself
-            alike += map(_good_enough, scores)
-        of_text = of_image = 0.0
-        used = ""
-        for parameters in index.settings():
-            index.use(used := parameters)
-            of_text = recall(index.candidates(texts.vector.cpu(), RECALL_AT), right)
-            found = index.candidates(pictures.vector, RECALL_AT + 1)
-            of_image = recall(found, alike) if alike else 1.0
-            if min(of_text, of_image) >= LEAST_RECALL:
-                break
-        file = store.new_faiss_file(self.folder)
-        build = FaissBuild(factory, used, of_text, of_image, sentences, self._generation, file)
-        if of_text < LEAST_RECALL:
-            raise InputError(f"factory: {build}; expected at least {LEAST_RECALL:.0%} of the first")
-        return index, build
 
     def _best(self, scores: Tensor, rows: Rows | None, k: int) -> tuple[Tensor, Tensor]:
         values, places = best_places(scores, k)
@@ -441,36 +357,12 @@ class Index:
         scores, order = best_images(
             self.encoder.model,
             text,
-            self._encoding(found.numpy()),
+            self.exact.encoding(found.numpy()),
             len(found),
             top_k=top_k,
             weight=weight,
         )
         return scores[0], found[order[0]]
-
-    def _check_vectors(self) -> None:
-        if not self.has_vectors:
-            raise InputError(
-                f"{type(self.encoder.model).__name__} makes no vector of a picture that could be "
-                "compared with another picture's; expected a search by words"
-            )
-
-    def _tiles(
-        self, names: tuple[str, ...], rows: Rows | None
-    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Fields in fp32, as many rows at a time as fit, and the place of these rows."""
-        fields = self._stored.fields
-        width = sum(4 * int(np.prod(fields[name].shape[1:])) for name in names)
-        step = max(1, _TILE_BYTES // max(width, 1))
-        for start in range(0, len(self) if rows is None else len(rows), step):
-            part = slice(start, start + step)
-            own = part if rows is None else rows[part]
-            yield part, {name: _tensor(fields[name][own]) for name in names}
-
-    def _encoding(self, rows: Rows) -> Encoding:
-        return Encoding(
-            **{name: _tensor(array[rows]) for name, array in self._stored.fields.items()}
-        )
 
     def _check_gallery_size(self, size: int) -> None:
         if len(self) > 3 * size:
@@ -508,112 +400,3 @@ def stored_model(folder: Path) -> str:
     if name is None:
         raise InputError(f"{folder} does not know its model's name; expected --model")
     return str(name)
-
-
-def faiss_sentences(
-    encoder: QueryEncoder,
-    folder: str | Path,
-    factory: str | None,
-    queries: Sequence[str] | None,
-    otherwise: Callable[[], Sequence[str]],
-) -> list[str]:
-    """The sentences that :meth:`Index.build_faiss` will take, before there is an index.
-
-    Args:
-        encoder: whose model is checked.
-        folder: of the index, if it is there.
-        factory: that given; None: that of the faiss index that is there.
-        queries: those given; None: those of the faiss index that is there.
-        otherwise: gives them where there is none.
-
-    Raises:
-        InputError: if the model cannot have a faiss index, faiss is not installed, or the sentences
-            are too few.
-    """
-    check_faiss_model(encoder)
-    last = _faiss_build(user_path(folder))
-    if factory is None and last is None:
-        raise InputError("factory is None, and queries are given; expected both")
-    if queries is None:
-        queries = otherwise() if last is None else last.queries
-    return check_sentences(queries)
-
-
-def check_faiss_model(encoder: QueryEncoder) -> None:
-    """Raise unless the model compares one vector of a picture with one of a sentence.
-
-    Raises:
-        InputError: if it does not, or faiss is not installed.
-    """
-    require_extra("faiss", "faiss-cpu>=1.9")
-    model = encoder.model
-    if model.score_fields != ("vector",):
-        raise InputError(
-            f"factory is given, and {type(model).__name__} compares more than one vector of a "
-            "picture; expected a model that a faiss index can serve, or no factory"
-        )
-
-
-def _faiss_build(folder: Path) -> FaissBuild | None:
-    content = store.read_faiss(folder)
-    try:
-        return None if content is None else FaissBuild.from_dict(content)
-    except TypeError as error:
-        raise InputError(
-            f"{folder / 'faiss.json'} has wrong or missing entries: {error}; expected what a build "
-            "wrote, or no such file"
-        ) from error
-
-
-def _good_enough(scores: Tensor) -> Rows:
-    """The rows with the ``RECALL_AT`` best scores, and those of equal ones."""
-    finite = int(scores.isfinite().sum())
-    worst = scores.topk(min(RECALL_AT, finite), sorted=False).values.min()
-    rows: Rows = (scores >= worst).nonzero()[:, 0].numpy()
-    return rows
-
-
-def close_pairs(one: Tensor, other: Tensor, threshold: float) -> list[tuple[int, int, float]]:
-    """Pairs of rows of two stacks of unit vectors whose cosine is at least a threshold.
-
-    Returns:
-        Row of the one, row of the other, and their cosine, in the order of the rows.
-
-    Example:
-        >>> close_pairs(torch.eye(2), torch.tensor([[0.0, 1.0]]), 0.9)
-        [(1, 0, 1.0)]
-    """
-    pairs = []
-    for start in range(0, len(one), _ROWS):
-        cosines = one[start : start + _ROWS] @ other.T
-        rows, columns = (cosines >= threshold).nonzero(as_tuple=True)
-        values = cosines[rows, columns].tolist()
-        pairs += list(zip((rows + start).tolist(), columns.tolist(), values, strict=True))
-    return pairs
-
-
-def best_places(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of some scores ``(n,)`` and their places; of equal ones the first.
-
-    Example:
-        >>> best_places(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0]), 3)[1].tolist()
-        [1, 3, 2]
-    """
-    k = min(k, len(scores))
-    if not k:
-        return scores, torch.empty(0, dtype=torch.int64)
-    worst = scores.topk(k, sorted=False).values.min()
-    places = (scores >= worst).nonzero()[:, 0]  # more than k where some are equal
-    values, order = scores[places].sort(descending=True, stable=True)
-    return values[:k], places[order[:k]]
-
-
-def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _finite(scores: Tensor, start: int) -> Tensor:
-    """Scores ``(n, q)`` of pictures from number ``start`` on."""
-    check_finite(scores, lambda row, _: f"the score of picture {start + row}")
-    return scores

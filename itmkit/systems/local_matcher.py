@@ -130,12 +130,18 @@ class LocalMatcher(Matcher):
     def encode_image(self, images: Images) -> Encoding:
         check_images(images)
         levels = _levels(self.image_encoder(images.features, images.mask))
-        return _joined(self.local_image(levels, images), self._image_vectors(images, levels))
+        local = self.local_image(levels, images)
+        if self.global_branch is None:
+            return local
+        return _joined(local, self.global_branch.image(images.features, images.mask, levels[-1]))
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
         levels = _levels(self.text_encoder(texts.inputs, texts.mask))
-        return _joined(self.local_text(levels), self._text_vectors(texts, levels))
+        local = self.local_text(levels)
+        if self.global_branch is None:
+            return local
+        return _joined(local, self.global_branch.text(texts.inputs, texts.mask, levels[-1]))
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)
@@ -170,9 +176,13 @@ class LocalMatcher(Matcher):
             return {"loss": self.score_loss(*self.batch_scores(batch))}
         check_one_caption(batch)
         assert self.global_loss is not None
-        regions = _levels(self.image_encoder(batch.images.features, batch.images.mask))
-        words = _levels(self.text_encoder(batch.texts.inputs, batch.texts.mask))
-        vectors = self._image_vectors(batch.images, regions), self._text_vectors(batch.texts, words)
+        images, texts, branch = batch.images, batch.texts, self.global_branch
+        regions = _levels(self.image_encoder(images.features, images.mask))
+        words = _levels(self.text_encoder(texts.inputs, texts.mask))
+        vectors = [
+            branch.image(images.features, images.mask, regions[-1]),
+            branch.text(texts.inputs, texts.mask, words[-1]),
+        ]
         image, text, ids = gather_all([*vectors, batch.image_ids], sizes=batch.sizes)
         terms = {"global": self.global_loss(cosine_scores(image, text), ids[:, None] == ids)}
         if self.local_weight:
@@ -198,17 +208,6 @@ class LocalMatcher(Matcher):
         loss: Tensor = self.score_loss(scores, ids[:, None] == ids)
         return loss
 
-    def _image_vectors(self, images: Images, levels: list[Tokens]) -> Any:
-        """Global vectors; None without a global branch."""
-        if self.global_branch is None:
-            return None
-        return self.global_branch.image(images.features, images.mask, levels[-1])
-
-    def _text_vectors(self, texts: Texts, levels: list[Tokens]) -> Any:
-        if self.global_branch is None:
-            return None
-        return self.global_branch.text(texts.inputs, texts.mask, levels[-1])
-
 
 def _levels(given: list[Tokens] | Tokens) -> list[Tokens]:
     """The levels of an encoder of several, or of one."""
@@ -232,7 +231,5 @@ def _sizes_of_first(count: int, batch: Batch) -> tuple[int, ...]:
     return tuple(max(0, min(size, count - rows)) for size, rows in zip(sizes, before, strict=True))
 
 
-def _joined(local: Encoding, vector: Tensor | None) -> Encoding:
-    if vector is None:
-        return local
+def _joined(local: Encoding, vector: Tensor) -> Encoding:
     return Encoding(vector=vector, **local.items(), **dict.fromkeys(local.absent()))

@@ -15,7 +15,7 @@ from torch import Tensor
 from itmkit.checks import InputError
 from itmkit.index import Index, build_index
 from itmkit.index.candidates import FaissIndex
-from itmkit.index.search import faiss_sentences
+from itmkit.index.faiss_build import faiss_sentences
 from itmkit.retrieval import Encoding
 from tests.support.pictures import COLOURS, ColourEncoder, save_picture
 
@@ -106,7 +106,7 @@ def test_candidates_alone_are_scored(
     """Without this, a search that ignored faiss would pass all else."""
     index.build_faiss("Flat", SENTENCES)
     scored: list[int] = []
-    monkeypatch.setattr(index, "_tiles", recorded(index._tiles, scored))
+    monkeypatch.setattr(index.exact, "tiles", recorded(index.exact.tiles, scored))
     index.search("red 3")
     index.search(image=photos / "005.jpg", k=10)
     assert scored == [100, 110]
@@ -116,7 +116,7 @@ def test_candidates_alone_are_scored(
 
 
 def recorded(tiles: Any, scored: list[int]) -> Any:
-    def record(names: tuple[str, ...], rows: Any) -> Any:
+    def record(names: tuple[str, ...], rows: Any = None) -> Any:
         scored.append(COUNT if rows is None else len(rows))
         return tiles(names, rows)
 

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from itmkit.checks import InputError
-from itmkit.index import Index, build_index
+from itmkit.index import Index, build_index, exact_scores
 from itmkit.index import search as search_module
-from itmkit.index.search import best_places
+from itmkit.index.exact_scores import best_places
 from itmkit.index.where import matching_rows
 from itmkit.report.page import write_hits
 from tests.support.pictures import COLOURS, ColourEncoder, save_picture
@@ -58,7 +58,7 @@ def test_by_words(index: Index) -> None:
 
 @pytest.mark.parametrize("tile", [1, 100, 1 << 25])
 def test_naive_loop_reference(index: Index, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "_TILE_BYTES", tile)
+    monkeypatch.setattr(exact_scores, "_TILE_BYTES", tile)
     encoder = index.encoder
     paths = [index.root / path for path in index.items["path"].to_pylist()]
     query = encoder.encode_texts(["blue white"])
@@ -213,7 +213,7 @@ def test_words_that_differ_by_rounding_alone_count_nothing(
     query = save_picture(tmp_path / "query.jpg", "green", shade=99)
     alone = [hit.path for hit in index.search(image=query, k=COUNT)]
     noise = 0.5 + 1e-7 * torch.randn(1, COUNT, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(index, "_text_scores", lambda *_: noise)
+    monkeypatch.setattr(index.exact, "of_texts", lambda *_: noise)
     assert [hit.path for hit in index.search("blue", image=query, k=COUNT)] == alone
 
 
@@ -231,7 +231,7 @@ def test_second_stage(folder: Path) -> None:
 
 
 def test_near_duplicates(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "_TILE_BYTES", 100)
+    monkeypatch.setattr(exact_scores, "_TILE_BYTES", 100)
     pairs = index.near_duplicates(0.999)
     vectors = torch.from_numpy(index._stored.fields["vector"])
     naive = {

@@ -1,0 +1,240 @@
+"""A faiss index of an index, built for the recall that is measured against exact search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itmkit.checks import InputError
+from itmkit.chunks import chunks
+from itmkit.extras import require_extra
+from itmkit.files import user_path
+from itmkit.index import store
+from itmkit.index.candidates import FaissIndex, Rows
+from itmkit.index.encoder import QueryEncoder
+from itmkit.index.exact_scores import ExactScores
+from itmkit.retrieval import Encoding
+
+LEAST_RECALL = 0.95  # of sentences; below it a build is refused
+RECALL_AT = 10
+LEAST_QUERIES = 50
+MOST_QUERIES = 500  # that recall is measured with
+
+_TRAINED_WITH = 200_000  # vectors at most, evenly spread
+_QUERIES = 32  # whose scores are kept at a time
+
+
+@dataclass(frozen=True)
+class FaissBuild:
+    """How a faiss index was built, and what it finds.
+
+    Args:
+        factory: factory string of faiss.
+        parameters: of its searches, such as ``"nprobe=8"``: the fastest that were good enough.
+        text_recall: share of the ten best pictures of a sentence that are among its candidates,
+            the mean over ``queries``.
+        image_recall: the same of pictures of the index as queries, themselves left out.
+        queries: the sentences.
+        generation: of the state of the index that it belongs to.
+        file: its name in the folder of the index.
+    """
+
+    factory: str
+    parameters: str
+    text_recall: float
+    image_recall: float
+    queries: list[str]
+    generation: int
+    file: str
+
+    def __str__(self) -> str:
+        settings = f" with {self.parameters}" if self.parameters else ""
+        return (
+            f"{self.factory}{settings} finds {self.text_recall:.1%} of the {RECALL_AT} best "
+            f"pictures of a sentence and {self.image_recall:.1%} of those of a picture "
+            f"({len(self.queries)} sentences)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As numbers, strings and lists, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            TypeError: if entries are missing or unknown.
+        """
+        return cls(**content)
+
+
+def measured(
+    exact: ExactScores, factory: str, sentences: list[str], generation: int, file: str
+) -> tuple[FaissIndex, FaissBuild]:
+    """A faiss index with the fastest good parameters, and what it finds.
+
+    Args:
+        exact: the scores that it is compared with.
+        factory: string of faiss.
+        sentences: that recall is measured with.
+        generation: see :class:`FaissBuild`.
+        file: see :class:`FaissBuild`.
+
+    Raises:
+        InputError: if faiss refuses the string, the sentences have no vectors like the pictures',
+            or less than 0.95 of the pictures that exact search finds for them would be found.
+    """
+    count, shape = exact.count, exact.fields["vector"].shape
+    texts = Encoding.cat(
+        [exact.encoder.encode_texts(sentences[part]) for part in chunks(len(sentences), 256)]
+    )
+    if "vector" not in texts.items() or texts.vector.shape[1] != shape[1]:
+        raise InputError("sentences have no vector of the size of the pictures'; expected one")
+    places = spread(count, len(sentences))
+    pictures = Encoding(vector=exact.vectors(places))
+    tiles = (tile["vector"] for _, tile in exact.tiles(("vector",)))
+    index = FaissIndex.build(factory, count, tiles, exact.vectors(spread(count, _TRAINED_WITH)))
+    right: list[Rows] = []
+    alike: list[Rows] = []
+    for part in chunks(len(texts), _QUERIES):
+        right += map(_good_enough, exact.of_texts(texts[part]))
+    for part in chunks(len(pictures) if count > 1 else 0, _QUERIES):
+        scores = exact.of_pictures(pictures[part])
+        scores[range(len(scores)), places[part]] = -torch.inf  # itself
+        alike += map(_good_enough, scores)
+    of_text = of_image = 0.0
+    used = ""
+    for parameters in index.settings():
+        index.use(used := parameters)
+        of_text = recall(index.candidates(texts.vector.cpu(), RECALL_AT), right)
+        found = index.candidates(pictures.vector, RECALL_AT + 1)
+        of_image = recall(found, alike) if alike else 1.0
+        if min(of_text, of_image) >= LEAST_RECALL:
+            break
+    build = FaissBuild(factory, used, of_text, of_image, sentences, generation, file)
+    if of_text < LEAST_RECALL:
+        raise InputError(f"factory: {build}; expected at least {LEAST_RECALL:.0%} of the first")
+    return index, build
+
+
+def _good_enough(scores: Tensor) -> Rows:
+    """The rows with the ``RECALL_AT`` best scores, and those of equal ones."""
+    finite = int(scores.isfinite().sum())
+    worst = scores.topk(min(RECALL_AT, finite), sorted=False).values.min()
+    rows: Rows = (scores >= worst).nonzero()[:, 0].numpy()
+    return rows
+
+
+def recall(found: Sequence[Rows | None], right: Sequence[Rows]) -> float:
+    """Mean share of the best rows that are among the candidates.
+
+    Args:
+        found: candidates of every query; None, which is searched exactly at its cost, counts as
+            nothing found.
+        right: for every query, the rows that are good enough for its ``RECALL_AT`` best: more than
+            these where scores are equal.
+
+    Example:
+        >>> recall([np.array([0, 2, 4]), None], [np.array([0, 1]), np.array([0, 1])])
+        0.25
+    """
+    shares = []
+    for own, best in zip(found, right, strict=True):
+        hits = 0 if own is None else len(np.intersect1d(own, best))
+        shares.append(min(hits / min(RECALL_AT, len(best)), 1.0))
+    return float(np.mean(shares))
+
+
+def check_sentences(sentences: Sequence[str]) -> list[str]:
+    """The different ones of the sentences that recall is measured with, at most 500.
+
+    Raises:
+        InputError: if they are no list of strings, or too few.
+    """
+    if isinstance(sentences, str) or not all(isinstance(one, str) for one in sentences):
+        raise InputError("queries is no list of strings; expected sentences")
+    different = list(dict.fromkeys(one.strip() for one in sentences if one.strip()))
+    if len(different) < LEAST_QUERIES:
+        raise InputError(
+            f"queries has {len(different)} different sentences; expected at least {LEAST_QUERIES}, "
+            "to measure what a faiss index finds"
+        )
+    return [different[place] for place in spread(len(different), MOST_QUERIES)]
+
+
+def spread(count: int, most: int) -> Rows:
+    """At most so many numbers below ``count``, evenly spread.
+
+    Example:
+        >>> spread(10, 4).tolist(), spread(3, 4).tolist()
+        ([0, 2, 5, 7], [0, 1, 2])
+    """
+    kept = min(count, most)
+    return np.arange(kept, dtype=np.int64) * count // max(kept, 1)
+
+
+def faiss_sentences(
+    encoder: QueryEncoder,
+    folder: str | Path,
+    factory: str | None,
+    queries: Sequence[str] | None,
+    otherwise: Callable[[], Sequence[str]],
+) -> list[str]:
+    """The sentences that :meth:`Index.build_faiss` will take, before there is an index.
+
+    Args:
+        encoder: whose model is checked.
+        folder: of the index, if it is there.
+        factory: that given; None: that of the faiss index that is there.
+        queries: those given; None: those of the faiss index that is there.
+        otherwise: gives them where there is none.
+
+    Raises:
+        InputError: if the model cannot have a faiss index, faiss is not installed, or the sentences
+            are too few.
+    """
+    check_faiss_model(encoder)
+    last = stored_build(user_path(folder))
+    if factory is None and last is None:
+        raise InputError("factory is None, and queries are given; expected both")
+    if queries is None:
+        queries = otherwise() if last is None else last.queries
+    return check_sentences(queries)
+
+
+def check_faiss_model(encoder: QueryEncoder) -> None:
+    """Raise unless the model compares one vector of a picture with one of a sentence.
+
+    Raises:
+        InputError: if it does not, or faiss is not installed.
+    """
+    require_extra("faiss", "faiss-cpu>=1.9")
+    model = encoder.model
+    if model.score_fields != ("vector",):
+        raise InputError(
+            f"factory is given, and {type(model).__name__} compares more than one vector of a "
+            "picture; expected a model that a faiss index can serve, or no factory"
+        )
+
+
+def stored_build(folder: Path) -> FaissBuild | None:
+    """The build that the folder of an index has last seen, of whatever state; None: none.
+
+    Raises:
+        InputError: if its file has wrong or missing entries.
+    """
+    content = store.read_faiss(folder)
+    try:
+        return None if content is None else FaissBuild.from_dict(content)
+    except TypeError as error:
+        raise InputError(
+            f"{folder / 'faiss.json'} has wrong or missing entries: {error}; expected what a build "
+            "wrote, or no such file"
+        ) from error
