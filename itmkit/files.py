@@ -32,7 +32,8 @@ def atomic_write(target: str | Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        # One without a number is of what the content comes from, such as a file of Arrow.
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(target)
         raise
     with suppress(OSError):  # not every file system lets a folder be synchronised

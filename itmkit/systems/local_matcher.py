@@ -76,6 +76,11 @@ class LocalMatcher(Matcher):
                 if given:
                     raise InputError(f"{name} is given, but there is no global_branch")
         else:
+            if global_branch.views != 1:
+                raise InputError(
+                    f"global_branch.views is {global_branch.views}; expected 1, for a "
+                    f"{type(self).__name__}, which has one view of an image"
+                )
             global_branch.complete(image_encoder, text_encoder)
             global_loss = global_loss or InfoNCELoss(0.05)
             check_kind("scores", global_loss=global_loss)

@@ -729,6 +729,32 @@ def tar(*files: tuple[str, Any]) -> Make:
     return lambda path: write_tar(path, files)
 
 
+def overwritten(make: Make, first: int, count: int) -> Make:
+    """What ``make`` writes, some bytes of it zero."""
+
+    def change(path: Path) -> None:
+        make(path)
+        with path.open("r+b") as content:
+            content.seek(first)
+            content.write(bytes(count))
+
+    return change
+
+
+def bad_offsets(path: Path) -> None:
+    """A caption of a saved dataset that would end before it begins."""
+    import pyarrow as pa
+
+    file = next(path.glob("*.arrow"))
+    table = pa.table({"image": [JPEG], "text": ["a caption"]})
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = file.read_bytes()
+    place = content.rindex(np.array([0, 9], "<i4").tobytes(), 0, content.index(b"a caption"))
+    ends = np.array([9, 0], "<i4").tobytes()
+    file.write_bytes(content[:place] + ends + content[place + len(ends) :])
+
+
 def cut_to(make: Make, size: int) -> Make:
     """A file without its end: so many bytes of it, or without as many where less than 0."""
 
@@ -796,6 +822,12 @@ INSIDE = [
     Fault(inside_parquet, "cut short", cut_to(structs(("a", JPEG)), -20), "p.parquet is not Parqu"),
     Fault(
         inside_parquet,
+        "no pages",
+        overwritten(structs(("a", JPEG)), 4, 30),
+        "p.parquet is not Parquet: ",
+    ),
+    Fault(
+        inside_parquet,
         "no pictures",
         stored({"image": ["a.jpg"], "text": ["a"]}),
         "p.parquet has the columns 'image', 'text'; expected one of pictures, {bytes, path} or by",
@@ -850,6 +882,7 @@ INSIDE_A_DATASET = [
         lambda path: os.truncate(next(path.glob("*.arrow")), 300),
         "saved is not a whole dataset: ",
     ),
+    Fault(saved_dataset, "bad offsets", bad_offsets, "saved is not a whole dataset: "),
     Fault(
         saved_dataset, "no JSON", lambda path: (path / "state.json").write_text("{"), "saved is not"
     ),

@@ -62,6 +62,7 @@ def test_local_scores_are_those_of_the_system_alone(kind):
 def test_loss_is_global_and_of_the_first_pairs_local(kind):
     model = system(kind, local_pairs=4, local_weight=0.5).eval()
     batch = next(iter(data().train_dataloader()))
+    batch.image_ids[1] = batch.image_ids[0]  # two captions of one image
     terms = model.loss(batch)
     images, texts = model.encode_image(batch.images), model.encode_text(batch.texts)
     same = batch.image_ids[:, None] == batch.image_ids
@@ -99,6 +100,14 @@ def test_a_fit_trains_all_parts_and_fits_the_second_stage(kind, tmp_path):
 def test_options_of_a_global_branch_that_is_not_there(kind, options, name):
     with pytest.raises(InputError, match=f"{name} is .*global_branch"):
         system(kind, branch=False, **options)
+
+
+@both
+def test_a_global_branch_of_several_views_is_refused(kind):
+    with pytest.raises(
+        InputError, match=f"global_branch.views is 2; expected 1, for a {kind.__name__}"
+    ):
+        system(kind, global_branch=GlobalBranch(views=2))
 
 
 @both
@@ -164,3 +173,32 @@ def test_more_local_pairs_than_the_batch_has_are_all_of_it(kind):
     batch = next(iter(data().train_dataloader()))
     losses = [system(kind, local_pairs=count).eval().loss(batch)["loss"] for count in (None, 999)]
     torch.testing.assert_close(*losses)
+
+
+@both
+@pytest.mark.parametrize("side", [0, 1])
+def test_pairs_of_one_image_or_caption_are_scored_at_once(kind, side, monkeypatch):
+    model = system(kind).eval()
+    batch = next(iter(data().val_dataloader()))
+    images, texts = model.encode_image(batch.images), model.encode_text(batch.texts)
+    calls, own = [], model.local_scores
+    monkeypatch.setattr(model, "local_scores", lambda *both: calls.append(1) or own(*both))
+    pairs = torch.tensor([[1, 0], [1, 2], [1, 4], [1, 3]])
+    model.rerank(images, texts, pairs if side == 0 else pairs.flip(1))
+    assert len(calls) == 1
+
+
+def test_the_global_branch_reads_the_last_level():
+    torch.manual_seed(0)
+    encoders = [SharedLevels(encoder, 2, DIM) for encoder in (RegionProjection(437), BiGRU(64))]
+    model = DAIM(*encoders, global_branch=GlobalBranch()).eval()
+    batch = next(iter(data().val_dataloader()))
+    images, texts = batch.images, batch.texts
+    regions = model.image_encoder(images.features, images.mask)[-1]
+    words = model.text_encoder(texts.inputs, texts.mask)[-1]
+    branch = model.global_branch
+    for found, expected in [
+        (model.encode_image(images), branch.image(images.features, images.mask, regions)),
+        (model.encode_text(texts), branch.text(texts.inputs, texts.mask, words)),
+    ]:
+        torch.testing.assert_close(found.vector, expected)

@@ -88,6 +88,7 @@ class DatasetPictures(PictureFile):
                     if own.is_dir()
                     else datasets.Dataset.from_file(str(own))
                 )
+                dataset.data.validate(full=True)  # reads no pictures, but where they are
             except FileNotFoundError:
                 raise
             except Exception as error:  # a file that is not whole raises nearly anything
