@@ -32,6 +32,12 @@ TOLERANCE = 1e-4
 _TOP = 10
 
 
+def require_onnx() -> None:
+    """Raise :class:`~itmkit.checks.InputError` unless the packages of the extra are installed."""
+    # older versions of onnxscript export a GRU wrongly
+    require_extra("export", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7.2")
+
+
 def export_onnx(
     model: Matcher, examples: Iterable[tuple[Images, Texts]], folder: str | Path
 ) -> dict[str, Any]:
@@ -60,8 +66,7 @@ def export_onnx(
             CPU, a folder that holds files or is being written, examples that are too few or no
             pairs, or files that do not compute the same.
     """
-    # older versions of onnxscript export a GRU wrongly
-    require_extra("export", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7.2")
+    require_onnx()
     _check_model(model)
     batches = list(examples)
     for one in batches:

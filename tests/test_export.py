@@ -106,6 +106,18 @@ def test_command_refuses_what_it_cannot_use(
         assert message in capsys.readouterr().err
 
 
+def test_missing_package_is_told_before_the_run_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(extra: str, *requirements: str) -> None:
+        raise InputError(f"onnx is not installed: pip install 'itmkit[{extra}]'")
+
+    monkeypatch.setattr("itmkit.export.require_extra", missing)
+    with pytest.raises(SystemExit):
+        main(["export", "no/such"])
+    assert "onnx is not installed: pip install 'itmkit[export]'" in capsys.readouterr().err
+
+
 def test_run_without_a_validation_split_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

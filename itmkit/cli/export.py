@@ -24,12 +24,13 @@ def export(
     """
     from itertools import islice
 
-    from itmkit.export import CERTIFICATE, export_onnx
+    from itmkit.export import CERTIFICATE, export_onnx, require_onnx
     from itmkit.files import user_path
     from itmkit.retriever.names import find_run
     from itmkit.systems import load_run
 
     check_count(batches=batches)
+    require_onnx()
     folder = find_run(run)
     target = folder / "onnx" if output is None else user_path(output)
     model, data = load_run(folder)

@@ -8,7 +8,8 @@ import warnings
 
 def quieten_lightning() -> None:
     """Do not show tips of Lightning, nor warnings that do not apply to a Matcher."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_relevant)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_relevant)
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",
         r".*sync_dist=True",  # recall is computed from all processes' items, and so the same on all
@@ -19,4 +20,5 @@ def quieten_lightning() -> None:
 
 def _is_relevant(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    return "Tip:" not in message and "`LightningModule.configure_callbacks`" not in message
+    hidden = ("Tip:", "`LightningModule.configure_callbacks`", "`weights_only` was not set")
+    return not any(words in message for words in hidden)

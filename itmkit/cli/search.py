@@ -61,7 +61,7 @@ def search(
             for note in query_notes(opened.encoder.tokenizer, query):
                 print(note)
         if html is not None:
-            write_hits(user_path(html), opened, hits, query, image=image)
+            write_hits(user_path(html), opened, hits, query, image=image, where=where)
             print(f"page: {html}")
     if json:
         found = [

@@ -113,7 +113,10 @@ def read_table(
     path = user_path(path)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        raise InputError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(ENDINGS)}")
+        form = ", a table, not captions in Karpathy's or COCO's form" if ending == ".json" else ""
+        raise InputError(
+            f"{path} ends in {path.suffix!r}; expected one of {', '.join(ENDINGS)}{form}"
+        )
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise InputError(f"delimiter is {delimiter!r}; expected one character")
     if ending == ".parquet":

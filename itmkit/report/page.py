@@ -95,6 +95,7 @@ def write_hits(
     query: str | None = None,
     *,
     image: str | Path | None = None,
+    where: str | None = None,
 ) -> None:
     """Write the page of what a search of an index found.
 
@@ -104,6 +105,7 @@ def write_hits(
         hits: what :meth:`itmkit.index.Index.search` found.
         query: the sentence that was searched, if any.
         image: the picture that was searched, if any.
+        where: the condition on the columns that was set, if any.
     """
     picture = None if image is None else user_path(image)
     shown = []
@@ -113,6 +115,8 @@ def write_hits(
         shown.append(Shown(hit.path, name, f"{hit.score:.3f}{chance}"))
     title = " + ".join(([f"“{query}”"] if query else []) + ([picture.name] if picture else []))
     note = index.verdict(hits) or f"{len(index)} pictures"
+    if where is not None:
+        note += f", those with {where}"
     write_page(path, title, [Group("", shown, picture)], note=note)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import shutil
 import sys
@@ -93,9 +94,15 @@ def test_a_folder_and_a_table_are_enough(
     assert before.items() < after.items()  # of the test split alone there were none
 
 
-def test_words_need_no_text_model(photos: Path, models: Path) -> None:
+def test_words_need_no_text_model(
+    photos: Path, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector")
+    log.addHandler(caplog.handler)
     with pytest.warns(UserWarning, match="16 photos to train on will hardly teach"):
         fit("mate", *options(models, "bigru"))
+    log.removeHandler(caplog.handler)
+    assert "weights_only" not in caplog.text
     assert all(name.startswith("test_byobnet") for name in folders(photos / "cache"))
     config = yaml.safe_load(Path("runs/mate-photos/latest/config.yaml").read_text())
     assert value_of(config, "data.text_model") is None

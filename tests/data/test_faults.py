@@ -691,6 +691,10 @@ def test_missing_file_of_a_table(name: str, tmp_path: Path) -> None:
         ({"max_captions": 0}, "max_captions is 0; expected 1 or more"),
         ({"delimiter": ";;"}, "delimiter is ';;'; expected one character"),
         ({"name": "t.xlsx"}, "t.xlsx ends in '.xlsx'; expected one of .csv, .tsv"),
+        (
+            {"name": "t.json"},
+            ".jsonl, .parquet, a table, not captions in Karpathy's or COCO's form",
+        ),
         ({"flip": 1.5}, "flip is 1.5; expected a number in [0, 1]"),
     ],
 )

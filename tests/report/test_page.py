@@ -24,11 +24,12 @@ def index(tmp_path: Path) -> Index:
 def test_smoke(index: Index, tmp_path: Path) -> None:
     hits = index.search("red", k=3)
     hits[2].path.unlink()
-    write_hits(tmp_path / "hits.html", index, hits, "red <b>")
+    write_hits(tmp_path / "hits.html", index, hits, "red <b>", where="size > 3")
     page = (tmp_path / "hits.html").read_text()
     assert page.count("data:image/webp;base64,") == 2
     assert "&lt;0&gt;.jpg" in page
     assert "“red &lt;b&gt;”" in page
+    assert "pictures, those with size &gt; 3<" in page
     assert "cannot be read" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
 
