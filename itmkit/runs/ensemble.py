@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError
 from itmkit.data import ImageTextData
-from itmkit.evaluation import write_queries, write_trec
 from itmkit.evaluation.judgement_files import check_protocol
-from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME
+from itmkit.evaluation.query_file import ENSEMBLE_FILE
 from itmkit.files import check_different, path_inside, user_path, write_text
 from itmkit.metrics import Protocol, bootstrap_recall
 from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import recall_of_folds
-from itmkit.retrieval import (
-    EvaluatedOn,
-    encode,
-    evaluation_rows,
-    rank_queries,
-    recall_table,
-    write_metrics,
-)
+from itmkit.retrieval import EvaluatedOn, encode, rank_queries
 from itmkit.retrieval.ensemble import Ensemble
 from itmkit.runs.folder import check_name, claim, discarded_on_error
+from itmkit.runs.measure import Measured, check_keep, count_queries, report, write_ranks
 from itmkit.systems import Matcher, load_run
 
 
@@ -69,10 +62,8 @@ def evaluate_ensemble(
     if len(runs) < 2:
         raise InputError(f"ensemble has {len(runs)} runs; expected two or more")
     check_different("ensemble", runs, [user_path(run) for run in runs])
-    check_count(0, keep=keep)
+    check_keep(keep, trec)
     check_name(name)
-    if trec and not keep:
-        raise InputError("keep is 0 with trec; expected how many items a query has")
     if find_protocol(protocol).probes:
         raise InputError(
             f"protocol is {protocol!r} with an ensemble; expected one without probes, or each run "
@@ -90,11 +81,6 @@ def evaluate_ensemble(
     relevance = judgements or (source and source(gallery.image_ids, gallery.text_ids))
     options: dict[str, Any] = {"protocol": protocol, "relevance": relevance}
     names = [path_inside(Path.cwd(), user_path(run).absolute()).as_posix() for run in runs]
-    rows = {}
-    for name_of_run, model, own in zip(names, models, ensemble.galleries, strict=True):
-        rows[name_of_run] = recall_of_folds(rank_queries(model, own, **options))
-    folds = rank_queries(ensemble, gallery, keep=keep, **options)
-    recall = recall_of_folds(folds)
     about = EvaluatedOn(
         "test",
         len(gallery.images),
@@ -102,37 +88,28 @@ def evaluate_ensemble(
         " + ".join(names),
         0,
         protocol=protocol_name(protocol),
-        intervals=bootstrap_recall(folds),
-        queries=None if judgements is None else (len(folds[0].i2t), len(folds[0].t2i)),
     )
+    rows = {}
+    for run, model, own in zip(names, models, ensemble.galleries, strict=True):
+        recall = recall_of_folds(rank_queries(model, own, **options))
+        rows[run] = Measured({k: v for k, v in recall.items() if "/" not in k}, about, [])
+    folds = rank_queries(ensemble, gallery, keep=keep, **options)
+    queries = None if judgements is None else count_queries(folds)
+    about = replace(about, intervals=bootstrap_recall(folds), queries=queries)
+    measured = Measured(recall_of_folds(folds), about, folds)
     target = claim(Path(folder), name, suffix="-test")
     with discarded_on_error(target, Path(folder)):
         configured = {"ensemble": names, "protocol": protocol_name(protocol)}
         write_text(target / ENSEMBLE_FILE, yaml.safe_dump(configured, sort_keys=False))
-        write_metrics(target / "metrics.json", recall, "test", about)
-        if keep:
-            texts = (split.names, split.captions)
-            write_queries(
-                target / FILE_NAME,
-                folds,
-                *texts,
-                caption_images=split.caption_images,
-                keep=keep,
-                about=asdict(about),
-            )
-        if trec:
-            write_trec(target / "trec", folds)
-    single = {run: {k: v for k, v in one.items() if "/" not in k} for run, one in rows.items()}
-    table = recall_table(single | evaluation_rows("ensemble", recall, about))
-    print(f"\n{about.gallery}\n\n{table}\n\nrun folder: {target}")
+        write_ranks(target, measured, split, keep=keep, trec=trec)
+        report(rows | {"ensemble": measured}, target, about.gallery)
     return target
 
 
 def _same_split(runs: Sequence[str | Path], data: Sequence[ImageTextData]) -> Any:
     """The test split, which has to be the same in all runs."""
-    splits = [one.split(one.test_split) for one in data]
-    first = splits[0]
-    for run, other in zip(runs, splits, strict=True):
+    first, *others = (one.split(one.test_split) for one in data)
+    for run, other in zip(runs[1:], others, strict=True):
         for what in ("names", "captions"):
             if getattr(first, what) != getattr(other, what):
                 raise InputError(

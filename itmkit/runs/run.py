@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,22 +16,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from itmkit._internals import callbacks_of
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
-from itmkit.evaluation import write_queries, write_trec
-from itmkit.evaluation.probes import probes_line
-from itmkit.evaluation.query_file import FILE_NAME
 from itmkit.metrics import bootstrap_recall
-from itmkit.retrieval import (
-    Gallery,
-    Protocol,
-    evaluation_rows,
-    gallery_file,
-    recall_table,
-    write_metrics,
-)
+from itmkit.retrieval import Gallery, Protocol, gallery_file
 from itmkit.runs.checkpoint_files import check_same_data, read_checkpoint
 from itmkit.runs.folder import discarded_on_error
 from itmkit.runs.initial_weights import load_initial_weights
-from itmkit.runs.measure import STAGES, Measured, measure
+from itmkit.runs.measure import STAGES, Measured, check_keep, measure, report, write_ranks
 from itmkit.systems import Matcher
 from itmkit.systems.vocabulary import complete_embeddings
 from itmkit.training.checkpoints import BestCheckpoint, LastCheckpoint
@@ -188,8 +178,7 @@ class Run:
         rows = {}
         searched: dict[str, Any] = {"protocol": protocol, "protocol_files": protocol_files}
         with self._guarded():
-            if trec and not keep:
-                raise InputError("keep is 0 with trec; expected how many items a query has")
+            check_keep(keep, trec)
             if untrained and ckpt_path is not None:
                 with self._without_loggers():
                     rows["untrained"] = self._measure(command, **searched)
@@ -198,27 +187,12 @@ class Run:
             if measured.recall:
                 about = replace(measured.on, intervals=bootstrap_recall(measured.folds))
                 measured = measured._replace(on=about)
-                if keep and self.folder is not None and self.trainer.is_global_zero:
-                    self._write_queries(command, measured, keep, trec)
+                if self.folder is not None and self.trainer.is_global_zero:
+                    split = self.data.split(str(vars(self.data)[f"{STAGES[command]}_split"]))
+                    write_ranks(self.folder, measured, split, keep=keep, trec=trec)
             rows[label] = measured
         self._report(rows)
         return rows
-
-    def _write_queries(self, command: Command, measured: Measured, keep: int, trec: bool) -> None:
-        """Write ranks and best items of all queries into the folder."""
-        assert self.folder is not None
-        split = self.data.split(str(vars(self.data)[f"{STAGES[command]}_split"]))
-        write_queries(
-            self.folder / FILE_NAME,
-            measured.folds,
-            split.names,
-            split.captions,
-            caption_images=split.caption_images,
-            keep=keep,
-            about=asdict(measured.on),
-        )
-        if trec:
-            write_trec(self.folder / "trec", measured.folds)
 
     def predict(self, ckpt_path: str | None = None) -> Gallery:
         """Encode the test split and save it as ``gallery.safetensors``; see :class:`Gallery`."""
@@ -263,21 +237,11 @@ class Run:
             report(f"there is no best.ckpt ({why}); the weights at the end are in {self.last.path}")
 
     def _report(self, rows: dict[str, Measured]) -> None:
-        """Print the table of recall and write the last row of it to ``metrics.json``."""
         if (path := self.data.write_skipped(self.folder)) is not None:
             print(f"skipped images: {path}")
         rows = {name: measured for name, measured in rows.items() if measured.recall}
         if rows and self.trainer.is_global_zero:
-            recall, about, _ = list(rows.values())[-1]
-            lines: dict[str, dict[str, float]] = {}
-            for name, one in rows.items():
-                lines |= evaluation_rows(name, one.recall, one.on)
-            print(f"\n{about}\n\n{recall_table(lines)}")
-            if about.probes is not None:
-                print(f"\n{probes_line(about.probes)}")
-            if self.folder is not None:
-                write_metrics(self.folder / "metrics.json", recall, about.split, about)
-                print(f"\nrun folder: {self.folder}")
+            report(rows, self.folder)
 
     @contextmanager
     def _without_loggers(self) -> Iterator[None]:
