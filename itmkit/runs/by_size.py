@@ -15,8 +15,9 @@ from itmkit.systems.build import build
 
 MOST_CAPTIONS = 1024  # of a batch
 MOST_IMAGES = 5000  # to validate on
+FEW_CAPTIONS = 5000  # for which a word counts from its second time
 FEW = 500  # photos to train on that deserve a warning
-STEPS, STEPS_FOR = 300, 30_000  # steps for so many captions, as in mate/karpathy
+SEEN, SEEN_FOR = 300 * 1024, 30_000  # captions a run sees for so many, as in mate/karpathy
 EPOCHS = 20  # at most
 
 
@@ -26,12 +27,37 @@ def follows_size(config: Mapping[str, Any]) -> bool:
     return isinstance(found, type) and issubclass(found, FrozenFeatureData)
 
 
+def batch_size_for(captions: int) -> int:
+    """Captions of a batch: at most a quarter of all, so that an epoch has steps.
+
+    Example:
+        >>> [batch_size_for(captions) for captions in (50, 500, 5_000, 50_000)]
+        [8, 64, 1024, 1024]
+    """
+    return min(MOST_CAPTIONS, 1 << (max(2, captions // 4).bit_length() - 1))
+
+
+def steps_for(captions: int, batch_size: int) -> int:
+    """Steps of a run: 20 epochs, or 300 steps of 1,024 captions, whichever is less.
+
+    Beyond 30,000 captions there are more by the square root of their number.
+
+    Example:
+        >>> [steps_for(captions, 1024) for captions in (5_000, 15_000, 30_000, 120_000)]
+        [98, 293, 300, 600]
+        >>> steps_for(30_000, batch_size=512)
+        600
+    """
+    seen = SEEN * max(1.0, math.sqrt(captions / SEEN_FOR))
+    return math.ceil(min(EPOCHS * captions, seen) / batch_size)
+
+
 def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Options that follow from the size of the data, where none is given.
 
-    The batch is at most a quarter of the training captions, so that an epoch has steps; a run is of
-    20 epochs or 300 steps, whichever is less, and beyond 30,000 captions of more steps by the
-    square root of their number; it is validated six times, on at most 5,000 images. All are ours.
+    They are the batch (:func:`batch_size_for`) and the length of the run (:func:`steps_for`), which
+    is validated six times and at its end, on at most 5,000 images; of fewer than 5,000 captions,
+    words that are there twice are known. All are ours.
 
     Args:
         config: sections by name.
@@ -46,14 +72,13 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     train = data.dataset(data.train_split)
     images = len(data.dataset(data.val_split)) if data.val_split is not None else 0
     captions = len(kept_captions(train, data.exclude))
-    batch_size = min(MOST_CAPTIONS, 2 ** int(math.log2(max(2, captions // 4))))
-    epochs = EPOCHS * -(-captions // batch_size)
-    steps = min(epochs, round(STEPS * max(1.0, math.sqrt(captions / STEPS_FOR))))
+    given = _has(config, "data", "batch_size")
+    batch_size = data.batch_size if given else batch_size_for(captions)
     own: dict[str, Any] = {"data.batch_size": batch_size}
-    if data.text_model is None and captions < 5000:
+    if data.text_model is None and captions < FEW_CAPTIONS:
         own["data.vocabulary_min_count"] = 2
     if not _has(config, "trainer", "max_epochs", "max_steps", "max_time"):
-        own["trainer.max_steps"] = steps
+        own["trainer.max_steps"] = steps = steps_for(captions, batch_size)
         if not _has(config, "trainer", "val_check_interval", "check_val_every_n_epoch"):
             own["trainer.val_check_interval"] = max(1, steps // 6)
             own["trainer.check_val_every_n_epoch"] = None

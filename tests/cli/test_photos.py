@@ -20,6 +20,7 @@ from tiny_cli import refused
 
 import itmkit
 from itmkit.cli import main
+from itmkit.cli.arguments import composed
 from itmkit.configs.agreement import value_of
 from itmkit.frozen_features import FrozenFeatureData
 from itmkit.systems import load_run
@@ -153,6 +154,13 @@ def test_print_config_shows_full_options_and_extracts_nothing(
     assert value_of(config, "trainer.max_steps") == 80
     assert value_of(config, "trainer.val_check_interval") == 13
     assert not (photos / "cache").exists()
+
+
+def test_length_follows_a_batch_size_that_is_given(photos: Path, models: Path) -> None:
+    words = ["fit", "--config=mate/photos", *options(models), "--data.batch_size=4"]
+    config = composed(words).config
+    assert value_of(config, "data.batch_size") == 4
+    assert value_of(config, "trainer.max_steps") == 160
 
 
 @pytest.mark.parametrize(
