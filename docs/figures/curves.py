@@ -25,7 +25,9 @@ def main(runs: list[Path]) -> None:
     for run, colour in zip(runs, COLOURS, strict=False):
         steps, values = curves_of(run)["val/rsum"]
         name = run.absolute().parent.name
-        print(name, *(f"{step + 1}: {value:.1f}" for step, value in zip(steps, values, strict=True)))
+        print(
+            name, *(f"{step + 1}: {value:.1f}" for step, value in zip(steps, values, strict=True))
+        )
         axes.plot(steps, values, marker="o", ms=3, color=colour, label=name)
     axes.set(xlabel="training step", ylabel="rSum on the validation split", ylim=(0, None))
     axes.grid(alpha=0.2)

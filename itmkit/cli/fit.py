@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from itmkit.checks import InputError
 from itmkit.cli import COMMANDS
 from itmkit.cli.arguments import check_words
 from itmkit.cli.help import requested_help
@@ -13,12 +12,9 @@ from itmkit.cli.help import requested_help
 
 def _run(command: str, words: Sequence[str]) -> None:
     if any(word.partition("=")[0] == "--ensemble" for word in words):
-        if command != "test":
-            raise InputError(f"--ensemble is an option of itmkit test; itmkit {command} has none")
-        from itmkit.cli.ensemble import ARGUMENTS, measure_ensemble
-        from itmkit.cli.parser import call
+        from itmkit.cli.ensemble import run_ensemble
 
-        call(measure_ensemble, words, "test --ensemble", ARGUMENTS)
+        run_ensemble(command, words)
         return
     check_words(words)
     if text := requested_help(command, words, COMMANDS[command]):

@@ -1,17 +1,17 @@
-"""Recall of several runs together, as ``itmkit test --ensemble`` measures it."""
+"""Recall of several runs together, as ``itmkit test --ensemble`` and ``validate`` measure it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 
-from itmkit.checks import InputError
-from itmkit.data import ImageTextData
+from itmkit.checks import InputError, check_choice
+from itmkit.data import ImageTextData, ImageTextDataset
 from itmkit.evaluation.judgement_files import check_protocol
 from itmkit.evaluation.query_file import ENSEMBLE_FILE
 from itmkit.files import check_different, path_inside, user_path, write_text
@@ -28,6 +28,7 @@ from itmkit.systems import Matcher, load_run
 def evaluate_ensemble(
     runs: Sequence[str | Path],
     *,
+    stage: Literal["val", "test"] = "test",
     folder: str | Path = "runs",
     name: str = "ensemble",
     protocol: Protocol | str | int | None = None,
@@ -39,10 +40,11 @@ def evaluate_ensemble(
     """Measure runs, of one system or several, by the mean of their standardised scores.
 
     Each run reads its own data; the images and captions have to be the same. Prints a table with
-    each run alone and all together, and writes what ``itmkit test`` writes.
+    each run alone and all together, and writes what ``itmkit test`` or ``validate`` writes.
 
     Args:
         runs: folders of two or more runs.
+        stage: which split of theirs they are measured on.
         folder: of all runs.
         name: of the folder inside it that gets the folder of this evaluation.
         protocol: see :func:`itmkit.retrieval.rank_queries`.
@@ -56,12 +58,13 @@ def evaluate_ensemble(
         The folder of this evaluation.
 
     Raises:
-        InputError: fewer than two runs, one twice, test splits that differ, or one that does not
+        InputError: fewer than two runs, one twice, splits that differ, or one that does not
             fit the protocol.
     """
     if len(runs) < 2:
         raise InputError(f"ensemble has {len(runs)} runs; expected two or more")
     check_different("ensemble", runs, [user_path(run) for run in runs])
+    check_choice("stage", stage, ["val", "test"])
     check_keep(keep, trec)
     check_name(name)
     if find_protocol(protocol).probes:
@@ -70,9 +73,9 @@ def evaluate_ensemble(
             "on its own"
         )
     loaded = [load_run(run) for run in runs]
-    split = _same_split(runs, [data for _, data in loaded])
+    split = _same_split(runs, [data.split(_split_of(data, stage)) for _, data in loaded])
     judgements = None if protocol is None else check_protocol(protocol, split, protocol_files)
-    loaders = [data.test_dataloader() for _, data in loaded]
+    loaders = [data.evaluation_dataloader(_split_of(data, stage)) for _, data in loaded]
     models: list[Matcher] = [model.to(device) for model, _ in loaded]
     galleries = [encode(one, loader) for one, loader in zip(models, loaders, strict=True)]
     ensemble = Ensemble(models, galleries)
@@ -82,7 +85,7 @@ def evaluate_ensemble(
     options: dict[str, Any] = {"protocol": protocol, "relevance": relevance}
     names = [path_inside(Path.cwd(), user_path(run).absolute()).as_posix() for run in runs]
     about = EvaluatedOn(
-        "test",
+        stage,
         len(gallery.images),
         len(gallery.texts),
         " + ".join(names),
@@ -97,7 +100,7 @@ def evaluate_ensemble(
     queries = None if judgements is None else count_queries(folds)
     about = replace(about, intervals=bootstrap_recall(folds), queries=queries)
     measured = Measured(recall_of_folds(folds), about, folds)
-    target = claim(Path(folder), name, suffix="-test")
+    target = claim(Path(folder), name, suffix="-test" if stage == "test" else "-validate")
     with discarded_on_error(target, Path(folder)):
         configured = {"ensemble": names, "protocol": protocol_name(protocol)}
         write_text(target / ENSEMBLE_FILE, yaml.safe_dump(configured, sort_keys=False))
@@ -106,14 +109,21 @@ def evaluate_ensemble(
     return target
 
 
-def _same_split(runs: Sequence[str | Path], data: Sequence[ImageTextData]) -> Any:
-    """The test split, which has to be the same in all runs."""
-    first, *others = (one.split(one.test_split) for one in data)
+def _split_of(data: ImageTextData, stage: str) -> str:
+    name = data.test_split if stage == "test" else data.val_split
+    if name is None:
+        raise InputError("val_split is None; expected the name of a split to validate on")
+    return name
+
+
+def _same_split(runs: Sequence[str | Path], splits: Sequence[ImageTextDataset]) -> ImageTextDataset:
+    """The split, which has to be the same in all runs."""
+    first, *others = splits
     for run, other in zip(runs[1:], others, strict=True):
         for what in ("names", "captions"):
             if getattr(first, what) != getattr(other, what):
                 raise InputError(
-                    f"{run} has other {what} in its test split than {runs[0]}; expected the same "
-                    "images and captions, in the same order"
+                    f"{run} has other {what} in its split {other.split!r} than {runs[0]}; expected "
+                    "the same images and captions, in the same order"
                 )
     return first

@@ -160,6 +160,12 @@ def test_ensemble_of_two_systems(capsys: pytest.CaptureFixture[str]) -> None:
     found = compare_runs([alone, folder])
     assert found.recalls[1]["rsum"] == pytest.approx(metrics["test/rsum"], abs=1e-4)
     assert [Path(one).parent.name for one in found.options["ensemble"][1]] == ["a", "b"]
+    main(["validate", "--ensemble", "a", "b", "--name=val"])
+    (folder,) = Path("runs/val").glob("*-validate")
+    assert read_queries(folder).about["split"] == "val"
+    own = json.loads((first / "metrics.json").read_text())["val/rsum"]
+    assert f" {own:.1f}\n" in capsys.readouterr().out  # the row of the first run
+    assert json.loads((folder / "metrics.json").read_text())["val/rsum"] >= own
 
 
 def test_an_ensemble_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,12 +178,12 @@ def test_an_ensemble_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str
         (["a", "runs/a"], "ensemble has 'a' and 'runs/a', which are both "),
         (["a", "b", "--protocol=probes"], "protocol is 'probes' with an ensemble; expected one"),
         (["a", "c", "--protocol=3"], "folds is 3; expected a divisor of the 4 images"),
-        (["a", "b"], "other captions in its test split than"),
+        (["a", "b"], "other captions in its split 'test' than"),
     ]:
         with pytest.raises(SystemExit):
             main(["test", "--ensemble", *words])
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["validate", "--ensemble", "a", "b"])
-    assert "--ensemble is an option of itmkit test; itmkit validate" in capsys.readouterr().err
+        main(["predict", "--ensemble", "a", "b"])
+    assert "--ensemble is an option of itmkit validate and test; " in capsys.readouterr().err
     assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "b", "c"]
