@@ -22,7 +22,7 @@ import itmkit
 from itmkit.checks import InputError, type_of
 from itmkit.data.batch import Images, Texts
 from itmkit.extras import require_extra
-from itmkit.files import sole_writer, user_path, write_text
+from itmkit.files import sole_writer_beside, user_path, write_text
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encode import evaluating
 from itmkit.systems.matcher import Matcher
@@ -88,8 +88,9 @@ def export_onnx(
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder to write to that takes its name at the end; after an error there is none."""
-    lock, work = (target.with_name(f".{target.name}.{end}") for end in ("lock", "part"))
-    with sole_writer(target, lock):
+    target = target.resolve()  # of a link, the folder that it leads to
+    work = target.with_name(f".{target.name}.part")
+    with sole_writer_beside(target):
         try:
             if target.exists() and (target.is_file() or any(target.iterdir())):
                 raise InputError(f"folder is '{target}', which holds files; expected a new folder")
@@ -101,7 +102,6 @@ def _new_folder(target: Path) -> Iterator[Path]:
             work.rename(target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            lock.unlink(missing_ok=True)
 
 
 def _check_model(model: Matcher) -> None:

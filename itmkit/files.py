@@ -126,6 +126,18 @@ def sole_writer(folder: Path, lock: Path) -> Iterator[None]:
         held.release()
 
 
+@contextmanager
+def sole_writer_beside(target: Path) -> Iterator[None]:
+    """:func:`sole_writer` of a file or folder, by a lock beside it that is gone at the end."""
+    target = target.resolve()
+    lock = target.with_name(f".{target.name}.lock")
+    with sole_writer(target, lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def check_different(argument: str, given: Sequence[str | Path], files: Sequence[Path]) -> None:
     """Refuse one file, or folder, that is given twice, under whatever names.
 

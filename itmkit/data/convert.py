@@ -17,7 +17,7 @@ from itmkit.data.captions import check_name, check_unique, clean_sentence
 from itmkit.data.extract import write_captions
 from itmkit.data.karpathy import karpathy_captions
 from itmkit.data.region_readers import Array, ImageRegions, read_regions
-from itmkit.files import atomic_write, read_json, user_path, write_text
+from itmkit.files import atomic_write, read_json, sole_writer_beside, user_path, write_text
 
 _FILES = ("ims", "counts", "boxes", "img_sizes", "iou")  # that make up the features of a split
 _HEADER = 256  # bytes that the header of a .npy file gets, before its shape is known
@@ -65,13 +65,13 @@ def convert_features(
     check_choice("dtype", dtype, ("float16", "float32"))
     folder = user_path(output)
     known = None if annotations is None else _Annotations(user_path(annotations), split)
-    for own in (split or "train",) if known is None else known.splits:
-        for path in (folder / f"{own}_{ending}.npy" for ending in _FILES):
-            if path.exists():
-                raise InputError(f"{path} is there already; choose another output, or delete it")
     writers: dict[str, _SplitWriter] = {}
     digests: dict[str, bytes] = {}
     with ExitStack() as stack:
+        stack.enter_context(sole_writer_beside(folder))
+        for own in (split or "train",) if known is None else known.splits:
+            for ending in _FILES:
+                _check_new(folder / f"{own}_{ending}.npy")
         for source in sources:
             for image in read_regions(user_path(source)):
                 content = blake2b(image.features.tobytes(), digest_size=16).digest()
@@ -95,6 +95,11 @@ def convert_features(
         return [
             writer.finish(None if known is None else known.captions) for writer in writers.values()
         ]
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"{path} is there already; choose another output, or delete it")
 
 
 class _SplitWriter:
@@ -287,8 +292,14 @@ def convert_captions(
             raise InputError(
                 f"{name} has {len(given)} names; expected {len(sources)}, one a source"
             )
-    if path.exists():
-        raise InputError(f"{path} is there already; choose another output, or delete it")
+    with sole_writer_beside(path):
+        _check_new(path)
+        return _write_captions(sources, path, splits, folders)
+
+
+def _write_captions(
+    sources: Sequence[str | Path], path: Path, splits: Sequence[str], folders: Sequence[str]
+) -> dict[str, tuple[int, int]]:
     entries: list[dict[str, Any]] = []
     found: dict[str, tuple[int, int]] = {}
     for row, (source, split) in enumerate(zip(sources, splits, strict=True)):

@@ -17,7 +17,14 @@ from itmkit.checks import InputError
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
-from itmkit.files import check_folder, read_json, read_text, user_path, write_text
+from itmkit.files import (
+    check_folder,
+    read_json,
+    read_text,
+    sole_writer_beside,
+    user_path,
+    write_text,
+)
 from itmkit.pretrained import sources, weights_follow
 from itmkit.retriever.card import CARD, check_usage, model_card
 from itmkit.retriever.facts import ModelFacts
@@ -94,8 +101,18 @@ def save(retriever: Retriever, folder: str | Path, *, hub_name: str | None = Non
         "text_feature_dtype": retriever.text_feature_dtype,
         "relation_threshold": retriever.relation_threshold,
     }
+    with sole_writer_beside(target):
+        _write(retriever, manifest, parts, target, hub_name or target.name)
+
+
+def _write(
+    retriever: Retriever,
+    manifest: dict[str, Any],
+    parts: Mapping[str, nn.Module],
+    target: Path,
+    name: str,
+) -> None:
     modules = [one for module in parts.values() for one in module.modules()]
-    target.parent.mkdir(parents=True, exist_ok=True)
     work, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -110,7 +127,7 @@ def save(retriever: Retriever, folder: str | Path, *, hub_name: str | None = Non
         save_file(_weights(parts), work / WEIGHTS)
         trust = foreign_packages(manifest)
         check_usage(retriever, work, trust)
-        write_text(work / CARD, model_card(retriever, hub_name or target.name, trust))
+        write_text(work / CARD, model_card(retriever, name, trust))
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
             target.rename(old)

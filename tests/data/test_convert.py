@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from itmkit.checks import InputError
 from itmkit.cli import main
@@ -389,3 +390,16 @@ def test_options_of_the_other_kind_are_refused(
     with pytest.raises(SystemExit):
         main(["convert", *words, f"--output={tmp_path / 'out'}"])
     assert told in capsys.readouterr().err
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    features, captions = as_tsv(tmp_path), coco(tmp_path / "c.json")
+    before = sorted(tmp_path.iterdir())
+    for write, name in (
+        (lambda out: convert_features(features, out), "out"),
+        (lambda out: convert_captions([captions], out, splits=["train"]), "out.json"),
+    ):
+        with FileLock(tmp_path / f".{name}.lock"), pytest.raises(InputError, match="by another p"):
+            write(tmp_path / name)
+        (tmp_path / f".{name}.lock").unlink()
+    assert sorted(tmp_path.iterdir()) == before

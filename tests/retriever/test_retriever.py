@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from clip_models import save_clip
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -289,6 +290,12 @@ def test_missing_file(name: str, retriever: Retriever, tmp_path: Path) -> None:
     (tmp_path / "saved" / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
         Retriever.from_pretrained(tmp_path / "saved")
+
+
+def test_two_that_save_into_one_folder_are_refused(retriever: Retriever, tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".saved.lock"), pytest.raises(InputError, match="by another process"):
+        retriever.save_pretrained(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == [".saved.lock"]
 
 
 def test_saved_into_an_empty_folder_through_a_link(
