@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 import itmkit
 from itmkit.files import default_cache, user_path
 from itmkit.lazy_imports import import_timm
+from itmkit.machine import processor_name
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -40,7 +41,7 @@ def devices() -> Iterator[tuple[str, str]]:
     from itmkit.precision import SLOW, cpu_slowdown
 
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
-    yield "cpu", f"{_processor()}, {threads}"
+    yield "cpu", f"{processor_name()}, {threads}"
     for dtype in (torch.bfloat16, torch.float16):
         ratio = cpu_slowdown(dtype)
         advice = ": slow, keep float32" if ratio > SLOW else ""
@@ -167,15 +168,6 @@ def _state(requirement: Requirement) -> str:
     except PackageNotFoundError:
         return f"missing; expected {requirement.specifier}"
     return f"{found}; expected {requirement.specifier}" if _lacks(requirement) else found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def report(config: Mapping[str, Any] | None = None) -> str:

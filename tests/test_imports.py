@@ -44,6 +44,7 @@ LAYERS = {
     "chunks": 0,
     "extras": 0,
     "files": 0,
+    "machine": 0,
     "lazy_imports": 0,
     "modes": 0,
     "pretrained": 0,

@@ -20,12 +20,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from itmkit.checks import InputError, check_count
 from itmkit.cli.arguments import composed, config_stems, split_options
 from itmkit.cli.matcher_parser import command_parser
-from itmkit.cli.options import COMMANDS_OF
+from itmkit.cli.options import COMMANDS_OF, EVALUATION_OPTIONS
 from itmkit.cli.quiet import quieten_lightning
 from itmkit.cli.report import report_of_training
 from itmkit.configs.agreement import short_names
 from itmkit.distributed import leave
-from itmkit.files import user_path, write_text
+from itmkit.files import user_path
 from itmkit.metrics.protocol import check_protocol_files, find_protocol
 from itmkit.pretrained import weights_follow
 from itmkit.runs import Run, make_trainer
@@ -35,7 +35,6 @@ from itmkit.runs.folder import (
     claim,
     discarded_on_error,
     is_first_process,
-    note_job,
     requeued_from,
 )
 from itmkit.runs.trainer import as_list
@@ -60,7 +59,6 @@ def run_command(command: str, words: list[str]) -> None:
     parser = command_parser(command)
     options = parser.parse_args(composed([command, *words]).words)
     _check(command, options, given)
-    _find_checkpoint(command, options, given)
     if options.seed_everything is not False:
         seed = None if options.seed_everything is True else options.seed_everything
         options.seed_everything = seed_everything(seed, workers=True)
@@ -69,12 +67,7 @@ def run_command(command: str, words: list[str]) -> None:
         options.name = "-".join([system, *config_stems(words)])
     check_name(options.name)
     runs = user_path(options.trainer.default_root_dir or "runs")
-    if command == "fit" and options.ckpt_path is None:
-        last = requeued_from(runs, options.name)
-        if last is not None:
-            read_checkpoint(last, "ckpt_path", _system(options))
-            options.ckpt_path, options.init_from = str(last), None
-            rank_zero_only(print)(f"requeued: going on from {last}")
+    _find_checkpoint(command, options, given, runs)
     config: dict[str, Any] = yaml.safe_load(parser.dump(options, skip_unset=False))
     folder = None
     if not options.trainer.fast_dev_run and is_first_process(options.trainer.num_nodes):
@@ -96,10 +89,6 @@ def run_command(command: str, words: list[str]) -> None:
             **made.trainer,
         )
         made.model.model_config = config["model"]
-        if folder is not None:
-            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-            write_text(folder / "config.yaml", text)
-            note_job(folder)
     run = Run(trainer, made.model, made.data, folder, runs)
     if command == "fit":
         rows = run.fit(
@@ -119,10 +108,7 @@ def run_command(command: str, words: list[str]) -> None:
             "test" if command == "test" else "validate",
             options.ckpt_path,
             untrained=bool(options.untrained),
-            protocol=options.protocol,
-            protocol_files=options.protocol_files,
-            keep=options.keep,
-            trec=options.trec,
+            **{name: options[name] for name in EVALUATION_OPTIONS},
         )
 
 
@@ -142,12 +128,8 @@ def _check(command: str, options: Any, given: Collection[str]) -> None:
     for name in given:
         own = COMMANDS_OF.get(name, (command,))
         if command not in own:
-            instead = (
-                f"; expected --ckpt_path for {command}"
-                if name == "init_from"
-                else f", not of {command}"
-            )
-            raise InputError(f"{name} is an option of {' and '.join(own)}{instead}")
+            instead = "; expected --ckpt_path for" if name == "init_from" else ", not of"
+            raise InputError(f"{name} is an option of {' and '.join(own)}{instead} {command}")
     if command != "fit":
         options.init_from = None
     check_count(0, keep=options.keep)
@@ -156,7 +138,7 @@ def _check(command: str, options: Any, given: Collection[str]) -> None:
         raise InputError("trainer.barebones is true; expected false: a run logs and measures")
 
 
-def _find_checkpoint(command: str, options: Any, given: Collection[str]) -> None:
+def _find_checkpoint(command: str, options: Any, given: Collection[str], runs: Path) -> None:
     """Put the file to start from in the place of the folder or link that names it."""
     named = {"ckpt_path", "init_from"} & set(given)
     if options.ckpt_path is not None and options.init_from is not None:
@@ -166,8 +148,11 @@ def _find_checkpoint(command: str, options: Any, given: Collection[str]) -> None
                 "one: ckpt_path goes on with a run, init_from starts a new one from its weights"
             )
         options["init_from" if "ckpt_path" in named else "ckpt_path"] = None
+    resumes = command == "fit"
+    if resumes and options.ckpt_path is None and (last := requeued_from(runs, options.name)):
+        rank_zero_only(print)(f"requeued: going on from {last}")
+        options.ckpt_path, options.init_from = str(last), None
     if options.ckpt_path is not None:
-        resumes = command == "fit"
         path = checkpoint_file(options.ckpt_path, "ckpt_path", resumes=resumes)
         read_checkpoint(path, "ckpt_path", _system(options), resumes=resumes)
         options.ckpt_path = str(path)
@@ -182,14 +167,13 @@ def _find_checkpoint(command: str, options: Any, given: Collection[str]) -> None
 
 def _weights_that_follow(options: Any) -> AbstractContextManager[None]:
     """Fetch no pretrained weights that a checkpoint overwrites before anything is measured."""
-    if options.init_from is not None and options.init_strict:  # loaded before all else
-        option = "init_from"
-    elif options.ckpt_path is not None and not options.untrained:
-        option = "ckpt_path"
-    else:
+    option = "ckpt_path" if options.init_from is None else "init_from"
+    overwritten = options.init_strict if option == "init_from" else not options.untrained
+    if options[option] is None or not overwritten:
         return nullcontext()
-    checkpoint = read_checkpoint(Path(options[option]), option, _system(options))
-    return weights_follow(checkpoint.get("pretrained"))
+    return weights_follow(
+        read_checkpoint(options[option], option, _system(options)).get("pretrained")
+    )
 
 
 def _system(options: Any) -> type:

@@ -72,11 +72,12 @@ OPTIONS = {
     "help_trainer": "Show the options of Lightning's Trainer and of the checkpoints.",
     "help": "Show this.",
 }
-_OF_EVALUATIONS = dict.fromkeys(
-    ("protocol", "protocol_files", "keep", "trec"), ("test", "validate")
-)
+EVALUATION_OPTIONS = ("protocol", "protocol_files", "keep", "trec")
 #: commands that an option is one of, where not of all
-COMMANDS_OF = {"init_from": ("fit",), "report": ("fit",), **_OF_EVALUATIONS}
+COMMANDS_OF = {
+    **dict.fromkeys(("init_from", "report"), ("fit",)),
+    **dict.fromkeys(EVALUATION_OPTIONS, ("test", "validate")),
+}
 #: those that have options of their own, such as ``--trainer.max_epochs``
 SECTIONS = {
     "model": "The system: --model CLASS, --model.ARGUMENT VALUE, and so on inside of arguments.",

@@ -44,6 +44,7 @@ def claim(runs: Path, name: str, *, suffix: str = "") -> Path:
         with suppress(FileExistsError):
             folder.mkdir()
             break
+    note_job(folder)
     return folder
 
 

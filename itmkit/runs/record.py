@@ -1,10 +1,9 @@
-"""What a run was: ``environment.yaml`` beside it, and its configuration for the loggers."""
+"""What a run was: ``environment.yaml`` and ``config.yaml`` in its folder, and for the loggers."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,20 +22,22 @@ import itmkit
 from itmkit.configs.flat import flat_options
 from itmkit.data import ImageTextData
 from itmkit.files import user_path, write_text
+from itmkit.machine import processor_name
 
 _PACKAGES = ("torch", "lightning", "transformers", "timm")
 
 
 class RunRecord(Callback):
-    """Gives the configuration to every logger, and writes ``environment.yaml``.
+    """Gives the configuration to every logger, and writes it and ``environment.yaml``.
 
-    That file holds the command line, versions, the processor, the commit of the working folder and
+    The latter holds the command line, versions, the processor, the commit of the working folder and
     whether its files differ from it, the numbers of parameters, and those of images and captions of
     every split that is open.
 
     Args:
         folder: of the run; None to write no file.
-        config: the configuration, as plain data; the loggers get it by the names of its options.
+        config: the configuration, as plain data; the loggers get it by the names of its options,
+            and the file ``config.yaml`` whole.
         command: the words of the command line; None: of this process.
 
     Example:
@@ -61,7 +62,7 @@ class RunRecord(Callback):
         command: list[str] | None = None,
     ) -> None:
         self._folder = None if folder is None else user_path(folder)
-        self._options = flat_options(config or {})
+        self._config = dict(config or {})
         self._command = join(sys.argv if command is None else command)
         self._logged = False
 
@@ -69,12 +70,15 @@ class RunRecord(Callback):
         if trainer.loggers and not self._logged:
             self._logged = True
             for logger in trainer.loggers:
-                logger.log_hyperparams(dict(self._options))
+                logger.log_hyperparams(flat_options(self._config))
         if self._folder is not None and trainer.is_global_zero:
+            device = trainer.strategy.root_device
             content = {
                 "command": self._command,
                 "versions": _versions(),
-                "processor": _processor(trainer.strategy.root_device),
+                "processor": torch.cuda.get_device_name(device)
+                if device.type == "cuda"
+                else f"{processor_name()}, {os.cpu_count()} cores",
                 "processes": trainer.world_size,
                 "git": git_state(Path()),
                 "parameters": count_parameters(pl_module),
@@ -82,6 +86,9 @@ class RunRecord(Callback):
             if isinstance(data := trainer.datamodule, ImageTextData):  # type: ignore[attr-defined]
                 content["data"] = data.sizes()
             write_text(self._folder / "environment.yaml", yaml.safe_dump(content, sort_keys=False))
+            if self._config:
+                text = yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True)
+                write_text(self._folder / "config.yaml", text)
             self._folder = None  # written
 
 
@@ -113,13 +120,3 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    known = platform.processor() or platform.machine()
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-        known = next(iter(re.findall(r"model name\s*: (.+)", text)), known)
-    return f"{known}, {os.cpu_count()} cores"
