@@ -45,14 +45,22 @@ def test_every_import_is_a_dependency() -> None:
     assert unused == {"tensorboard", "wandb"}
 
 
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are linked by, on the site and on GitHub."""
+    titles = re.findall(r"^#{1,3} (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
     page = PAGES[name]
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
         if "://" not in target:
             # a tutorial is a script of which `make docs` makes a page
             source = re.sub(r"tutorials/made/(\w+)\.md", r"tutorials/\1.py", target)
-            assert (page.parent / source).exists(), target
+            place = page.parent / source if source else page
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), f"{target}#{anchor}"
 
 
 def web_links(name: str) -> set[str]:
