@@ -198,9 +198,9 @@ def packed_photos(folder: Path, kind: str) -> None:
 def test_killed_in_a_fit_from_packed_photos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: int
 ) -> None:
-    """Also while the file is indexed or unpacked: each folder starts with an empty cache."""
+    """Also while the file is indexed or unpacked: each folder has its own, which is new."""
     words = (*EVERY_TWO, "--data.num_workers", str(workers))
-    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folders = [tmp_path / name for name in ("whole", "cut")]
     for folder in folders:
         packed_photos(folder, kind)
