@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -69,20 +68,9 @@ def config_stems(words: Sequence[str]) -> list[str]:
 
 
 def _by_size(config: Mapping[str, Any], *, printing: bool) -> dict[str, Any]:
-    from lightning.pytorch.utilities import rank_zero_only
+    from itmkit.runs.by_size import follow_size  # slow, and for few commands
 
-    from itmkit.runs.by_size import follows_size, values_by_size
-
-    if not follows_size(config):
-        return {}
-    try:
-        found, chosen = values_by_size(config)
-    except FileNotFoundError:
-        if printing:  # the configuration alone, of data that is elsewhere
-            return {}
-        raise
-    rank_zero_only(print)(chosen, file=sys.stderr)
-    return found
+    return follow_size(config, may_be_elsewhere=printing)
 
 
 def split_options(words: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -8,47 +8,50 @@ from typing import TYPE_CHECKING, Any
 
 from itmkit.checks import InputError
 from itmkit.cli.arguments import check_words, composed, split_options
+from itmkit.cli.parser import call
 
 if TYPE_CHECKING:
     from itmkit.systems import Matcher
 
-HELP = """\
-usage: itmkit audit --data CONFIG [--output FOLDER] [--mismatches false] [options of fit]
-
-Look for faults of a dataset: lengths, scripts and unknown words of captions, captions that images
-share, images that are in two splits, and captions that are of another image. For the last, the
-system of CONFIG is trained twice, on half of the images each, and judges the other half.
-
-options:
-  --data CONFIG          name of a shipped configuration, or a file
-  --output FOLDER        for duplicates.csv, mismatches.csv, and exclude.csv for --data.exclude of
-                         fit (default: audit)
-  --mismatches false     no trainings
-  --threshold COSINE     from which images are nearly equal (default: 0.99)
-  options of fit         such as --data.dataset.images photos --trainer.max_steps 300
-"""
 _OWN = ("data", "output", "mismatches", "threshold")
 
 
 def audit_data(words: Sequence[str]) -> None:
     """Run the command with the words after ``itmkit audit``."""
-    given = split_options(words)
-    own = {name: value or "" for name, value in given if name in _OWN}
-    rest = [(name, value) for name, value in given if name not in _OWN]
-    if {"h", "help"} & {name for name, _ in given}:
-        print(HELP)
-        return
     check_words(words, _OWN)
-    if not own["data"]:
+    given = split_options(words)
+    own = [f"--{name}={value or ''}" for name, value in given if name in _OWN]
+    if {"h", "help"} & {name for name, _ in given}:
+        own = ["--help"]
+    data, *how = call(dataset_options, own, "audit")
+    options = [("config", data), *(one for one in given if one[0] not in _OWN)]
+    _audit([f"--{name}" if text is None else f"--{name}={text}" for name, text in options], *how)
+
+
+def dataset_options(
+    *, data: str, output: str = "audit", mismatches: str = "true", threshold: str = "0.99"
+) -> tuple[str, Path, str, str]:
+    """Look for faults of a dataset.
+
+    These are lengths, scripts and unknown words of captions, captions that images share, images
+    that are in two splits, and captions that are of another image. For the last, the system of the
+    configuration is trained twice, on half of the images each, and judges the other half. Further
+    options are those of fit, such as --data.dataset.images photos --trainer.max_steps 300.
+
+    Args:
+        data: Name of a shipped configuration, or a file.
+        output: Folder for duplicates.csv, mismatches.csv, and exclude.csv for --data.exclude of
+            fit.
+        mismatches: true or false: whether there are trainings.
+        threshold: Cosine from which images are nearly equal.
+    """
+    if not data:
         raise InputError("--data is empty; expected the name of a configuration, or a file")
-    if not own.get("output", "audit"):
+    if not output:
         raise InputError("--output is empty; expected a folder")
-    wanted = own.get("mismatches", "true")
-    if wanted not in ("true", "false"):
-        raise InputError(f"--mismatches is {wanted!r}; expected true or false")
-    every = [("config", own["data"]), *rest]
-    options = [f"--{name}" if value is None else f"--{name}={value}" for name, value in every]
-    _audit(options, Path(own.get("output", "audit")), wanted, own.get("threshold", "0.99"))
+    if mismatches not in ("true", "false"):
+        raise InputError(f"--mismatches is {mismatches!r}; expected true or false")
+    return data, Path(output), mismatches, threshold
 
 
 def _audit(options: list[str], folder: Path, wanted: str, threshold: str) -> None:

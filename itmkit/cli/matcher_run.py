@@ -21,7 +21,6 @@ from itmkit.checks import InputError, check_count
 from itmkit.cli.arguments import composed, config_stems, split_options
 from itmkit.cli.matcher_parser import command_parser
 from itmkit.cli.options import COMMANDS_OF, EVALUATION_OPTIONS
-from itmkit.cli.quiet import quieten_lightning
 from itmkit.cli.report import report_of_training
 from itmkit.configs.agreement import short_names
 from itmkit.distributed import leave
@@ -37,6 +36,7 @@ from itmkit.runs.folder import (
     is_first_process,
     requeued_from,
 )
+from itmkit.runs.quiet import quieten_lightning
 from itmkit.runs.trainer import as_list
 
 

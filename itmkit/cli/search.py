@@ -64,11 +64,9 @@ def search(
             write_hits(user_path(html), opened, hits, query, image=image, where=where)
             print(f"page: {html}")
     if json:
-        found = [
-            {"path": str(hit.path), "score": hit.score, "probability": hit.probability}
-            for hit in hits
-        ]
-        print(json_format.dumps(found, ensure_ascii=False))
+        shown = ("path", "score", "probability")
+        found = [{name: getattr(hit, name) for name in shown} for hit in hits]
+        print(json_format.dumps(found, ensure_ascii=False, default=str))
         return
     for hit in hits:
         chance = "" if hit.probability is None else f"{hit.probability:6.0%}  "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from itmkit.configs.agreement import class_of, locate_class, value_of
 from itmkit.data.exclusion import kept_captions
@@ -21,10 +22,24 @@ SEEN, SEEN_FOR = 300 * 1024, 30_000  # captions a run sees for so many, as in ma
 EPOCHS = 20  # at most
 
 
-def follows_size(config: Mapping[str, Any]) -> bool:
-    """Whether the data of a configuration is one whose size is to be followed."""
+def follow_size(config: Mapping[str, Any], *, may_be_elsewhere: bool = False) -> dict[str, Any]:
+    """Print and return :func:`values_by_size`, where the data is one whose size is to be followed.
+
+    Args:
+        config: sections by name.
+        may_be_elsewhere: whether data that is not here has no size, and is no error.
+    """
     found = locate_class(class_of(config, "data") or "")
-    return isinstance(found, type) and issubclass(found, FrozenFeatureData)
+    if not isinstance(found, type) or not issubclass(found, FrozenFeatureData):
+        return {}
+    try:
+        values, chosen = values_by_size(config)
+    except FileNotFoundError:
+        if may_be_elsewhere:
+            return {}
+        raise
+    rank_zero_only(print)(chosen, file=sys.stderr)
+    return values
 
 
 def batch_size_for(captions: int) -> int:
