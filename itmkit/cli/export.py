@@ -41,6 +41,6 @@ def export(
     largest, gallery = certificate["largest_difference"], certificate["gallery"]
     print(
         f"{len(certificate['files'])} files: {target}\nlargest difference to the model: "
-        f"{largest:.1e}, the same best {gallery['top']} of {gallery['images']} images and "
-        f"{gallery['texts']} captions ({target / CERTIFICATE})"
+        f"{largest:.1e}, the same best {gallery['top']} in a gallery of {gallery['images']} "
+        f"images and {gallery['texts']} captions ({target / CERTIFICATE})"
     )

@@ -65,12 +65,12 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
         for name, c in zip(quoted, named, strict=True)
     ]
     condition = _numbers_compared(where, numeric)
-    not_numbers: list[str] = []
+    not_numbers: list[tuple[str, str]] = []
 
     def itmkit_number(column: str, value: Any) -> float | None:
         number = number_of(value) if isinstance(value, str) else value
         if number is None and value and value.strip():
-            not_numbers.append(f"column {column!r} has {value!r}")
+            not_numbers.append((column, value))
             raise ValueError
         return number
 
@@ -87,9 +87,12 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
             found = database.execute(f"SELECT {row} FROM items WHERE ({condition})").fetchall()
         except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError) as error:
             if not_numbers:
+                column, text = not_numbers[0]
+                cell, name = text.replace("'", "''"), quoted[named.index(column)]
                 raise InputError(
-                    f"where is {where!r}, which compares text with a number, and {not_numbers[0]}; "
-                    "expected numbers in it, or CAST(column AS REAL) for 0 where there is none"
+                    f"where is {where!r}, which compares column {column!r} with a number, and it "
+                    f"has {text!r}; expected numbers alone, the number in quotes as text, or "
+                    f"what leaves the others out first: {name} <> '{cell}' AND ({where})"
                 ) from None
             missing = re.fullmatch(r"no such column: (.*)", str(error))
             hint = did_you_mean(missing[1], items.column_names) if missing else ""

@@ -125,6 +125,7 @@ def _write(
         facts = json.dumps(retriever.facts.to_dict(), ensure_ascii=False, indent=2)
         write_text(work / FACTS, facts + "\n")
         save_file(_weights(parts), work / WEIGHTS)
+        shutil.copymode(work / MANIFEST, work / WEIGHTS)  # safetensors lets the owner alone read it
         trust = foreign_packages(manifest)
         check_usage(retriever, work, trust)
         write_text(work / CARD, model_card(retriever, name, trust))

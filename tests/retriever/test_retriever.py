@@ -194,6 +194,7 @@ def test_saved_folder_gives_the_same_without_anything_else(
         first = itmkit.load(request.getfixturevalue(kind), device="cpu")
     first.save_pretrained(tmp_path / "saved")
     first.save_pretrained(tmp_path / "saved")  # once more, in its place
+    assert len({path.stat().st_mode for path in (tmp_path / "saved").iterdir()}) == 1
     expected = first.scores([photo, photo.rotate(90)], TEXTS)
     shutil.rmtree(tmp_path / "model", ignore_errors=True)
     moved = (tmp_path / "saved").rename(tmp_path / "moved")
