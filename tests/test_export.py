@@ -16,7 +16,8 @@ from itmkit.checks import InputError
 from itmkit.cli import main
 from itmkit.data import ImageTextData
 from itmkit.data.batch import Texts
-from itmkit.export import check_best, export_onnx
+from itmkit.export import export_onnx
+from itmkit.export.parity import check_best
 
 pytestmark = [
     pytest.mark.extras,
@@ -59,7 +60,7 @@ def test_the_files_compute_what_the_system_does(
 
 
 def test_nothing_is_left_where_they_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("itmkit.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("itmkit.export.parity.TOLERANCE", -1.0)
     with pytest.raises(InputError, match="differs from the model"):
         _export("dual_encoder", tmp_path / "onnx")
     assert not list(tmp_path.iterdir())
@@ -112,7 +113,7 @@ def test_missing_package_is_told_before_the_run_is_loaded(
     def missing(extra: str, *requirements: str) -> None:
         raise InputError(f"onnx is not installed: pip install 'itmkit[{extra}]'")
 
-    monkeypatch.setattr("itmkit.export.require_extra", missing)
+    monkeypatch.setattr("itmkit.export.export.require_extra", missing)
     with pytest.raises(SystemExit):
         main(["export", "no/such"])
     assert "onnx is not installed: pip install 'itmkit[export]'" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from itmkit.checks import InputError, check_count, check_shape, integer_vector, type_of
 from itmkit.data.batch import Batch, Images
+from itmkit.data.padding import padded_regions, padded_texts, trimmed
 from itmkit.metrics.functional import cross_modal_recall
 from itmkit.metrics.query_ranks import LEVELS
 from itmkit.retrieval import Gallery, encode, evaluate
@@ -20,10 +21,7 @@ from itmkit.systems import Matcher
 from itmkit.testing.batches import (
     Rows,
     joined,
-    padded_regions,
-    padded_texts,
     taken,
-    trimmed,
 )
 
 Verdict = Literal["pass", "leak", "inconclusive"]

@@ -1,4 +1,4 @@
-"""The same batch in other forms: some rows, several joined, more padding, more digits."""
+"""The same batch in other forms: some rows, several joined, more digits."""
 
 from __future__ import annotations
 
@@ -78,18 +78,6 @@ def taken(part: Rows, rows: Tensor) -> Rows:
     return part[rows] if isinstance(part, Tensor) else part.rows(rows)
 
 
-def trimmed(part: Rows) -> Rows:
-    """The same images or captions with no more padding than they need."""
-    mask = None if isinstance(part, Tensor) else part.mask
-    if isinstance(part, Tensor) or mask is None or not len(mask):
-        return part
-    length = max(1, int(mask.sum(1).max()))
-    fields = {name: value[:, :length] for name, value in vars(part).items() if value is not None}
-    if "relations" in fields:
-        fields["relations"] = fields["relations"][:, :, :length]
-    return replace(part, **fields)
-
-
 def _stacked(parts: Sequence[Part]) -> Part:
     """All rows, padded at the end of every dimension to the largest; masks say where."""
     fields: dict[str, list[Tensor]] = {}
@@ -116,36 +104,3 @@ def _stacked(parts: Sequence[Part]) -> Part:
 def _filled(value: Tensor, sizes: Sequence[int]) -> Tensor:
     missing = [size - own for size, own in zip(sizes, value.shape[1:], strict=True)]
     return pad(value, [n for size in reversed(missing) for n in (0, size)]) if missing else value
-
-
-def unpadded(texts: Texts, row: int) -> Texts:
-    """One caption without its padding."""
-    return trimmed(texts.rows(slice(row, row + 1)))
-
-
-def padded_texts(texts: Texts, words: int) -> Texts:
-    """The same captions with more padding, and a word in it."""
-    mask = pad(texts.mask, (0, words))
-    ids = pad(texts.ids, (0, words)).masked_fill(~mask, int(texts.ids.max()))
-    features = texts.features
-    if features is not None:
-        features = pad(features, (0, 0, 0, words)).masked_fill(~mask[:, :, None], 7.0)
-    return Texts(ids, mask, features)
-
-
-def padded_regions(images: Images, regions: int) -> Images:
-    """The same images with more padded regions, and wrong numbers in them."""
-    mask = images.mask
-    if mask is None:
-        mask = torch.ones(images.features.shape[:2], dtype=torch.bool)
-    mask = pad(mask, (0, regions))
-    real = mask[:, :, None] & mask[:, None, :]
-    boxes, relations = images.boxes, images.relations
-    return Images(
-        pad(images.features, (0, 0, 0, regions)).masked_fill(~mask[:, :, None], 7.0),
-        mask,
-        None if boxes is None else pad(boxes, (0, 0, 0, regions)),
-        None
-        if relations is None
-        else pad(relations, (0, regions, 0, regions)).masked_fill(~real, 0.7),
-    )

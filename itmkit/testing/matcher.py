@@ -9,9 +9,10 @@ from torch import Tensor
 
 from itmkit.checks import type_of
 from itmkit.data.batch import Batch
+from itmkit.data.padding import padded_regions, padded_texts, unpadded
 from itmkit.retrieval import Encoding, evaluating
 from itmkit.systems import Matcher
-from itmkit.testing.batches import doubled, padded_regions, padded_texts, unpadded
+from itmkit.testing.batches import doubled
 from itmkit.testing.expect import LARGEST_GRADIENT, expect
 from itmkit.testing.processes import check_processes, loss_of, made
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from itmkit.callbacks import MomentumTeacher
 from itmkit.data.batch import Batch
+from itmkit.data.padding import trimmed
 from itmkit.systems import Matcher
-from itmkit.testing.batches import doubled, trimmed
+from itmkit.testing.batches import doubled
 from itmkit.testing.expect import expect
 
 

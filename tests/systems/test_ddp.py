@@ -14,10 +14,11 @@ from systems import ALL, SYSTEMS, make_batch
 from torch import Tensor, nn
 
 from itmkit.data import Batch, Images
+from itmkit.data.padding import trimmed
 from itmkit.distributed import world_size
 from itmkit.nn import MaskedBatchNorm
 from itmkit.systems import MATE, Matcher
-from itmkit.testing.batches import doubled, trimmed
+from itmkit.testing.batches import doubled
 from itmkit.testing.processes import attach_teachers
 
 # Rows of the global batch up to which each rank has them: two of one image are on rank 1 of two.

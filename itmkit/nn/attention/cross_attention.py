@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import partial
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from itmkit.checks import InputError, check_choice, check_count, check_positive
+from itmkit.nn.attention.cross_attention_blocks import (
+    captions_block,
+    images_block,
+    one_over_count,
+    score_block,
+    sorted_captions_block,
+)
 from itmkit.nn.attention.cross_attention_shares import Direction, cross_attention_shares
 from itmkit.nn.functional import check_tokens, fill_padding
-from itmkit.nn.layers.linear import linear
 from itmkit.precision import warn_if_slow_on_cpu
-from itmkit.vectors import inverse_norm
 
 _CACHED_ELEMENTS = 2**21  # a block of this size stays in the caches of a CPU
-_SAFE_SMOOTH = 20.0  # e^20 squared and summed is far from what float32 can hold
 
 
 def cross_attention_scores(
@@ -99,15 +100,15 @@ def cross_attention_scores(
 
     if torch.compiler.is_exporting():  # blocks would fix the numbers of items
         with torch.autocast(image.device.type, enabled=False):
-            one = _captions(
+            one = captions_block(
                 fill_padding(text, text_mask).transpose(0, 1).flatten(0, 1),
                 [(words, m)],
-                _share(text_mask, text.new_full((m,), words)),
+                one_over_count(text_mask, text.new_full((m,), words)),
                 dtype,
                 direction,
             )
-            packed = _pack_images(image, image_mask, dtype, direction)
-            return _score_block(packed, one, direction=direction, smooth=smooth)
+            packed = images_block(image, image_mask, dtype, direction)
+            return score_block(packed, one, direction=direction, smooth=smooth)
 
     place = torch.arange(m * words, device=text.device).view(m, words)
     lengths, order = [words] * m, None
@@ -127,16 +128,16 @@ def cross_attention_scores(
     product_dtype = torch.bfloat16 if bf16_products and not needs_grad else dtype
     if product_dtype == torch.bfloat16 and on_cpu and not torch.compiler.is_compiling():
         warn_if_slow_on_cpu("bf16_products", torch.bfloat16)
-    score = partial(_score_block, direction=direction, smooth=smooth)
+    score = partial(score_block, direction=direction, smooth=smooth)
     if needs_grad and (rows < n or columns < m):
         score = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
     with torch.autocast(image.device.type, enabled=False):
         images = [
-            _pack_images(image[i : i + rows], _rows(image_mask, i, rows), product_dtype, direction)
+            images_block(image[i : i + rows], _rows(image_mask, i, rows), product_dtype, direction)
             for i in range(0, n, rows)
         ]
         texts = [
-            _pack_captions(
+            sorted_captions_block(
                 text.flatten(0, 1),
                 place[j : j + columns],
                 lengths[j : j + columns],
@@ -150,165 +151,8 @@ def cross_attention_scores(
     return scores if order is None else scores[:, order.argsort()]
 
 
-class _Images(NamedTuple):
-    """A block of r images."""
-
-    tokens: Tensor  # (r, N, D), zero where there is padding
-    gram: Tensor | None  # (r, N, N), None where contexts cost less, or nothing needs it
-    scale: Tensor  # (r, N), inverse norms of the tokens
-    share: Tensor  # (r,), one over the number of real tokens
-
-
-class _Captions(NamedTuple):
-    """A block of c captions: those of the same length are a group, W words in all."""
-
-    tokens: Tensor  # (W, D), group by group, word by word, caption by caption
-    groups: list[tuple[int, int]]  # words of a caption, captions
-    grams: list[Tensor | None]  # of each group (captions, words, words), as above
-    scale: Tensor  # (W,)
-    share: Tensor  # (c,)
-
-
-def _pack_images(
-    tokens: Tensor, mask: Tensor | None, product_dtype: torch.dtype, direction: Direction
-) -> _Images:
-    scale = inverse_norm(tokens.square().sum(dim=2))
-    share = _share(mask, tokens.new_full(tokens.shape[:1], tokens.shape[1]))
-    tokens = tokens.to(product_dtype)
-    gram = None if direction == "i2t" else _gram(tokens, scale.dtype)
-    return _Images(tokens, gram, scale, share)
-
-
-def _pack_captions(
-    words: Tensor,
-    place: Tensor,
-    lengths: list[int],
-    mask: Tensor | None,
-    product_dtype: torch.dtype,
-    direction: Direction,
-) -> _Captions:
-    """Captions sorted by length, whose words are the rows ``place (c, L)`` of ``words``."""
-    groups = [(length, len(list(same))) for length, same in itertools.groupby(lengths)]
-    ends = list(itertools.accumulate(count for _, count in groups))
-    places = [
-        place[end - count : end, :length].T.flatten()
-        for (length, count), end in zip(groups, ends, strict=True)
-    ]
-    tokens = words.index_select(0, torch.cat(places))
-    share = _share(mask, tokens.new_tensor(lengths))
-    return _captions(tokens, groups, share, product_dtype, direction)
-
-
-def _captions(
-    tokens: Tensor,
-    groups: list[tuple[int, int]],
-    share: Tensor,
-    product_dtype: torch.dtype,
-    direction: Direction,
-) -> _Captions:
-    """A block of captions, of the words in their order."""
-    scale = inverse_norm(tokens.square().sum(dim=1))
-    tokens = tokens.to(product_dtype)
-    grams = [
-        None if direction == "t2i" else _gram(part.unflatten(0, group).transpose(0, 1), scale.dtype)
-        for part, group in zip(_split(tokens, groups), groups, strict=True)
-    ]
-    return _Captions(tokens, groups, grams, scale, share)
-
-
-def _score_block(
-    images: _Images, captions: _Captions, *, direction: Direction, smooth: float
-) -> Tensor:
-    """Scores ``(r, c)`` of all pairs of a block."""
-    dots = linear(captions.tokens, images.tokens.flatten(0, 1))
-    dots = dots.to(images.scale.dtype).unflatten(1, images.scale.shape)
-    t2i, i2t = [], []
-    for group, part, tokens, scale, gram in zip(
-        captions.groups,
-        _split(dots, captions.groups),
-        _split(captions.tokens, captions.groups),
-        _split(captions.scale, captions.groups),
-        captions.grams,
-        strict=True,
-    ):
-        part, scale = part.unflatten(0, group), scale.view(*group, 1)
-        if direction != "i2t":
-            cosine = _find_regions(part, images, smooth) * scale
-            t2i.append(cosine.clamp(-1, 1).sum(dim=0))
-        if direction != "t2i":
-            cosine = _find_words(part, tokens.unflatten(0, group), gram, scale, smooth)
-            i2t.append((cosine * images.scale).clamp(-1, 1).sum(dim=2))
-    scores = []
-    if direction != "i2t":
-        scores.append(torch.cat(t2i).T * captions.share)
-    if direction != "t2i":
-        scores.append(torch.cat(i2t).T * images.share.unsqueeze(1))
-    return sum(scores[1:], scores[0]) / len(scores)
-
-
-def _find_regions(dots: Tensor, images: _Images, smooth: float) -> Tensor:
-    """What words find in images: ``q·c / |c|`` as ``(L, c, r)`` of the dots ``(L, c, r, N)``."""
-    weights = _weights(dots, 0, 3, images.scale, smooth)
-    by_image = weights.flatten(0, 1).transpose(0, 1)  # (r, L * c, N)
-    if images.gram is None:
-        squares = (by_image.to(images.tokens.dtype) @ images.tokens).to(dots.dtype).square().sum(2)
-    else:
-        squares = _times(by_image @ images.gram, by_image).sum(2)
-    return (weights * dots).sum(3) * inverse_norm(squares.T.unflatten(0, dots.shape[:2]))
-
-
-def _find_words(
-    dots: Tensor, tokens: Tensor, gram: Tensor | None, scale: Tensor, smooth: float
-) -> Tensor:
-    """What regions find in captions ``(L, c, D)``: ``(c, r, N)`` of the dots ``(L, c, r, N)``."""
-    weights = _weights(dots, 3, 0, scale.unsqueeze(3), smooth)
-    by_caption = weights.flatten(2).transpose(0, 1)  # (c, L, r * N)
-    if gram is None:
-        tokens = tokens.permute(1, 2, 0)
-        squares = (tokens @ by_caption.to(tokens.dtype)).to(dots.dtype).square().sum(1)
-    else:
-        squares = _times(gram @ by_caption, by_caption).sum(1)
-    return (weights * dots).sum(0) * inverse_norm(squares.unflatten(1, dots.shape[2:]))
-
-
-def _weights(dots: Tensor, queries: int, context: int, scale: Tensor, smooth: float) -> Tensor:
-    """Attention weights up to a factor for each query, which no cosine depends on.
-
-    ``queries`` and ``context`` are dimensions; ``scale`` is zero where the context is.
-    """
-    positive = F.leaky_relu(dots, 0.1)
-    logits = _times(positive, smooth * inverse_norm(positive.square().sum(queries, keepdim=True)))
-    if smooth > _SAFE_SMOOTH:
-        logits = logits.masked_fill(scale == 0, -smooth)
-        logits = logits - logits.detach().amax(context, keepdim=True)
-    return logits.exp_()
-
-
-def _times(ours: Tensor, other: Tensor) -> Tensor:
-    """Product of a tensor that nobody else has and another one; without gradients in its memory."""
-    return ours * other if torch.is_grad_enabled() else ours.mul_(other)
-
-
-def _gram(tokens: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Inner products of the tokens of an item, unless there are more of them than channels."""
-    if not torch.compiler.is_exporting() and tokens.shape[1] > tokens.shape[2]:
-        return None
-    return (tokens @ tokens.mT).to(dtype)
-
-
-def _share(mask: Tensor | None, counts: Tensor) -> Tensor:
-    """One over the number of real tokens of each item; those of all if there is no mask."""
-    return (counts if mask is None else mask.sum(dim=1).clamp(min=1).to(counts.dtype)).reciprocal()
-
-
 def _rows(mask: Tensor | None, start: int, count: int) -> Tensor | None:
     return None if mask is None else mask[start : start + count]
-
-
-def _split(packed: Tensor, groups: list[tuple[int, int]]) -> tuple[Tensor, ...]:
-    if len(groups) == 1:
-        return (packed,)
-    return torch.split(packed, [length * count for length, count in groups])
 
 
 def _block_shape(n: int, regions: int, m: int, words: int, elements: int) -> tuple[int, int]:
