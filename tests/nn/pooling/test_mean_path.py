@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from itmkit.checks import InputError
-from itmkit.nn import BiGRU, GlobalBranch, MeanPath, RegionProjection, StoredTokens, l2_normalize
+from itmkit.nn import (
+    BiGRU,
+    GlobalBranch,
+    MeanPath,
+    RegionProjection,
+    StoredTokens,
+    Tokens,
+    l2_normalize,
+)
 
 
 def completed(*encoders, **options):
@@ -77,3 +85,26 @@ def test_branch_joins_both_paths():
         branch.mean_path.attended(vectors),
         l2_normalize(branch.text_pool(*encoders[1](words, mask))),
     )
+
+
+def test_reads_tokens_of_encoders_of_several_levels():
+    """Whose input is as many stored features side by side."""
+    words = StoredTokens(5, 4, levels=2)
+    path = completed(RegionProjection(7, 4, hidden_dim=3), words)
+    features = torch.randn(2, 3, 10)
+    last = words(features)[-1]
+    expected = path.text_head(last.tokens.mean(1, keepdim=True))[0][:, 0]
+    torch.testing.assert_close(path.text(features, None, last), l2_normalize(expected))
+
+
+def test_views_drop_tokens_of_images_alone():
+    branch = GlobalBranch(views=2, token_drop=0.9)
+    branch.complete(RegionProjection(7, 4, hidden_dim=3), StoredTokens(5, 4))
+    tokens = Tokens(torch.randn(2, 30, 4))
+    for read, rows in ((branch.image, 4), (branch.text, 2)):
+        branch.eval()
+        whole = read(tokens[0], None, tokens)
+        branch.train()
+        drawn = read(tokens[0], None, tokens)
+        assert len(drawn) == rows
+        assert drawn.equal(whole) == (rows == 2)
