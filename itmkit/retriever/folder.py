@@ -101,8 +101,30 @@ def save(retriever: Retriever, folder: str | Path, *, hub_name: str | None = Non
         "text_feature_dtype": retriever.text_feature_dtype,
         "relation_threshold": retriever.relation_threshold,
     }
+    manifest = _without_folders(manifest)
     with sole_writer_beside(target):
         _write(retriever, manifest, parts, target, hub_name or target.name)
+
+
+def _without_folders(section: Any) -> Any:
+    """A configuration that names the checkpoints of our modules without their folders.
+
+    Their weights are stored, and where they lay is nobody's business.
+
+    Example:
+        >>> arguments = {"checkpoint": "/home/me/weights.pt"}
+        >>> _without_folders({"class_path": "itmkit.nn.TimmGrid", "init_args": arguments})
+        {'class_path': 'itmkit.nn.TimmGrid', 'init_args': {'checkpoint': 'weights.pt'}}
+    """
+    if isinstance(section, list):
+        return list(map(_without_folders, section))
+    if not isinstance(section, Mapping):
+        return section
+    found = {name: _without_folders(value) for name, value in section.items()}
+    arguments, ours = found.get("init_args"), str(found.get("class_path")).startswith("itmkit.")
+    if ours and arguments and arguments.get("checkpoint") is not None:
+        arguments["checkpoint"] = Path(arguments["checkpoint"]).name
+    return found
 
 
 def _write(

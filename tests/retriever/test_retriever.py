@@ -207,6 +207,7 @@ def test_saved_folder_gives_the_same_without_anything_else(
         (tmp_path / "weights.pt").rename(photos / "weights.pt")
     assert torch.equal(second.scores([photo, photo.rotate(90)], TEXTS), expected)
     assert second.fingerprint == first.fingerprint
+    assert str(photos) not in (moved / "retriever.yaml").read_text()
     assert second.preprocessing == first.preprocessing
     names = {path.name for path in moved.iterdir()}
     assert {"retriever.yaml", "model.safetensors", "pretrained.json"} <= names
