@@ -21,47 +21,41 @@ def run_ensemble(command: str, words: Sequence[str]) -> None:
         raise InputError(
             f"--ensemble is an option of itmkit {' and '.join(STAGES)}; itmkit {command} has none"
         )
-    stage = STAGES[command]
+    options = call(ensemble_options, words, f"{command} --ensemble", ARGUMENTS)
 
-    def measure(
-        *,
-        ensemble: list[str],
-        name: str = "ensemble",
-        protocol: int | str | None = None,
-        protocol_files: list[str] | None = None,
-        keep: int = 10,
-        trec: bool = False,
-        device: str | None = None,
-    ) -> None:
-        """Measure runs of one system or several together, by the mean of standardised scores.
+    from itmkit.files import check_different
+    from itmkit.metrics.protocol import check_protocol_files, find_protocol
+    from itmkit.modes import usable_device
+    from itmkit.retriever.names import find_run
+    from itmkit.runs import evaluate_ensemble
 
-        Args:
-            ensemble: Folder or NAME of a run; several.
-            name: Folder inside runs that gets the results.
-            protocol: f30k-1k, coco-5k, coco-1k, cxc, eccv, or folds.
-            protocol_files: Judgements of cxc and eccv.
-            keep: Items of each query in queries.parquet; 0: no file.
-            trec: Whether to write files for ir-measures.
-            device: Where null, a GPU if there is one.
-        """
-        from itmkit.files import check_different
-        from itmkit.metrics.protocol import check_protocol_files, find_protocol
-        from itmkit.modes import usable_device
-        from itmkit.retriever.names import find_run
-        from itmkit.runs import evaluate_ensemble
+    check_protocol_files(find_protocol(options["protocol"]), options["protocol_files"])
+    ensemble = options.pop("ensemble")
+    runs = [find_run(run) for run in ensemble]
+    check_different("ensemble", ensemble, runs)
+    options["device"] = usable_device(options["device"])
+    evaluate_ensemble(runs, stage=STAGES[command], **options)
 
-        check_protocol_files(find_protocol(protocol), protocol_files)
-        runs = [find_run(run) for run in ensemble]
-        check_different("ensemble", ensemble, runs)
-        evaluate_ensemble(
-            runs,
-            stage=stage,
-            name=name,
-            protocol=protocol,
-            protocol_files=protocol_files,
-            keep=keep,
-            trec=trec,
-            device=usable_device(device),
-        )
 
-    call(measure, words, f"{command} --ensemble", ARGUMENTS)
+def ensemble_options(
+    *,
+    ensemble: list[str],
+    name: str = "ensemble",
+    protocol: int | str | None = None,
+    protocol_files: list[str] | None = None,
+    keep: int = 10,
+    trec: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Measure runs of one system or several together, by the mean of standardised scores.
+
+    Args:
+        ensemble: Folder or NAME of a run; several.
+        name: Folder inside runs that gets the results.
+        protocol: f30k-1k, coco-5k, coco-1k, cxc, eccv, or folds.
+        protocol_files: Judgements of cxc and eccv.
+        keep: Items of each query in queries.parquet; 0: no file.
+        trec: Whether to write files for ir-measures.
+        device: Where null, a GPU if there is one.
+    """
+    return locals()
