@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from itmkit.checks import InputError, constructor_errors, raised_in
 
@@ -70,16 +70,11 @@ def _one_line_warnings() -> Iterator[None]:
     """Show warnings to users, which itmkit raises, without the line of code that raised them."""
     package, before = str(Path(__file__).parents[1]), warnings.formatwarning
 
-    def formatted(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        line: str | None = None,
-    ) -> str:
+    def formatted(*args: Any, **named: Any) -> str:
+        message, category, filename = args[:3]
         if category is UserWarning and filename.startswith(package):
             return f"itmkit: warning: {_line(str(message))}\n"
-        return before(message, category, filename, lineno, line)
+        return before(*args, **named)
 
     warnings.formatwarning = formatted
     try:
