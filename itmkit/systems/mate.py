@@ -197,6 +197,11 @@ class MATE(Matcher):
                     f"fusion_start is {fusion_start}, but there is no fusion loss; expected a "
                     "fusion encoder and a fusion_weight above 0"
                 )
+            if not any(self.weights[name] for name in _GLOBAL_LOSSES):
+                raise InputError(
+                    f"fusion_start is {fusion_start}, but no other loss trains before it; expected "
+                    "a weight above 0, or null"
+                )
         self.views = views
         self.fusion_pairs = fusion_pairs
         self.fusion_group = fusion_group

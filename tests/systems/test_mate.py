@@ -276,6 +276,10 @@ def test_parameter_groups_follow_lr_factors():
         ({"fusion_pairs": 0}, "fusion_pairs is 0; expected 1 or more"),
         ({"fusion_group": 1}, "fusion_group is 1; expected 2 or more"),
         ({"fusion_start": 3, "fusion": None}, "fusion_start is 3, but there is no fusion loss"),
+        (
+            {"fusion_start": 3, "triplet_weight": 0, "hect_weight": 0, "distillation_weight": 0},
+            "fusion_start is 3, but no other loss trains before it",
+        ),
         ({"fusion": None, "fusion_pairs": 4}, "fusion_pairs is given, but there is no fusion enc"),
         ({"fusion": None, "fusion_loss": SigLIPLoss()}, "fusion_loss is given, but there is no"),
         (
