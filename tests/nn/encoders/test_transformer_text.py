@@ -315,3 +315,14 @@ def test_input_error() -> None:
     long = torch.ones(1, 13, dtype=torch.long)
     with pytest.raises(ValueError, match=r"ids has 13 tokens a row; expected at most 12"):
         encoder(long, long > 0)
+
+
+def test_tokens_are_dropped_in_training_alone() -> None:
+    torch.manual_seed(0)
+    text = TransformerText(config=BERT, dim=8, token_drop=0.9)
+    ids, mask = torch.randint(1, 20, (4, 12)), torch.ones(4, 12, dtype=torch.bool)
+    kept = text(ids, mask).mask
+    assert kept.any(1).all()
+    assert not kept.all()
+    whole = text.eval()(ids, mask).mask
+    assert whole is None or whole.all()
