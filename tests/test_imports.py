@@ -46,6 +46,7 @@ LAYERS = {
     "files": 0,
     "machine": 0,
     "lazy_imports": 0,
+    "memory": 0,
     "modes": 0,
     "pretrained": 0,
     "vectors": 0,

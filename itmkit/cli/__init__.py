@@ -11,6 +11,7 @@ from inspect import signature
 import itmkit
 from itmkit.checks import did_you_mean
 from itmkit.cli.errors import fail, report_user_errors
+from itmkit.memory import keep_freed_memory
 
 #: what each command does, in one line; it is the function of its name in the module of its name in
 #: here, or that of :data:`MODULES`, imported when it is called: with the words after the command,
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name == "--version":
         print(f"itmkit {itmkit.__version__}")
     elif name in COMMANDS:
+        keep_freed_memory()
         with report_user_errors():
             module = vars(import_module(f"{__name__}.{MODULES.get(name, name)}"))
             called = module[name]

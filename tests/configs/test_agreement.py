@@ -161,8 +161,8 @@ def test_a_class_by_its_name_alone_and_one_that_is_unknown() -> None:
 def test_width_of_a_text_model_that_is_not_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoConfig, CLIPConfig
 
-    def fetched(name: str, *, trust_remote_code: bool) -> CLIPConfig:
-        assert (name, trust_remote_code) == ("group/clip", False)
+    def fetched(name: str, *, token: str | None, trust_remote_code: bool) -> CLIPConfig:
+        assert (name, token, trust_remote_code) == ("group/clip", None, False)
         return CLIPConfig(text_config={"hidden_size": 40}, vision_config={"hidden_size": 24})
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", fetched)

@@ -108,7 +108,7 @@ def _command(
 
 def _arm(kill: Kill, with_signal: int) -> None:
     from itmkit import _internals
-    from itmkit.systems import Matcher, matcher
+    from itmkit.systems import Matcher, evaluation
     from itmkit.training import checkpoints, loggers
 
     left = kill.count
@@ -168,7 +168,7 @@ def _arm(kill: Kill, with_signal: int) -> None:
     places: dict[str, Callable[[], None]] = {
         "step": lambda: before(Matcher, "training_step"),
         "validate": lambda: before(Matcher, "validation_step"),
-        "score": lambda: before(matcher, "rank_queries"),
+        "score": lambda: before(evaluation, "rank_queries"),
         "write": lambda: half(checkpoints),
         "table": lambda: half(_internals),
         "rename": lambda: around_rename(after=False),
