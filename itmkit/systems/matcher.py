@@ -74,7 +74,8 @@ class Matcher(LightningModule, ABC):
             None: weight and number of candidates, at most ``rerank_top_k``, are fitted in every
             validation of a fit, by :func:`~itmkit.retrieval.fit_second_stage`, and kept with the
             checkpoint. ``val/held_out/…`` then has the rSum and R@1 of the half of the queries that
-            was not fitted on, by the first stage and by both. Before that, nothing is re-ranked.
+            was not fitted on, by the first stage and by both; where both have less, the second
+            stage is left out. Before that, nothing is re-ranked.
         rerank_standardised: whether the second stage's scores are brought to the mean and spread of
             the first stage's over the candidates before they are mixed.
 

@@ -66,3 +66,13 @@ def test_fit_leaves_out_a_second_stage_that_harms() -> None:
     fitted = fit_second_stage(matcher, gallery(owners, len(owners)), top_k=8)
     assert (fitted.top_k, fitted.weight) == (0, 0.0)
     assert fitted.both_stages == fitted.first_stage
+
+
+def test_fit_leaves_out_a_second_stage_that_helps_one_half_alone() -> None:
+    matcher, owners = table()
+    matcher.rerank_standardised = True
+    matcher.pairs[1::2] *= -1  # of the images that the fit does not see
+    fitted = fit_second_stage(matcher, gallery(owners, len(owners)), top_k=8)
+    assert (fitted.top_k, fitted.weight) == (0, 0.0)
+    assert fitted.both_stages["rsum"] < fitted.first_stage["rsum"]
+    assert fitted.ranks.recall() == evaluate(matcher, gallery(owners, len(owners)), top_k=0)
