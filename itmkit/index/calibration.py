@@ -15,6 +15,7 @@ from itmkit.checks import InputError, check_shape
 HITS = 10  # of a query, from which the probabilities are learnt
 LEAST_QUERIES = 50
 _BINS = 10
+_TELLING = 0.25  # coverage at which a low probability says that nothing matches
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,16 @@ class Calibration:
         return _probabilities(scores.double()[None], torch.tensor(self.weights).double())[0].float()
 
     def verdict(self, probability: float) -> str:
-        """That nothing matches, where the best hit's probability says so; else empty."""
+        """That nothing matches, where the best hit's probability says so; else empty.
+
+        A model that seldom reaches the threshold, also where there is something to find, cannot
+        tell: then that no hit is sure.
+        """
         if probability >= self.threshold:
             return ""
+        what = "nothing matches" if self.coverage >= _TELLING else "no hit is sure"
         return (
-            f"nothing matches: no hit is right with a probability of {self.threshold:.0%} or more. "
+            f"{what}: no hit is right with a probability of {self.threshold:.0%} or more. "
             f"At that limit {self.precision:.0%} of the best hits were right and "
             f"{self.coverage:.0%} of what was there was found, on queries held out of validation, "
             f"half of them with nothing to find, among {self.gallery_size} images"

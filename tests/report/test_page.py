@@ -41,6 +41,8 @@ def test_verdict(index: Index, tmp_path: Path) -> None:
     assert index.verdict(hits).startswith("nothing matches: no hit is right with a probability of")
     write_hits(tmp_path / "hits.html", index, hits, "red")
     assert "nothing matches" in (tmp_path / "hits.html").read_text()
+    index.calibrate(Calibration((0.0, 0.0, 0.0, -4.0), 4, 0.5, 0.7, 0.01))
+    assert index.verdict(hits).startswith("no hit is sure: no hit is right with a probability of")
     index.calibrate(Calibration((0.0, 0.0, 0.0, 4.0), 4, 0.5, 0.9, 0.8))
     assert index.verdict(index.search("red")) == ""
 
