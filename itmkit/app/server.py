@@ -163,7 +163,8 @@ class Guard:
         from starlette.responses import JSONResponse
 
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
 
         async def guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -174,11 +175,12 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_ours(host):
             error = f"host is {host[:100]!r}; expected localhost or an address in numbers"
-            return await JSONResponse({"error": error}, 400)(scope, receive, guarded)
-        if origin is not None and urlsplit(origin).netloc != host:
+            await JSONResponse({"error": error}, 400)(scope, receive, guarded)
+        elif origin is not None and urlsplit(origin).netloc != host:
             error = f"origin is {origin[:100]!r}; expected this page"
-            return await JSONResponse({"error": error}, 403)(scope, receive, guarded)
-        return await self.app(scope, receive, guarded)
+            await JSONResponse({"error": error}, 403)(scope, receive, guarded)
+        else:
+            await self.app(scope, receive, guarded)
 
     def _is_ours(self, host: str) -> bool:
         try:
