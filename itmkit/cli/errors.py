@@ -61,7 +61,7 @@ def report_user_errors() -> Iterator[None]:
 def _is_read(stream: TextIO) -> bool:
     """Whether the other end of a pipe is open; of ``itmkit configs | head -1`` it soon is not."""
     poll = select.poll()
-    poll.register(stream.fileno(), 0)  # errors are told unasked
+    poll.register(stream.fileno(), 0)  # no events: poll always reports errors
     return not poll.poll(0)
 
 

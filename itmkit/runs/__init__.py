@@ -1,4 +1,4 @@
-"""What a run of itmkit is: a system trained, measured or used to encode, and told in a folder.
+"""Runs of itmkit: train a system, measure it or encode with it, and record that in a folder.
 
 ``itmkit fit``, ``validate``, ``test`` and ``predict`` parse their options and call this.
 """

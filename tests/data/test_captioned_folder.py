@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recorder import fit, same
+from recorder import check_resumes, same
 from tiny_cli import refused
 from tiny_cli import run as run_tiny
 from torch import Tensor
@@ -274,19 +274,8 @@ def test_order_and_crops_are_the_same_with_workers_and_after_a_stop(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(folder: Path, tmp_path: Path) -> None:
-    dataset = partial(CaptionedFolder, photos=folder, captions=twenty(tmp_path / "t.csv"))
-
-    def run(checkpoint: str | None = None) -> Any:
-        data = ImageTextData(
-            partial(dataset, image_size=8), batch_size=5, vocabulary_min_count=1, caption_views=2
-        )
-        return fit(tmp_path, data, ckpt_path=checkpoint, max_epochs=2)
-
-    whole = run()
-    assert len(whole.seen) == 12
-    resumed = run(str(tmp_path / "saved" / "step=4.ckpt"))
-    assert same(resumed.seen, whole.seen[4:])
-    assert torch.equal(resumed.weight, whole.weight)
+    table = twenty(tmp_path / "t.csv")
+    check_resumes(tmp_path, partial(CaptionedFolder, photos=folder, captions=table, image_size=8))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from picture_files import as_structs, jpegs, write_folder, write_parquet, write_tar
-from recorder import fit, same
+from recorder import check_resumes, same
 
 from itmkit.data import (
     CaptionedFolder,
@@ -222,19 +222,4 @@ def test_order_and_crops_are_the_same_with_workers_and_after_a_stop(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("write", ONE_OF_A_KIND)
 def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(tmp_path: Path, write: Write) -> None:
-    photos = write(tmp_path)
-
-    def run(checkpoint: str | None = None) -> Any:
-        data = ImageTextData(
-            partial(captioned, photos, shares=None),
-            batch_size=5,
-            vocabulary_min_count=1,
-            caption_views=2,
-        )
-        return fit(tmp_path, data, ckpt_path=checkpoint, max_epochs=2)
-
-    whole = run()
-    assert len(whole.seen) == 12
-    resumed = run(str(tmp_path / "saved" / "step=4.ckpt"))
-    assert same(resumed.seen, whole.seen[4:])
-    assert torch.equal(resumed.weight, whole.weight)
+    check_resumes(tmp_path, partial(captioned, write(tmp_path), shares=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,17 @@ def flat(batches: Any) -> list[Tensor]:
 def same(left: Any, right: Any) -> bool:
     left, right = flat(left), flat(right)
     return len(left) == len(right) > 0 and all(map(torch.equal, left, right))
+
+
+def check_resumes(folder: Path, dataset: Callable[[str], Any]) -> None:
+    """A fit of two epochs that goes on from its fourth step is the one that was not stopped."""
+
+    def run(checkpoint: str | None = None) -> Any:
+        data = ImageTextData(dataset, batch_size=5, vocabulary_min_count=1, caption_views=2)
+        return fit(folder, data, ckpt_path=checkpoint, max_epochs=2)
+
+    whole = run()
+    assert len(whole.seen) == 12
+    resumed = run(str(folder / "saved" / "step=4.ckpt"))
+    assert same(resumed.seen, whole.seen[4:])
+    assert torch.equal(resumed.weight, whole.weight)
