@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 from itmkit.checks import InputError, constructor_errors, raised_in
 
+_LONGEST = 2000  # characters of a message
 _WORKER_GONE = re.compile(r"DataLoader worker (\(pid|was killed)")
 _PROCESS_GONE = re.compile(
     r"Connection (closed|reset) by peer|Connection was likely closed|Broken pipe"
@@ -87,8 +88,8 @@ def one_line(error: Exception) -> str | None:
     """The message of an error that a user can fix, None for any other.
 
     Users can fix: files and network (``OSError``), what itmkit refuses (``InputError``), a Trainer
-    or optimizer that cannot be built as configured, a killed process of the data, weights that do
-    not fit the model, and what the other processes see when one of a run ends.
+    or optimizer that cannot be built as configured, a killed process of the data, and what the
+    other processes see when one of a run ends.
 
     Args:
         error: the error as caught, with its traceback.
@@ -108,9 +109,6 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and _WORKER_GONE.match(text):
         hint = "a process that reads the data was killed; where memory is short, fewer may do"
         return _line(f"{hint} (data.num_workers): {text}")
-    if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict for "):
-        head, *details = (line.strip() for line in text.splitlines())
-        return _line(f"{head} {' '.join(details)}", limit=400)
     return None
 
 
@@ -137,6 +135,6 @@ def _is_refused_option(error: Exception) -> bool:
     return in_loop or _TRAINER_SETUP.match(module) is not None
 
 
-def _line(text: str, *, limit: int = 2000) -> str:
+def _line(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[:limit]} …"
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from itmkit.checks import InputError, check_share, type_of
+from itmkit.nn.weights import report_misfits
 
 
 class Teacher:
@@ -91,9 +92,10 @@ class Teacher:
         """Take the weights of a checkpoint.
 
         Raises:
-            RuntimeError: as of ``nn.Module``, for those of another model.
+            InputError: for those of another model.
         """
-        self.model.load_state_dict(state_dict)
+        with report_misfits(self.model, state_dict, "the teacher's state"):
+            self.model.load_state_dict(state_dict)
 
 
 def _frozen_copy(source: nn.Module) -> nn.Module:

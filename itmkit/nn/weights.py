@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from itmkit import __version__
 from itmkit.checks import InputError, type_of
 from itmkit.files import user_path
+
+_LACKING, _UNKNOWN = "not in the file", "not in the model"
+_MOST_LISTED = 3  # tensors of each kind that does not fit, in an error
 
 
 def load_weights(module: nn.Module, path: str | Path, *, by_order: bool = False) -> None:
@@ -43,20 +48,91 @@ def load_weights(module: nn.Module, path: str | Path, *, by_order: bool = False)
                 f"{path} holds {len(tensors)} tensors; expected {len(own)}, those of the model"
             )
         tensors = dict(zip(own, tensors.values(), strict=True))
-    missing = [name for name in own if name not in tensors]
-    unexpected = [name for name in tensors if name not in own]
-    if missing or unexpected:
-        raise InputError(
-            f"{path} lacks {len(missing)} tensors {missing[:3]} and has {len(unexpected)} unknown "
-            f"ones {unexpected[:3]}; expected those of the model"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise InputError(
-                f"{name} in {path} has the shape {tuple(tensor.shape)}; expected "
-                f"{tuple(own[name].shape)}, that of the model"
-            )
+    if found := misfits(module, tensors):
+        raise InputError(f"{misfits_text(module, found, str(path))}; expected those of the model")
     module.load_state_dict(tensors)
+
+
+def misfits(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The tensors of a state dict or of a module that the other lacks or has in another shape.
+
+    Returns:
+        Name → what is wrong with it.
+
+    Example:
+        >>> misfits(nn.Linear(3, 2), {"weight": torch.zeros(4, 3), "b": torch.zeros(1)})
+        {'b': 'not in the model', 'bias': 'not in the file', 'weight': '(4, 3), expected (2, 3)'}
+    """
+    own = module.state_dict()
+    found = dict.fromkeys(own.keys() - tensors.keys(), _LACKING)
+    found |= dict.fromkeys(tensors.keys() - own.keys(), _UNKNOWN)
+    for name in own.keys() & tensors.keys():
+        if own[name].shape != tensors[name].shape:
+            found[name] = f"{tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+    return {name: found[name] for name in sorted(found)}
+
+
+def misfits_text(module: nn.Module, found: Mapping[str, str], source: str) -> str:
+    """What does not fit, the first few of each kind.
+
+    Args:
+        module: that the weights were meant for.
+        found: of :func:`misfits`.
+        source: of the weights.
+    """
+    shown: dict[str, list[str]] = {}
+    for name, why in found.items():
+        kind = why if why in (_LACKING, _UNKNOWN) else "shape"
+        shown.setdefault(kind, []).append(f"{name} ({why})")
+    first = [one for kind in shown.values() for one in kind[:_MOST_LISTED]]
+    more = f" and {len(found) - len(first)} more" if len(found) > len(first) else ""
+    return f"{source} does not fit {type(module).__name__}: {', '.join(first)}{more}"
+
+
+@contextmanager
+def report_misfits(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Iterator[None]:
+    """Around ``load_state_dict``: an error names the source and the tensors that do not fit.
+
+    Args:
+        module: that gets the weights.
+        tensors: the state dict.
+        source: of the weights, for the error.
+
+    Raises:
+        InputError: in the place of torch's ``RuntimeError``.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := misfits(module, tensors)):
+            raise
+        raise InputError(
+            f"{misfits_text(module, found, source)}; expected those of the model"
+        ) from error
+
+
+@contextmanager
+def stored_by(version: str | None) -> Iterator[None]:
+    """Within it, an error about a file that another version of itmkit wrote says so.
+
+    Args:
+        version: of itmkit that wrote the file; None where the file does not say.
+
+    Example:
+        >>> with stored_by("0.0.1"):
+        ...     raise InputError("model.ckpt does not fit MATE")
+        Traceback (most recent call last):
+        itmkit.checks.InputError: model.ckpt does not fit MATE; it was written by itmkit 0.0.1 ...
+    """
+    try:
+        yield
+    except InputError as error:
+        if version == __version__:
+            raise
+        raise InputError(
+            f"{error}; it was written by itmkit {version or 'of an unknown version'} and this is "
+            f"itmkit {__version__}: use the version that wrote it, or train again with this one"
+        ) from error
 
 
 def freeze_unused(module: nn.Module, output: Tensor) -> None:

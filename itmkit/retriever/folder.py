@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit import __version__
+from itmkit.checks import InputError, type_of
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
@@ -25,6 +26,7 @@ from itmkit.files import (
     user_path,
     write_text,
 )
+from itmkit.nn.weights import report_misfits, stored_by
 from itmkit.pretrained import sources, weights_follow
 from itmkit.retriever.card import CARD, check_usage, model_card
 from itmkit.retriever.facts import ModelFacts
@@ -44,6 +46,7 @@ FILES = (MANIFEST, WEIGHTS, PRETRAINED, WORDS, FACTS)
 
 _FIELDS = {
     "format",
+    "itmkit_version",
     "model",
     "backbone",
     "text_backbone",
@@ -92,6 +95,7 @@ def save(retriever: Retriever, folder: str | Path, *, hub_name: str | None = Non
     kept |= {name: getattr(retriever.model, name) for name in _SECOND_STAGE if name in kept}
     manifest = {
         "format": FORMAT,
+        "itmkit_version": __version__,
         "model": {"class_path": config["class_path"], "init_args": kept},
         "backbone": configs.get("backbone"),
         "text_backbone": configs.get("text_backbone"),
@@ -174,8 +178,15 @@ def read(folder: str | Path, trust: Sequence[str]) -> dict[str, Any]:
         content = yaml.safe_load(read_text(source))
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, Mapping) else None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{source} holds {type_of(content)}; expected entries")
+    with stored_by(content.get("itmkit_version")):
+        return _read_parts(folder, content, trust)
+
+
+def _read_parts(folder: Path, content: Mapping[str, Any], trust: Sequence[str]) -> dict[str, Any]:
+    source = folder / MANIFEST
+    if (found := content.get("format")) != FORMAT:
         raise InputError(f"{source} has the format {found!r}; expected {FORMAT}")
     if content.keys() != _FIELDS:
         wrong = ", ".join(sorted(content.keys() ^ _FIELDS))
@@ -278,10 +289,7 @@ def _load_weights(path: Path, parts: Mapping[str, nn.Module]) -> None:
     known = {name for name in weights if name.partition(".")[0] in parts}
     for part, module in parts.items():
         own = {n.partition(".")[2]: t for n, t in weights.items() if n.partition(".")[0] == part}
-        try:
+        with report_misfits(module, own, str(path)):
             module.load_state_dict(own)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path} does not fit {MANIFEST}: {reason}") from error
     if known != weights.keys():
         raise InputError(f"{path} has {sorted(weights.keys() - known)[0]!r}; expected no more")

@@ -13,8 +13,7 @@ from torch import nn
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData, WordTokenizer
 from itmkit.nn import WordEmbedding
-
-_MOST_LISTED = 5  # of what does not fit, in an error
+from itmkit.nn.weights import misfits, misfits_text, stored_by
 
 
 def load_initial_weights(
@@ -56,29 +55,21 @@ def load_initial_weights(
         for prefix, module in modules.items()
         for name in getattr(module, "training_state", ())
     }
-    misfits = dict.fromkeys(saved.keys() - own.keys() - run_state, "not in the model")
-    for name in own.keys() - run_state:
-        if name not in saved:
-            misfits[name] = "not in the checkpoint"
-        elif saved[name].shape != own[name].shape:
-            misfits[name] = f"{tuple(saved[name].shape)}, expected {tuple(own[name].shape)}"
+    found = {name: why for name, why in misfits(model, saved).items() if name not in run_state}
     for name, why in _embeddings_of_other_words(checkpoint, modules, data).items():
-        misfits[name] = f"{misfits[name]}; {why}" if name in misfits else why
-    unfit = [f"{name} ({misfits[name]})" for name in sorted(misfits)]
-    if strict and unfit:
-        more = f" and {len(unfit) - _MOST_LISTED} more" if len(unfit) > _MOST_LISTED else ""
-        raise InputError(
-            f"init_from '{path}' does not fit: {', '.join(unfit[:_MOST_LISTED])}{more}; "
-            "--init_strict false leaves out what does not fit"
-        )
-    fitting = {n: value for n, value in saved.items() if n not in misfits.keys() | run_state}
+        found[name] = f"{found[name]}; {why}" if name in found else why
+    if strict and found:
+        told = misfits_text(model, found, f"init_from '{path}'")
+        with stored_by(checkpoint.get("itmkit_version")):
+            raise InputError(f"{told}; --init_strict false leaves out what does not fit")
+    fitting = {n: value for n, value in saved.items() if n not in found.keys() | run_state}
     if not fitting:
         raise InputError(f"init_from '{path}' has no weights that fit the model; expected some")
     model.load_state_dict(fitting, strict=False)
     report = rank_zero_only(print)
     report(f"weights of {path}: {len(fitting)} of {len(own.keys() - run_state)} tensors")
-    for line in unfit:
-        report(f"left out: {line}")
+    for name in sorted(found):
+        report(f"left out: {name} ({found[name]})")
 
 
 def _embeddings_of_other_words(

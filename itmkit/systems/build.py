@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from itmkit.checks import InputError, constructor_errors
+from itmkit.nn.weights import stored_by
 from itmkit.pretrained import weights_follow
 
 
@@ -98,13 +99,14 @@ def restore_system(
         trust: see :func:`check_class_paths`.
 
     Raises:
-        InputError: a checkpoint of another system, or a class path that is not allowed.
+        InputError: a checkpoint of another system, weights that do not fit, or a class path that is
+            not allowed.
     """
     config = checkpoint["model_config"]
-    with weights_follow(checkpoint.get("pretrained")):
+    with stored_by(checkpoint.get("itmkit_version")), weights_follow(checkpoint.get("pretrained")):
         model = build_system(config, kind, arguments, source=source, trust=trust)
     model.model_config = config
-    model.on_load_checkpoint(checkpoint)
+    model.on_load_checkpoint({**checkpoint, "source": source})
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
     return model
 

@@ -12,6 +12,7 @@ import yaml
 from itmkit.checks import InputError
 from itmkit.data.module import ImageTextData
 from itmkit.files import path_inside, user_path
+from itmkit.nn.weights import stored_by
 from itmkit.pretrained import weights_follow
 from itmkit.systems.build import build
 from itmkit.systems.matcher import Matcher
@@ -36,14 +37,15 @@ def load_run(
 
     Raises:
         FileNotFoundError: no such folder or checkpoint, or a file of data that is gone.
-        InputError: the checkpoint is not readable, or of another system than the configuration.
+        InputError: the checkpoint is not readable, or of another system than the configuration, or
+            its weights do not fit.
     """
     folder = user_path(folder)
     source = folder / "config.yaml"
     config = yaml.safe_load(source.read_text(encoding="utf-8"))
     file = best_checkpoint(folder / "checkpoints") if checkpoint is None else folder / checkpoint
     state = checkpoint_content(file, f"checkpoint '{file}'")
-    with weights_follow(state.get("pretrained")):
+    with stored_by(state.get("itmkit_version")), weights_follow(state.get("pretrained")):
         built = build(config, {"model": Matcher, "data": ImageTextData}, source=str(source))
     model, data = built["model"], built["data"]
     model.on_load_checkpoint(state)
@@ -58,7 +60,7 @@ def checkpoint_content(path: str | Path, name: str) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        name: what an error calls it.
+        name: what an error calls it; its ``source``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,7 +73,7 @@ def checkpoint_content(path: str | Path, name: str) -> dict[str, Any]:
         raise InputError(f"{name} is not a readable checkpoint: {reason}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{name} is not a checkpoint of a system: no 'state_dict'")
-    return content
+    return {**content, "source": name}
 
 
 def best_checkpoint(folder: Path) -> Path:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from itmkit import __version__
 from itmkit._internals import data_module_of
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_share, type_of
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
 from itmkit.nn.layers.linear import linear
+from itmkit.nn.weights import report_misfits, stored_by
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.pretrained import sources
 from itmkit.retrieval import Encoding, Gallery, encode
@@ -123,6 +125,7 @@ class Matcher(LightningModule, ABC):
         self.model_config: dict[str, Any] | None = None
         self.evaluation = Evaluation()
         self._finite_loss = FiniteLoss()
+        self._restored_from: tuple[str, str | None] | None = None  # while weights are loaded
 
     #: fields of an image's encoding that :meth:`score` reads; None: all. An index reads the others
     #: of the best pictures alone
@@ -328,21 +331,40 @@ class Matcher(LightningModule, ABC):
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
                 raise InputError(f"nothing is saved: the weights of {name!r} are not finite")
+        checkpoint["itmkit_version"] = __version__
         checkpoint["system"] = type(self).__name__
         if self.rerank_most is not None:
             checkpoint["second_stage"] = {"top_k": self.rerank_top_k, "weight": self.rerank_weight}
         if self.model_config is not None:
             checkpoint["model_config"] = self.model_config
-        try:
-            data = data_module_of(self.trainer)
-        except RuntimeError:  # saved without a Trainer
-            data = None
+        trainer = self._attached_trainer()
+        data = data_module_of(trainer) if trainer else None
         checkpoint["pretrained"] = sources(getattr(data, "tokenizer", None), *self.modules())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_system(checkpoint, type(self), name="the checkpoint")
+        source = checkpoint.get("source")
+        if source is None:
+            trainer = self._attached_trainer()
+            source = f"checkpoint '{trainer.ckpt_path}'" if trainer else "the checkpoint"
+        check_system(checkpoint, type(self), name=source)
+        self._restored_from = source, checkpoint.get("itmkit_version")
         if self.rerank_most is not None and (fitted := checkpoint.get("second_stage")):
             self.rerank_top_k, self.rerank_weight = fitted["top_k"], fitted["weight"]
+
+    def _attached_trainer(self) -> Trainer | None:
+        try:
+            return self.trainer
+        except RuntimeError:  # there is none
+            return None
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        if self._restored_from is None:  # a state dict of the user
+            return super().load_state_dict(state_dict, strict, assign)
+        (source, version), self._restored_from = self._restored_from, None
+        with stored_by(version), report_misfits(self, state_dict, source):
+            return super().load_state_dict(state_dict, strict, assign)
 
     @classmethod
     def load_from_checkpoint(
@@ -375,8 +397,8 @@ class Matcher(LightningModule, ABC):
             The model, in training mode as Lightning leaves it: call ``eval()`` to use it.
 
         Raises:
-            InputError: a checkpoint of another system, or one whose configuration names classes
-                that are neither itmkit's nor torch's nor imported before.
+            InputError: a checkpoint of another system, weights that do not fit, or a configuration
+                that names classes that are neither itmkit's nor torch's nor imported before.
         """
         stored: dict[str, Any] = {}
         if hparams_file is None and weights_only is not False:

@@ -447,11 +447,15 @@ def test_error_of_a_callback_that_searches(finder: str, capsys: pytest.CaptureFi
 
 def test_error_checkpoint_of_another_size(capsys: pytest.CaptureFixture[str]) -> None:
     content = checkpoint_of_the_tiny_system("tiny.ckpt")
-    torch.save({**content, "pytorch-lightning_version": "2.6.6", "loops": {}}, "tiny.ckpt")
+    content |= {"pytorch-lightning_version": "2.6.6", "loops": {}, "itmkit_version": "0.0.1"}
+    torch.save(content, "tiny.ckpt")
     line = refused(
         capsys, "test", "--config=tiny.yaml", "--model.dim=5", "--ckpt_path", "tiny.ckpt"
     )
-    assert "size mismatch for image.weight" in line
+    assert line.startswith(
+        "checkpoint 'tiny.ckpt' does not fit TinyMatcher: image.bias ((4,), expected (5,)), "
+    )
+    assert "; it was written by itmkit 0.0.1 and this is itmkit " in line
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "empty", "truncated", "weights", "pickle"])

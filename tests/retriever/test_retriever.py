@@ -258,9 +258,19 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "newer": (lambda f: edit(f, format=2), "has the format 2; expected 1"),
     "entry": (lambda f: edit(f, other=1), "has wrong or missing entries: other"),
     "no yaml": (lambda f: (f / "retriever.yaml").write_text("a: [b"), "is not YAML"),
-    "no mapping": (lambda f: (f / "retriever.yaml").write_text("- a"), "has the format None"),
+    "no mapping": (
+        lambda f: (f / "retriever.yaml").write_text("- a"),
+        "holds a list of str; exp",
+    ),
     "cut": (cut, "is not a whole file of safetensors"),
-    "missing weight": (drop_a_weight, "does not fit retriever.yaml: .*Missing key"),
+    "missing weight": (
+        drop_a_weight,
+        r"does not fit MATE: text\S+ \(not in the file\); exp",
+    ),
+    "weights of another version": (
+        lambda f: (drop_a_weight(f), edit(f, itmkit_version="0.0.1")),
+        r"model.safetensors does not fit MATE: text\S+ \(.*written by itmkit 0\.0\.1 and this is",
+    ),
     "more weights": (add_a_weight, "has 'other.weight'; expected no more"),
     "tokenizer": (lambda f: edit(f, tokenizer={"a": 1}), "has the tokenizer {'a': 1}; expected"),
     "preprocessing": (

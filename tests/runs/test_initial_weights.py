@@ -98,7 +98,7 @@ def test_error_word_embedding_of_another_size(
 ) -> None:
     words = [f"--init_from={trained('TVRN')}", "--model.text_encoder.vocab_size=70"]
     line = refusal(capsys, "TVRN", *words)
-    assert "does not fit: text_encoder.embedding.weight ((38, 16), expected (70, 16))" in line
+    assert "does not fit TVRN: text_encoder.embedding.weight ((38, 16), expected (70, 16))" in line
     assert line.endswith("--init_strict false leaves out what does not fit")
     fit("TVRN", *words, "--init_strict=false")
     out = capsys.readouterr().out
@@ -115,8 +115,8 @@ def test_error_word_embedding_of_other_words(
     line = refusal(capsys, "TVRN", *words)
     count = len(content["ImageTextData"]["vocabulary"])
     assert (
-        f"does not fit: text_encoder.embedding.weight (rows of {count} words, of which {count - 1} "
-        f"are of the {count} of the data); " in line
+        f"does not fit TVRN: text_encoder.embedding.weight (rows of {count} words, of which "
+        f"{count - 1} are of the {count} of the data); " in line
     )
     folder = fit("TVRN", *words, "--init_strict=false", "--model.optimizer.lr=0.0")
     assert "left out: text_encoder.embedding.weight" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import torch
 from tiny_matcher import TinyMatcher
 from tiny_runs import SYSTEMS
 
+from itmkit import __version__
 from itmkit.checks import InputError
 from itmkit.systems import DAIM, MATE, TVRN, Matcher
 from itmkit.systems.build import build, check_class_paths
@@ -77,6 +78,40 @@ def test_error_of_another_system(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "itmkit.systems.DAIM", **SYSTEMS["DAIM"])
     with pytest.raises(InputError, match="is of the system DAIM; expected MATE"):
         MATE.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "note"),
+    [
+        ("0.0.1", "it was written by itmkit 0.0.1 and this is itmkit "),
+        (None, "it was written by itmkit of an unknown version and this is itmkit "),
+        (__version__, None),
+    ],
+)
+def test_error_of_a_checkpoint_of_another_version(
+    written: str | None, note: str | None, tmp_path: Path
+) -> None:
+    path = checkpoint(tmp_path, "itmkit.systems.DAIM", **SYSTEMS["DAIM"])
+    content = torch.load(path, weights_only=True)
+    assert content["itmkit_version"] == __version__
+    tensors = content["state_dict"]
+    old = next(name for name in tensors if name.startswith("text_encoder"))
+    tensors["old_name"] = tensors.pop(old)
+    torch.save(content | {"itmkit_version": written}, path)
+    with pytest.raises(InputError) as caught:
+        DAIM.load_from_checkpoint(path)
+    told = str(caught.value)
+    names = f"old_name (not in the model), {old} (not in the file)"
+    assert told.startswith(f"checkpoint '{path}' does not fit DAIM: {names}; expected ")
+    assert note is None or note in told
+    assert ("written by" in told) == (note is not None)
+    DAIM.load_from_checkpoint(path, strict=False)
+
+    content["model_config"]["init_args"]["old_argument"] = 1
+    torch.save(content | {"itmkit_version": written}, path)
+    with pytest.raises(InputError, match="old_argument") as caught:
+        DAIM.load_from_checkpoint(path)
+    assert ("written by" in str(caught.value)) == (note is not None)
 
 
 @pytest.mark.parametrize(

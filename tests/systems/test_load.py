@@ -71,6 +71,17 @@ def test_error_of_a_checkpoint_of_another_system(run_folder, tmp_path):
         load_run(copy)
 
 
+def test_error_of_a_checkpoint_of_another_version(run_folder, tmp_path):
+    copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
+    path = copy / "checkpoints" / "best.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["state_dict"].popitem()
+    torch.save(state | {"itmkit_version": "0.0.1"}, path)
+    told = r"best\.ckpt' does not fit MATE: .* \(not in the file\).*written by itmkit 0\.0\.1 and"
+    with pytest.raises(InputError, match=told):
+        load_run(copy)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 cut off"])
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
 def test_error_of_a_broken_checkpoint(tmp_path, run_folder, name, content):
