@@ -36,8 +36,7 @@ def audit_run(
         device: such as ``cuda:1``; where null, a GPU if there is one.
     """
     from itmkit.modes import usable_device
-    from itmkit.retriever.names import find_run
-    from itmkit.systems import load_run
+    from itmkit.systems import find_run, load_run
     from itmkit.testing import audit
 
     check_count(2, images=images)

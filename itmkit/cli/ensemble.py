@@ -26,8 +26,8 @@ def run_ensemble(command: str, words: Sequence[str]) -> None:
     from itmkit.files import check_different
     from itmkit.metrics.protocol import check_protocol_files, find_protocol
     from itmkit.modes import usable_device
-    from itmkit.retriever.names import find_run
     from itmkit.runs import evaluate_ensemble
+    from itmkit.systems import find_run
 
     check_protocol_files(find_protocol(options["protocol"]), options["protocol_files"])
     ensemble = options.pop("ensemble")

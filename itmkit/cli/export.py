@@ -26,8 +26,7 @@ def export(
 
     from itmkit.export import CERTIFICATE, export_onnx, require_onnx
     from itmkit.files import user_path
-    from itmkit.retriever.names import find_run
-    from itmkit.systems import load_run
+    from itmkit.systems import find_run, load_run
 
     check_count(batches=batches)
     require_onnx()

@@ -41,7 +41,7 @@ def report(
     """
     from itmkit.modes import usable_device
     from itmkit.report.run_report import write_report
-    from itmkit.retriever.names import find_run
+    from itmkit.systems import find_run
 
     path = write_report(
         find_run(run),

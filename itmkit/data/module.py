@@ -53,8 +53,8 @@ class ImageTextData(LightningDataModule):
         dataset: makes the dataset of a split from the name of the split.
         tokenizer: of the captions; where None, the words of the dataset's own vocabulary, or of
             one built from the training captions. Checkpoints carry these words. A split of which
-            more than a fifth of the tokens are unknown is warned of, once. Not needed with
-            ``text_features``; where given, it must be the one that these were made with.
+            more than a fifth of the tokens are unknown is warned of, once a process. Not needed
+            with ``text_features``; where given, it must be the one that these were made with.
         text_features: folder with the token features that ``itmkit extract --text_model`` wrote of
             the captions; batches then hold them too (``Texts.features``), for
             :class:`itmkit.nn.StoredTokens`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -34,6 +34,8 @@ class SplitTokens:
         train_split: whose stored features say which tokenizer they were made with.
     """
 
+    _warned: ClassVar[set[str]] = set()  # what this process has warned of
+
     def __init__(
         self,
         captions: Callable[[str], Sequence[str]],
@@ -49,7 +51,6 @@ class SplitTokens:
         self._tokens: dict[str, CaptionTokens] = {}
         self._files: dict[str, TokenFile] = {}
         self._most: int | None = None
-        self._warned: set[str] = set()  # splits with a warning of unknown words
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -141,11 +142,12 @@ class SplitTokens:
     def _warn_of_unknown(self, split: str) -> None:
         unk_id = self.tokenizer.unk_id
         share = 0.0 if unk_id is None else self._tokens[split].share(unk_id)
-        if share > MOST_UNKNOWN and split not in self._warned:
-            self._warned.add(split)
-            rank_zero_warn(
-                f"{share:.1%} of the tokens of the captions of split {split!r} are unknown to the "
-                f"{type(self.tokenizer).__name__}; expected at most {MOST_UNKNOWN:.0%}. A "
-                "vocabulary of other captions or of another language, or a high "
-                "vocabulary_min_count, are the usual reasons"
-            )
+        message = (
+            f"{share:.1%} of the tokens of the captions of split {split!r} are unknown to the "
+            f"{type(self.tokenizer).__name__}; expected at most {MOST_UNKNOWN:.0%}. A "
+            "vocabulary of other captions or of another language, or a high "
+            "vocabulary_min_count, are the usual reasons"
+        )
+        if share > MOST_UNKNOWN and message not in self._warned:
+            self._warned.add(message)
+            rank_zero_warn(message)

@@ -23,11 +23,11 @@ from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.pretrained import fetching, hub_token, using_token, weights_follow
 from itmkit.retriever.facts import HUB_NAME, ModelFacts, base_models
 from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
-from itmkit.retriever.names import RUNS, find_index
+from itmkit.retriever.names import find_index
 from itmkit.retriever.retriever import Retriever
 from itmkit.systems import DualEncoder, Matcher
 from itmkit.systems.build import build, check_class_paths, restore_system
-from itmkit.systems.load import best_checkpoint, checkpoint_content
+from itmkit.systems.load import RUNS, best_checkpoint, checkpoint_content
 
 if TYPE_CHECKING:
     from itmkit.index import Index

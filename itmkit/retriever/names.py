@@ -1,4 +1,4 @@
-"""Where a name leads: to a run, to its index, or to what is on disk."""
+"""Where the index of a model is."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ from pathlib import Path
 
 from itmkit.checks import InputError
 from itmkit.files import user_path
-
-RUNS = Path("runs")
-
-
-def find_run(name: str | Path) -> Path:
-    """Folder of a run: that folder, ``…/latest``, or that of a NAME for ``runs/NAME/latest``.
-
-    Raises:
-        FileNotFoundError: there is no such run.
-    """
-    path = user_path(name)
-    for folder in (path, path / "latest", RUNS / path / "latest", RUNS / path):
-        if (folder / "config.yaml").is_file():
-            return folder.resolve()
-    raise FileNotFoundError(
-        f"run is '{name}': neither the folder of a run nor the NAME of one ({RUNS / path}/latest)"
-    )
+from itmkit.systems.load import RUNS
 
 
 def index_of(model: str) -> Path:

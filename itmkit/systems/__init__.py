@@ -2,7 +2,7 @@
 
 from itmkit.systems.daim import DAIM
 from itmkit.systems.dual_encoder import DualEncoder
-from itmkit.systems.load import load_run
+from itmkit.systems.load import find_run, load_run
 from itmkit.systems.matcher import Matcher, cosine_scores
 from itmkit.systems.mate import MATE
 from itmkit.systems.schedule import WarmupCosine
@@ -16,5 +16,6 @@ __all__ = [
     "Matcher",
     "WarmupCosine",
     "cosine_scores",
+    "find_run",
     "load_run",
 ]

@@ -18,6 +18,23 @@ from itmkit.systems.build import build
 from itmkit.systems.matcher import Matcher
 from itmkit.systems.vocabulary import limit_captions
 
+RUNS = Path("runs")
+
+
+def find_run(name: str | Path) -> Path:
+    """Folder of a run: that folder, ``…/latest``, or that of a NAME for ``runs/NAME/latest``.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    path = user_path(name)
+    for folder in (path, path / "latest", RUNS / path / "latest", RUNS / path):
+        if (folder / "config.yaml").is_file():
+            return folder.resolve()
+    raise FileNotFoundError(
+        f"run is '{name}': neither the folder of a run nor the NAME of one ({RUNS / path}/latest)"
+    )
+
 
 def load_run(
     folder: str | Path, *, checkpoint: str | Path | None = None

@@ -11,7 +11,7 @@ import torch
 from itmkit.checks import InputError
 from itmkit.cli import main
 from itmkit.retrieval import encode, evaluate
-from itmkit.systems import MATE, load_run
+from itmkit.systems import MATE, find_run, load_run
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +99,12 @@ def test_error_of_a_constructor_is_raised_as_it_is(run_folder, tmp_path):
     (copy / "config.yaml").write_text(config.replace("test_byobnet", "resnet500"))
     with pytest.raises(InputError, match=r"^[^\n]*resnet500[^\n]*$"):
         load_run(copy)
+
+
+def test_a_run_by_its_folder_or_its_name(run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder.parents[2])
+    monkeypatch.setattr("itmkit.systems.load.RUNS", Path(run_folder.parents[1].name))
+    for given in (run_folder, run_folder.parent, "tiny", f"tiny/{run_folder.resolve().name}"):
+        assert find_run(given) == run_folder.resolve()
+    with pytest.raises(FileNotFoundError, match=r"run is 'none': neither the folder of a run nor"):
+        find_run("none")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -252,7 +252,7 @@ def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None)
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
     if name_or_path is not None and not following_weights():
-        with fetching("name_or_path", name_or_path, weights_of=name_or_path):
+        with fetching("name_or_path", name_or_path, weights_of=name_or_path), _without_bar():
             return AutoModel.from_pretrained(
                 name_or_path, dtype=torch.float32, token=hub_token(), trust_remote_code=False
             )
@@ -276,6 +276,21 @@ def _build(name_or_path: str | None, config: dict[str, Any] | str | Path | None)
         )
     own = AutoConfig.for_model(**config)
     return AutoModel.from_config(own, dtype=torch.float32, trust_remote_code=False)
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Let transformers show no bar of loading weights; those of downloads are the hub's."""
+    from transformers.utils import logging
+
+    def hidden(bar: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return bar(*args, **named | {"disable": True})
+
+    before = logging.set_tqdm_hook(hidden)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def text_part(model: Any) -> Any:

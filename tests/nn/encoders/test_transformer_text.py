@@ -35,10 +35,14 @@ def saved_bert(folder: Path) -> BertModel:
     return model
 
 
-def test_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = saved_bert(tmp_path)
+    capfd.readouterr()
     encoder = TransformerText(tmp_path).eval()
+    assert capfd.readouterr() == ("", "")
     ids, mask = batch()
     expected = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     tokens, out_mask = encoder(ids, mask)
