@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from itmkit.configs.agreement import class_of, locate_class, value_of
 from itmkit.data.exclusion import kept_captions
 from itmkit.frozen_features import FrozenFeatureData
+from itmkit.runs.trainer import process_count
 from itmkit.systems.build import build
 
 MOST_CAPTIONS = 1024  # of a batch
@@ -43,7 +44,7 @@ def follow_size(config: Mapping[str, Any], *, may_be_elsewhere: bool = False) ->
 
 
 def batch_size_for(captions: int) -> int:
-    """Captions of a batch: at most a quarter of all, so that an epoch has steps.
+    """Captions of a batch of all processes: at most a quarter of all, so that an epoch has steps.
 
     Example:
         >>> [batch_size_for(captions) for captions in (50, 500, 5_000, 50_000)]
@@ -56,6 +57,10 @@ def steps_for(captions: int, batch_size: int) -> int:
     """Steps of a run: 20 epochs, or 300 steps of 1,024 captions, whichever is less.
 
     Beyond 30,000 captions there are more by the square root of their number.
+
+    Args:
+        captions: to train on.
+        batch_size: captions of a step, of all processes.
 
     Example:
         >>> [steps_for(captions, 1024) for captions in (5_000, 15_000, 30_000, 120_000)]
@@ -72,7 +77,8 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
     They are the batch (:func:`batch_size_for`) and the length of the run (:func:`steps_for`), which
     is validated six times and at its end, on at most 5,000 images; of fewer than 5,000 captions,
-    words that are there twice are known. All are ours.
+    words that are there twice are known. All are ours. The processes share a batch, and a step
+    takes the captions of all batches whose gradients accumulate.
 
     Args:
         config: sections by name.
@@ -87,18 +93,21 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     train = data.dataset(data.train_split)
     images = len(data.dataset(data.val_split)) if data.val_split is not None else 0
     captions = len(kept_captions(train, data.exclude))
+    trainer = config.get("trainer") or {}
+    processes = process_count(trainer)
     given = _has(config, "data", "batch_size")
-    batch_size = data.batch_size if given else batch_size_for(captions)
+    batch_size = data.batch_size if given else max(2, batch_size_for(captions) // processes)
     own: dict[str, Any] = {"data.batch_size": batch_size}
     if data.text_model is None and captions < FEW_CAPTIONS:
         own["data.vocabulary_min_count"] = 2
     if not _has(config, "trainer", "max_epochs", "max_steps", "max_time"):
-        own["trainer.max_steps"] = steps = steps_for(captions, batch_size)
+        batches = trainer.get("accumulate_grad_batches") or 1
+        own["trainer.max_steps"] = steps = steps_for(captions, batch_size * processes * batches)
         if not _has(config, "trainer", "val_check_interval", "check_val_every_n_epoch"):
-            own["trainer.val_check_interval"] = max(1, steps // 6)
+            own["trainer.val_check_interval"] = max(1, steps * batches // 6)
             own["trainer.check_val_every_n_epoch"] = None
     if images > MOST_IMAGES:
-        own["trainer.limit_val_batches"] = max(1, MOST_IMAGES // data.eval_batch_size)
+        own["trainer.limit_val_batches"] = max(1, MOST_IMAGES // (data.eval_batch_size * processes))
     own = {name: value for name, value in own.items() if not _has(config, *name.rsplit(".", 1))}
     if len(train) < FEW:
         rank_zero_warn(
@@ -107,6 +116,8 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         )
     chosen = ", ".join(f"{name} {'null' if one is None else one}" for name, one in own.items())
     size = f"{len(train)} photos with {captions} captions to train on, {images} to validate"
+    if processes > 1:
+        size += f", {processes} processes"
     return own, f"{size}: {chosen}"
 
 

@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import (
+    AcceleratorRegistry,
+    CPUAccelerator,
+    CUDAAccelerator,
+    MPSAccelerator,
+)
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -75,7 +81,7 @@ def make_trainer(
             callbacks.append(LambdaCallback(on_train_start=lambda *_: _announce(folder)))
     callbacks += [RunRecord(folder, config, command), StopOnSignal()]
     halves = options.get("precision") in (16, "16", "16-mixed")
-    if halves and _runs_on_cpu(options.get("accelerator", "auto")):
+    if halves and isinstance(_accelerator(options.get("accelerator", "auto")), CPUAccelerator):
         # Lightning would take bf16-mixed, which many processors are several times slower in.
         rank_zero_warn("trainer.precision '16-mixed' needs a GPU: '32-true' is used on this CPU")
         options["precision"] = "32-true"
@@ -113,8 +119,30 @@ def _announce(folder: Path) -> None:
     print(f"run folder: {folder}")
 
 
-def _runs_on_cpu(accelerator: Any) -> bool:
-    """Whether a Trainer would take the CPU, asked before there is one."""
-    if accelerator == "auto":
-        return not (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
-    return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)
+def process_count(trainer: Mapping[str, Any]) -> int:
+    """How many processes a Trainer would have, asked before there is one.
+
+    Args:
+        trainer: its options; those that are wrong count as if they were not given.
+
+    Example:
+        >>> process_count({"accelerator": "cpu", "devices": 2, "num_nodes": 3})
+        6
+    """
+    kind = _accelerator(trainer.get("accelerator") or "auto")
+    devices = trainer.get("devices")
+    try:
+        found = "auto" if devices is None else devices
+        found = kind.auto_device_count() if found == "auto" else kind.parse_devices(found)
+        count = found if isinstance(found, int) else len(found or ())
+        return max(1, count) * int(trainer.get("num_nodes") or 1)
+    except (MisconfigurationException, TypeError, ValueError):  # the Trainer says what is wrong
+        return 1
+
+
+def _accelerator(given: Any) -> Any:
+    """What a Trainer would take for its ``accelerator``; for a wrong one, the CPU."""
+    if given in ("auto", "gpu"):
+        gpus = (kind() for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available())
+        return next(gpus, CPUAccelerator())
+    return AcceleratorRegistry.get(given, CPUAccelerator()) if isinstance(given, str) else given

@@ -156,11 +156,24 @@ def test_print_config_shows_full_options_and_extracts_nothing(
     assert not (photos / "cache").exists()
 
 
-def test_length_follows_a_batch_size_that_is_given(photos: Path, models: Path) -> None:
-    words = ["fit", "--config=mate/photos", *options(models), "--data.batch_size=4"]
-    config = composed(words).config
-    assert value_of(config, "data.batch_size") == 4
-    assert value_of(config, "trainer.max_steps") == 160
+@pytest.mark.parametrize(
+    ("given", "batch_size", "steps", "interval"),
+    [
+        ("--data.batch_size=4", 4, 160, 26),
+        ("--trainer.devices=2", 4, 80, 13),
+        ("--trainer.devices=2 --trainer.num_nodes=2", 2, 80, 13),
+        ("--trainer.devices=2 --data.batch_size=4", 4, 80, 13),
+        ("--trainer.accumulate_grad_batches=2", 8, 40, 13),
+        ("--trainer.devices=none", 8, 80, 13),  # which the Trainer refuses
+    ],
+)
+def test_length_follows_the_captions_of_a_step(
+    given: str, batch_size: int, steps: int, interval: int, photos: Path, models: Path
+) -> None:
+    words = ["fit", "--config=mate/photos", *options(models), "--trainer.accelerator=cpu"]
+    config = composed([*words, *given.split()]).config
+    names = ("data.batch_size", "trainer.max_steps", "trainer.val_check_interval")
+    assert [value_of(config, name) for name in names] == [batch_size, steps, interval]
 
 
 @pytest.mark.parametrize(
