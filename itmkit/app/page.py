@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -146,7 +147,9 @@ class SearchPage:
         Raises:
             InputError: as :meth:`file`.
         """
-        return self._small(item, size) if size == "small" else self._encoded(item, size)
+        with suppress(FileNotFoundError):
+            return self._small(item) if size == "small" else self._encoded(item, size)
+        return None
 
     def explanation(self, item: int, words: str) -> bytes:
         """Maps of the words over a picture of the index, as WebP; see ``Retriever.explain``.
@@ -165,9 +168,12 @@ class SearchPage:
             encoder.explain(path, words, figure=figure)
         return figure_webp(figure, dpi=100, quality=75)
 
-    def _encoded(self, item: int, size: Size) -> bytes | None:
+    def _encoded(self, item: int, size: Size = "small") -> bytes:
         side, quality = _SIZES[size]
-        return webp(self.file(item), side=side, quality=quality)
+        content = webp(self.file(item), side=side, quality=quality)
+        if content is None:  # an error, so that it is not kept: the folder may come back
+            raise FileNotFoundError(self.file(item))
+        return content
 
     def _listed(self, k: int, where: str | None) -> list[dict[str, Any]]:
         items = self.index.items

@@ -51,6 +51,7 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
     from anyio import CapacityLimiter, to_thread
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
@@ -123,6 +124,9 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
         assert isinstance(error, HTTPException)
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
+    async def nobody_waits(request: Request, error: Exception) -> Response:
+        return Response(status_code=400)
+
     async def fault(request: Request, error: Exception) -> Response:
         line = f"{type(error).__name__}; the terminal of itmkit app has more of it"
         return JSONResponse({"error": line}, 500)
@@ -136,7 +140,12 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
         Route("/picture/{item:int}", picture),
         Route("/explain/{item:int}", explain),
     ]
-    handlers = {InputError: refused, HTTPException: http_error, Exception: fault}
+    handlers = {
+        InputError: refused,
+        HTTPException: http_error,
+        ClientDisconnect: nobody_waits,
+        Exception: fault,
+    }
     return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)
 
 
@@ -176,7 +185,7 @@ class Guard:
         if not self._is_ours(host):
             error = f"host is {host[:100]!r}; expected localhost or an address in numbers"
             await JSONResponse({"error": error}, 400)(scope, receive, guarded)
-        elif origin is not None and urlsplit(origin).netloc != host:
+        elif origin is not None and not _is_of(origin, host):
             error = f"origin is {origin[:100]!r}; expected this page"
             await JSONResponse({"error": error}, 403)(scope, receive, guarded)
         else:
@@ -257,6 +266,13 @@ def address_of(listening: socket.socket) -> str:
     if number.is_unspecified:
         number = ipaddress.ip_address("127.0.0.1" if number.version == 4 else "::1")
     return f"http://[{number}]:{port}/" if number.version == 6 else f"http://{number}:{port}/"
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Whether an origin, such as ``http://localhost:8000``, is that of a host."""
+    with suppress(ValueError):
+        return urlsplit(origin).netloc == host
+    return False
 
 
 async def _picture(request: Request) -> bytes:

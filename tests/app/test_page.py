@@ -105,6 +105,13 @@ def test_pictures_are_small_and_large(search_page: SearchPage, tmp_path: Path) -
     assert search_page.picture(0, "large") is None
 
 
+def test_a_folder_that_comes_back(search_page: SearchPage, tmp_path: Path) -> None:
+    (tmp_path / "photos").rename(tmp_path / "away")
+    assert search_page.picture(0) is None
+    (tmp_path / "away").rename(tmp_path / "photos")
+    assert search_page.picture(0) is not None
+
+
 @pytest.mark.parametrize("path", ["../secret.jpg", "/etc/secret.jpg"])
 def test_an_index_that_names_other_files(
     search_page: SearchPage, tmp_path: Path, path: str

@@ -16,6 +16,7 @@ from itmkit.app.server import address_of
 from itmkit.checks import InputError
 
 pytestmark = pytest.mark.extras
+anyio = pytest.importorskip("anyio", reason="needs itmkit[app]")
 testclient = pytest.importorskip("starlette.testclient", reason="needs itmkit[app] and httpx2")
 
 HERE = "http://127.0.0.1:8000"
@@ -168,9 +169,26 @@ def test_foreign_hosts_are_refused(client: Any, host: str) -> None:
 
 
 def test_foreign_pages_cannot_post(client: Any) -> None:
-    for origin, status in ((HERE, 200), ("http://evil.example", 403), ("null", 403)):
+    origins = {HERE: 200, "http://evil.example": 403, "null": 403, "http://[": 403, "": 403}
+    for origin, status in origins.items():
         response = client.post("/search", content=sent(), headers={"origin": origin})
         assert response.status_code == status
+
+
+def test_an_upload_that_breaks_off(client: Any) -> None:
+    """Nobody waits for an answer; there is no fault, and no traceback in the terminal."""
+    messages = [{"type": "http.request", "body": b"x", "more_body": True}]
+    answers: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b""}
+    anyio.run(client.app, scope | {"headers": [(b"host", b"localhost")]}, receive, send)
+    assert answers[0]["status"] == 400
 
 
 def test_every_answer_has_its_headers(client: Any) -> None:
