@@ -19,7 +19,7 @@ from itmkit.metrics.protocol import find_protocol
 
 NAMES = ("cxc", "eccv")
 CXC_LEAST = 3.0  # the least rating of a pair that matches, of 0 to 5
-_ASPECTS = {"image_to_caption": 0, "caption_to_image": 1}
+_ASPECTS = ("image_to_caption", "caption_to_image")
 _MOST_MISSING = 0.01  # share of the judged captions: the sixth and seventh of some images
 
 
@@ -57,7 +57,7 @@ def read_judgements(
     """
     check_choice("protocol", name, NAMES)
     paths = _found(name, files)
-    coco = [path for path in paths if path.suffix == ".json" and _aspect(path) is None]
+    coco = [path for path in paths if path.suffix == ".json" and not _lists_ids(path)]
     judged = [path for path in paths if path not in coco]
     image_rows, caption_rows = _rows_of_coco_ids(dataset, coco)
     tables = [path for path in judged if path.suffix == ".csv"]
@@ -129,7 +129,7 @@ def check_protocol(
 
 def _found(name: str, files: Sequence[str | Path] | str | Path | None) -> list[Path]:
     """The files, those of folders and of the package by their names."""
-    usual = [f"{name}_{aspect}.json" for aspect in _ASPECTS]
+    usual = _usual_names(name)
     if files is None:
         package = find_spec("eccv_caption")
         if package is None or not package.submodule_search_locations:
@@ -151,7 +151,7 @@ def _found(name: str, files: Sequence[str | Path] | str | Path | None) -> list[P
             raise FileNotFoundError(f"{path} is missing; expected a file of the protocol {name!r}")
         if path.suffix not in (".csv", ".json"):
             raise InputError(f"protocol_files has {path}; expected files in .csv or .json")
-    if not any(path.suffix == ".csv" or _aspect(path) is not None for path in found):
+    if not any(path.suffix == ".csv" or _lists_ids(path) for path in found):
         raise InputError(
             f"protocol_files has no judgements of {name!r}; expected {' and '.join(usual)}"
             f"{', or sits_test.csv' if name == 'cxc' else ''}"
@@ -159,9 +159,14 @@ def _found(name: str, files: Sequence[str | Path] | str | Path | None) -> list[P
     return found
 
 
-def _aspect(path: Path) -> int | None:
-    """Whether a file lists the captions of images (0) or the images of captions (1)."""
-    return next((place for word, place in _ASPECTS.items() if word in path.name), None)
+def _usual_names(name: str) -> list[str]:
+    """The names of the two JSON files of a protocol: captions of images, images of captions."""
+    return [f"{name}_{aspect}.json" for aspect in _ASPECTS]
+
+
+def _lists_ids(path: Path) -> bool:
+    """Whether a file is one of the two of some protocol."""
+    return any(aspect in path.name for aspect in _ASPECTS)
 
 
 def _ratings(paths: Iterable[Path]) -> dict[tuple[int, int], float]:
@@ -194,30 +199,35 @@ def _both_aspects(
     name: str, paths: Sequence[Path]
 ) -> tuple[dict[tuple[int, int], float], list[set[int] | None]]:
     """Pairs of two JSON files, and the queries: the ids that they are listed by."""
-    if sorted(_aspect(path) or 0 for path in paths) != [0, 1]:
+    usual = _usual_names(name)
+    if sorted(path.name for path in paths) != sorted(usual):
         raise InputError(
             f"protocol_files has {', '.join(path.name for path in paths)} for {name}; expected "
-            f"{name}_image_to_caption.json and {name}_caption_to_image.json"
+            f"{' and '.join(usual)}"
         )
     pairs: dict[tuple[int, int], float] = {}
     queries: list[set[int] | None] = [None, None]
     for path in paths:
-        turned = _aspect(path) == 1
-        try:
-            content = {
-                int(query): [int(item) for item in items]
-                for query, items in read_json(path).items()
-            }
-        except (AttributeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} is not of the form of ECCV Caption ({error!r}); expected an object of ids "
-                "with lists of ids"
-            ) from error
+        turned = path.name == usual[1]
+        content = _lists_of_ids(path)
         for query, items in content.items():
             for item in items:
                 pairs[(item, query) if turned else (query, item)] = 1.0
         queries[int(turned)] = {query for query, items in content.items() if items}
     return pairs, queries
+
+
+def _lists_of_ids(path: Path) -> dict[int, list[int]]:
+    """The items that match each query, of a file of ECCV Caption."""
+    content = read_json(path)
+    expected = 'expected ids with lists of ids, such as {"391895": [770337, 771687]}'
+    if not isinstance(content, dict) or not any(content.values()):
+        raise InputError(f"{path} holds no lists of ids; {expected}")
+    for query, items in content.items():
+        ids = items if isinstance(items, list) else [None]
+        if str(_number_in(query)) != query or not all(type(item) is int for item in ids):
+            raise InputError(f"{path} has {query[:40]!r}: {str(items)[:40]}; {expected}")
+    return {int(query): items for query, items in content.items()}
 
 
 def _rows_of_coco_ids(
@@ -310,5 +320,5 @@ def _number_in(text: str) -> int | None:
         >>> _number_in("COCO_val2014_000000365325"), _number_in("dog")
         (365325, None)
     """
-    found = re.search(r"\d+$", text)
+    found = re.search(r"(?<![0-9])[0-9]{1,18}$", text)
     return int(found.group()) if found else None

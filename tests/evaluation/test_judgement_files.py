@@ -152,6 +152,8 @@ def test_captions_without_ids_are_looked_up_by_their_words(
         (SITS.replace("3.0", "high"), r"sits_test.csv, line 2 is .*, 'high'; expected such as"),
         (SITS.replace("agg_score", "score"), "expected one of 'agg_score'"),
         (SITS.replace("000000391895", "000000000007"), "judges the image 7, which the split 'test"),
+        (SITS.replace("4.97", "nan"), "line 4 is .*, 'nan'; expected such as"),
+        (SITS.replace("sentid:11", "sentid:" + "9" * 5000), "line 2 is 'COCO_val2014:sentid:999"),
         (SITS.replace("sentid:31", "sentid:99"), "judges 5 captions, of which .* not have 1, such"),
         (SITS.splitlines()[0] + "\na:1,b1.jpg,1.0,x", "has no rating of 3 or more"),
     ],
@@ -171,15 +173,16 @@ def test_files_that_do_not_belong_together(
     one = pair / "eccv_image_to_caption.json"
     table.write_text(SITS)
     bad = tmp_path / "eccv_caption_to_image.json"
-    bad.write_text('{"a": 1}')
+    bad.write_text('{"a": [1]}')
+    other = write_eccv(tmp_path / "cxc", "cxc")
     for name, files, message in [
         ("eccv", [table], "protocol_files has sits_test.csv for eccv; expected sits_test.csv alon"),
         ("cxc", [table, one], "protocol_files has sits_test.csv for cxc"),
         ("eccv", [one], "protocol_files has eccv_image_to_caption.json for eccv; expected eccv_im"),
-        ("eccv", [one, bad], "is not of the form of ECCV Caption"),
+        ("eccv", list(other.iterdir()), "protocol_files has cxc_.*json for eccv; expected eccv_im"),
         ("eccv", [tmp_path / "dataset_coco.json"], "protocol_files has no judgements of 'eccv'"),
         ("pm", [one], "protocol is 'pm'; expected one of 'cxc', 'eccv'"),
-        ("eccv", [karpathy(pair), one, bad], "is not of the form"),
+        ("eccv", [karpathy(pair), one, bad], "has 'a': .1.; expected ids with lists of ids"),
     ]:
         with pytest.raises(InputError, match=message):
             read_judgements(name, dataset, files)
@@ -188,6 +191,28 @@ def test_files_that_do_not_belong_together(
     monkeypatch.setattr(judgement_files, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'itmkit\[eccv\]'"):
         read_judgements("eccv", dataset)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", r"eccv_image_to_caption.json holds no lists of ids; expected ids with lists of ids"),
+        ('{"365325": []}', "holds no lists of ids"),
+        ("[1]", "holds no lists of ids"),
+        ('{"365325": "11"}', "has '365325': 11; expected ids"),
+        ('{"365325": [11.7]}', r"has '365325': \[11.7\]; expected ids"),
+        ('{"365325": [true]}', r"has '365325': \[True\]; expected ids"),
+        ('{"365325": [Infinity]}', r"has '365325': \[inf\]; expected ids"),
+        ('{"dog 7": [11]}', r"has 'dog 7': \[11\]; expected ids"),
+        ('{"365325": [11', "^[^(]*eccv_image_to_caption.json is not JSON"),
+    ],
+)
+def test_lists_of_another_form(
+    dataset: KarpathyDataset, tmp_path: Path, content: str, message: str
+) -> None:
+    (write_eccv(tmp_path / "eccv") / "eccv_image_to_caption.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_judgements("eccv", dataset, tmp_path / "eccv")
 
 
 @pytest.mark.long
