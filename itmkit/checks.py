@@ -146,6 +146,24 @@ def check_count(least: int = 1, /, **numbers: int) -> None:
             raise InputError(f"{name} is {value!r}; expected {least} or more")
 
 
+def check_optional_count(least: int = 1, /, **numbers: int | None) -> None:
+    """As :func:`check_count`; None is allowed."""
+    check_count(least, **{name: value for name, value in numbers.items() if value is not None})
+
+
+def check_without(part: str, **given: bool) -> None:
+    """Raise if an option of a part is given where there is no such part.
+
+    Example:
+        >>> check_without("global_branch", local_pairs=True)
+        Traceback (most recent call last):
+        itmkit.checks.InputError: local_pairs is given, but there is no global_branch
+    """
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(f"{name} is given, but there is no {part}")
+
+
 def check_shape(shape: tuple[int, ...], **tensors: Tensor) -> None:
     """Raise unless each tensor has that shape."""
     for name, tensor in tensors.items():

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from itmkit._internals import callbacks_of, wrap_anew
 from itmkit.callbacks.submodules import check_names, find_submodule
-from itmkit.checks import InputError, TimeUnit, check_choice, check_count
+from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_optional_count
 
 
 class FreezeUntil(Callback):
@@ -58,10 +58,9 @@ class FreezeUntil(Callback):
         since: int = 0,
     ) -> None:
         check_count(0, since=since)
-        if until is not None:
-            check_count(0, until=until)
-            if 0 < until <= since:
-                raise InputError(f"until is {until}; expected more than since={since}, or None")
+        check_optional_count(0, until=until)
+        if until is not None and 0 < until <= since:
+            raise InputError(f"until is {until}; expected more than since={since}, or None")
         check_choice("unit", unit, TimeUnit)
         self.submodules = check_names(submodules)
         self.until = until

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_count, check_optional_count
 from itmkit.data.captions import Captions, check_name, clean_sentence, split_names
 from itmkit.data.photos import PhotoDataset
 from itmkit.data.picture_files import PictureFile, open_pictures
@@ -130,8 +130,7 @@ def table_captions(
         FileNotFoundError: if there is no table.
         InputError: if it is not such a table, or the split has no images.
     """
-    if max_captions is not None:
-        check_count(max_captions=max_captions)
+    check_optional_count(max_captions=max_captions)
     check_count(0, split_seed=split_seed)
     if isinstance(captions, PictureFile):
         table, of_split, file_column = captions.table, captions.of_split, "file_name"

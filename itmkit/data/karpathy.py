@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_optional_count
 from itmkit.data.captions import Captions, check_name, check_unique, clean_sentence
 from itmkit.data.photo import photo_names
 from itmkit.data.photos import PhotoDataset
@@ -52,8 +52,7 @@ class KarpathyDataset(PhotoDataset):
         features = photo_options.get("features")
         if images is None and features is None:
             raise InputError("images and features are both None; expected one of them")
-        if max_captions is not None:
-            check_count(max_captions=max_captions)
+        check_optional_count(max_captions=max_captions)
         photos = None if images is None else user_path(images)
         pictures = None
         if photos is not None and (features is None or annotations is None):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_optional_count
 from itmkit.data.captions import Captions, check_unique
 from itmkit.data.dataset import CaptionedImages
 from itmkit.data.feature_file import (
@@ -58,8 +58,7 @@ class PrecompDataset(CaptionedImages):
     """
 
     def __init__(self, split: str, root: str | Path, *, max_regions: int | None = None) -> None:
-        if max_regions is not None:
-            check_count(max_regions=max_regions)
+        check_optional_count(max_regions=max_regions)
         folder = user_path(root)
         check_folder("root", folder)
         features = open_split(folder, split, max_regions=max_regions)

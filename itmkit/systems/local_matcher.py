@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count, check_non_negative
+from itmkit.checks import (
+    InputError,
+    check_non_negative,
+    check_optional_count,
+    check_without,
+)
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import InfoNCELoss
@@ -66,15 +71,13 @@ class LocalMatcher(Matcher):
         self.global_branch = global_branch
         check_non_negative(local_weight=local_weight)
         if global_branch is None:
-            options = {
-                "global_loss": global_loss is not None,
-                "local_weight": local_weight != 1.0,
-                "local_pairs": local_pairs is not None,
-                "rerank_top_k": self.rerank_top_k > 0,
-            }
-            for name, given in options.items():
-                if given:
-                    raise InputError(f"{name} is given, but there is no global_branch")
+            check_without(
+                "global_branch",
+                global_loss=global_loss is not None,
+                local_weight=local_weight != 1.0,
+                local_pairs=local_pairs is not None,
+                rerank_top_k=self.rerank_top_k > 0,
+            )
         else:
             if global_branch.views != 1:
                 raise InputError(
@@ -84,8 +87,7 @@ class LocalMatcher(Matcher):
             global_branch.complete(image_encoder, text_encoder)
             global_loss = global_loss or InfoNCELoss(0.05)
             check_kind("scores", global_loss=global_loss)
-        if local_pairs is not None:
-            check_count(2, local_pairs=local_pairs)
+        check_optional_count(2, local_pairs=local_pairs)
         self.global_loss = global_loss
         self.local_weight = local_weight
         self.local_pairs = local_pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from itmkit._internals import callbacks_of
 from itmkit.callbacks import FreezeUntil, HardNegativeMiner, MomentumTeacher
 from itmkit.callbacks.momentum_teacher import teacher_of
-from itmkit.checks import InputError, check_count, check_non_negative
+from itmkit.checks import (
+    InputError,
+    check_count,
+    check_non_negative,
+    check_optional_count,
+    check_without,
+)
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import (
@@ -143,65 +149,50 @@ class MATE(Matcher):
     ) -> None:
         super().__init__(warmup=warmup, **kwargs)
         common_width(image_encoder=image_encoder, text_encoder=text_encoder, fusion=fusion)
-        if self.rerank_top_k and fusion is None:
-            raise InputError(f"rerank_top_k is {self.rerank_top_k}, but there is no fusion encoder")
-        of_fusion = {
-            "matching_head": matching_head,
-            "fusion_loss": fusion_loss,
-            "fusion_pairs": fusion_pairs,
-        }
-        given = [name for name, value in of_fusion.items() if value is not None]
-        if fusion is None and given:
-            raise InputError(f"{given[0]} is given, but there is no fusion encoder")
-        self.triplet = triplet or GroupTripletLoss(group_size=views)
-        self.hect = hect or HECTLoss()
-        self.distillation = distillation or MomentumDistillationLoss()
-        if fusion is not None and not isinstance(fusion, Fusion):
+        if fusion is None:
+            if self.rerank_top_k:
+                raise InputError(
+                    f"rerank_top_k is {self.rerank_top_k}, but there is no fusion encoder"
+                )
+            check_without(
+                "fusion encoder",
+                matching_head=matching_head is not None,
+                fusion_loss=fusion_loss is not None,
+                fusion_pairs=fusion_pairs is not None,
+            )
+        elif not isinstance(fusion, Fusion):
             raise InputError(
                 f"fusion is a {type(fusion).__name__} without pair_score; expected a fusion "
                 "encoder as itmkit.nn.contract describes it"
             )
-        if fusion_loss is None and matching_head is not None:
-            fusion_loss = SigLIPLoss(1.0, 0.0, learnt=False)
-        elif fusion_loss is None and fusion_group is not None:
-            fusion_loss = RowCrossEntropyLoss()
-        self.fusion_loss = fusion_loss
-        check_kind("scores", triplet=self.triplet)
-        check_kind("vectors", hect=self.hect)
-        check_kind("teacher", distillation=self.distillation)
-        if self.fusion_loss is not None:
-            check_kind("scores", fusion_loss=self.fusion_loss)
-        if isinstance(self.triplet, GroupTripletLoss) and self.triplet.group_size != views:
-            raise InputError(
-                f"triplet.group_size is {self.triplet.group_size}; expected {views}, as views"
-            )
-        if triplet_weight:
-            self.warm_up(triplet=self.triplet)
         self.weights = {
             "triplet": triplet_weight,
             "hect": hect_weight,
             "distillation": distillation_weight,
             "fusion": fusion_weight if fusion is not None else 0.0,
         }
-        check_non_negative(**{f"{name}_weight": weight for name, weight in self.weights.items()})
-        if not any(self.weights.values()):
-            raise InputError("the weights of all losses are 0; expected one above 0")
-        if fusion_pairs is not None:
-            check_count(fusion_pairs=fusion_pairs)
-        if fusion_group is not None:
-            check_count(2, fusion_group=fusion_group)
-        if fusion_start is not None:
-            check_count(fusion_start=fusion_start)
-            if not self.weights["fusion"]:
-                raise InputError(
-                    f"fusion_start is {fusion_start}, but there is no fusion loss; expected a "
-                    "fusion encoder and a fusion_weight above 0"
-                )
-            if not any(self.weights[name] for name in _GLOBAL_LOSSES):
-                raise InputError(
-                    f"fusion_start is {fusion_start}, but no other loss trains before it; expected "
-                    "a weight above 0, or null"
-                )
+        _check_weights(self.weights, fusion_start)
+        check_optional_count(fusion_pairs=fusion_pairs)
+        check_optional_count(2, fusion_group=fusion_group)
+        if fusion_loss is None and matching_head is not None:
+            fusion_loss = SigLIPLoss(1.0, 0.0, learnt=False)
+        elif fusion_loss is None and fusion_group is not None:
+            fusion_loss = RowCrossEntropyLoss()
+        self.triplet = triplet or GroupTripletLoss(group_size=views)
+        self.hect = hect or HECTLoss()
+        self.distillation = distillation or MomentumDistillationLoss()
+        self.fusion_loss = fusion_loss
+        check_kind("scores", triplet=self.triplet)
+        check_kind("vectors", hect=self.hect)
+        check_kind("teacher", distillation=self.distillation)
+        if fusion_loss is not None:
+            check_kind("scores", fusion_loss=fusion_loss)
+        if isinstance(self.triplet, GroupTripletLoss) and self.triplet.group_size != views:
+            raise InputError(
+                f"triplet.group_size is {self.triplet.group_size}; expected {views}, as views"
+            )
+        if triplet_weight:
+            self.warm_up(triplet=self.triplet)
         self.views = views
         self.fusion_pairs = fusion_pairs
         self.fusion_group = fusion_group
@@ -425,6 +416,26 @@ class MATE(Matcher):
             return loss
         hect = self.hect if isinstance(self.hect, HECTLoss) else HECTLoss()
         return hect.from_similarities(scores[:, 0], scores[:, 1:], ~is_true[:, 1:])
+
+
+def _check_weights(weights: Mapping[str, float], fusion_start: int | None) -> None:
+    """Raise unless some loss is trained, and in two stages one of either branch."""
+    check_non_negative(**{f"{name}_weight": weight for name, weight in weights.items()})
+    if not any(weights.values()):
+        raise InputError("the weights of all losses are 0; expected one above 0")
+    if fusion_start is None:
+        return
+    check_count(fusion_start=fusion_start)
+    if not weights["fusion"]:
+        raise InputError(
+            f"fusion_start is {fusion_start}, but there is no fusion loss; expected a fusion "
+            "encoder and a fusion_weight above 0"
+        )
+    if not any(weights[name] for name in _GLOBAL_LOSSES):
+        raise InputError(
+            f"fusion_start is {fusion_start}, but no other loss trains before it; expected a "
+            "weight above 0, or null"
+        )
 
 
 def _is_learnt(module: nn.Module | None) -> bool:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itmkit._internals import accumulates, epoch_ends
-from itmkit.checks import check_count
+from itmkit.checks import check_optional_count
 from itmkit.files import atomic_write, copy_file, path_inside, user_path
 
 
@@ -75,8 +75,7 @@ class LastCheckpoint(Checkpoint):
         every_n_train_steps: int | None = None,
         dirpath: str | os.PathLike[str] | None = None,
     ) -> None:
-        if every_n_train_steps is not None:
-            check_count(every_n_train_steps=every_n_train_steps)
+        check_optional_count(every_n_train_steps=every_n_train_steps)
         self.dirpath = dirpath
         self._period = every_n_train_steps
         self._saved = (0, 0)  # steps and batches at the last save

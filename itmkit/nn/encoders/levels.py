@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from itmkit.checks import check_count
+from itmkit.checks import check_count, check_optional_count
 from itmkit.nn.contract import Tokens, encoder_width
 from itmkit.nn.functional import fill_padding
 from itmkit.nn.layers.linear import Linear
@@ -42,8 +42,7 @@ class SharedLevels(nn.Module):
     def __init__(self, encoder: nn.Module, levels: int = 3, dim: int | None = None) -> None:
         super().__init__()
         check_count(levels=levels)
-        if dim is not None:
-            check_count(dim=dim)
+        check_optional_count(dim=dim)
         width = encoder_width("encoder", encoder)
         self.encoder = encoder
         self.levels = levels

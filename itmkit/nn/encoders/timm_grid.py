@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_optional_count
 from itmkit.nn.contract import Tokens, encoder_width
 from itmkit.nn.encoders.timm_backbone import TimmBackbone
 from itmkit.nn.layers.linear import Linear
@@ -71,8 +71,7 @@ class TimmGrid(TimmBackbone):
         frozen: bool = False,
         projection: nn.Module | None = None,
     ) -> None:
-        if dim is not None:
-            check_count(dim=dim)
+        check_optional_count(dim=dim)
         if projection is not None and dim not in (None, encoder_width("projection", projection)):
             raise InputError(f"dim is {dim}; expected None, or the dim of projection")
         super().__init__(

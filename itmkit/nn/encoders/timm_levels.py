@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import check_count
+from itmkit.checks import check_count, check_optional_count
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.region_projection import RegionProjection
 from itmkit.nn.encoders.timm_backbone import TimmBackbone
@@ -83,8 +83,7 @@ class TimmLevels(TimmBackbone):
         hidden_dim: int | None = None,
     ) -> None:
         check_count(dim=dim)
-        if hidden_dim is not None:
-            check_count(hidden_dim=hidden_dim)
+        check_optional_count(hidden_dim=hidden_dim)
         super().__init__(
             model_name,
             stages=out_indices,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_optional_count
 from itmkit.modes import evaluation_mode
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.frozen import FreezableBackbone
@@ -69,8 +69,7 @@ class TransformerImage(FreezableBackbone):
         frozen: bool = False,
     ) -> None:
         super().__init__(frozen=frozen)
-        if dim is not None:
-            check_count(dim=dim)
+        check_optional_count(dim=dim)
         self.name_or_path: str | None
         self.pretrained_source: Source | None
         model, self.name_or_path, self.pretrained_source = build_transformer(name_or_path, config)

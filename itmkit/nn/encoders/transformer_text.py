@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import check_count, check_dropout
+from itmkit.checks import check_dropout, check_optional_count
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.transformer_backbone import ModelConfig, TransformerBackbone
 from itmkit.nn.functional import fill_padding
@@ -69,8 +69,7 @@ class TransformerText(TransformerBackbone):
         shared_dropout: bool = False,
         token_drop: float = 0.0,
     ) -> None:
-        if dim is not None:
-            check_count(dim=dim)
+        check_optional_count(dim=dim)
         check_dropout(dropout=dropout, token_drop=token_drop)
         super().__init__(name_or_path, config, layers=[layer], layers_name="layer", frozen=frozen)
         self.dropout = TokenDropout(dropout, shared=shared_dropout)

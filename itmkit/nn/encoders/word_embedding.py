@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_optional_count
 from itmkit.files import user_path
 from itmkit.nn.functional import check_ids
 from itmkit.pretrained import following_weights
@@ -49,8 +49,7 @@ class WordEmbedding(nn.Module):
         self, vocab_size: int | None, dim: int, *, word_vectors: str | Path | None = None
     ) -> None:
         super().__init__()
-        if vocab_size is not None:
-            check_count(vocab_size=vocab_size)
+        check_optional_count(vocab_size=vocab_size)
         self.weight = nn.Parameter(torch.empty(0, dim))
         self._vectors = None
         if word_vectors is not None and not following_weights():

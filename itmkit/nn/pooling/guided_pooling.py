@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_choice, check_count, check_dropout
+from itmkit.checks import InputError, check_choice, check_count, check_dropout, check_optional_count
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
 from itmkit.nn.layers.masked_batch_norm import MaskedBatchNorm
 from itmkit.vectors import l2_normalize
@@ -60,8 +60,7 @@ class GuidedPooling(nn.Module):
         if (norm == "batch") != (num_tokens is not None):
             expected = "a number" if norm == "batch" else "None"
             raise InputError(f"num_tokens is {num_tokens}; expected {expected} for norm={norm!r}")
-        if num_tokens is not None:
-            check_count(num_tokens=num_tokens)
+        check_optional_count(num_tokens=num_tokens)
         check_dropout(dropout=dropout)
         self.dim = dim
         self.num_tokens = num_tokens

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count, check_shape
+from itmkit.checks import InputError, check_optional_count, check_shape
 from itmkit.nn.attention.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.encoders.two_part_gru import TwoPartGRU
 from itmkit.nn.functional import check_tokens, fill_padding, xavier_linear
@@ -84,8 +84,7 @@ class VisualRefinement(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_regions is not None:
-            check_count(num_regions=num_regions)
+        check_optional_count(num_regions=num_regions)
         self.dim = dim
         self.attention = attention or ScanAttention(dim)
         if self.attention.dim != dim:
