@@ -151,16 +151,16 @@ def check_optional_count(least: int = 1, /, **numbers: int | None) -> None:
     check_count(least, **{name: value for name, value in numbers.items() if value is not None})
 
 
-def check_without(part: str, **given: bool) -> None:
-    """Raise if an option of a part is given where there is no such part.
+def check_without(part: str, **options: object) -> None:
+    """Raise if an option of a part is given, not None or False, where there is no such part.
 
     Example:
-        >>> check_without("global_branch", local_pairs=True)
+        >>> check_without("global_branch", global_loss=None, local_pairs=8)
         Traceback (most recent call last):
         itmkit.checks.InputError: local_pairs is given, but there is no global_branch
     """
-    for name, is_given in given.items():
-        if is_given:
+    for name, value in options.items():
+        if value is not None and value is not False:
             raise InputError(f"{name} is given, but there is no {part}")
 
 

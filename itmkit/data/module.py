@@ -252,7 +252,7 @@ class ImageTextData(LightningDataModule):
         if folder is None or rank() != 0 or not isinstance(train, SwappedCaptions):
             return None
         path = user_path(folder) / "swapped_captions.csv"
-        write_text(path, train.table())
+        train.write(path)
         return path
 
     def split(self, name: str) -> ImageTextDataset:

@@ -12,12 +12,7 @@ from torch import Tensor
 from itmkit.checks import InputError, check_optional_count
 from itmkit.data.captions import Captions, check_unique
 from itmkit.data.dataset import CaptionedImages
-from itmkit.data.feature_file import (
-    FeatureFile,
-    open_split,
-    read_lines,
-    read_names,
-)
+from itmkit.data.feature_file import FeatureFile, open_split, read_lines, read_names
 from itmkit.data.stored_features import stored_features
 from itmkit.files import check_folder, read_json, user_path
 

@@ -16,7 +16,6 @@ from itmkit.data.captions import check_unique, plain_name
 from itmkit.data.feature_file import (
     FeatureFile,
     grid_boxes,
-    open_array,
     open_split,
     open_views,
     read_grid,
@@ -24,6 +23,7 @@ from itmkit.data.feature_file import (
     read_preprocessing,
 )
 from itmkit.data.images import ImageSource, Regions
+from itmkit.data.mapped_array import open_array
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.files import check_folder, user_path
 

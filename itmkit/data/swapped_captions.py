@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
@@ -11,6 +10,7 @@ from torch import Generator, Tensor
 from itmkit.checks import InputError, check_share
 from itmkit.data.captions import Captions
 from itmkit.data.dataset import CaptionedImages, ImageTextDataset
+from itmkit.data.table import write_table
 
 _PART = 256  # pairs whose truth is asked for at a time
 _MOST_ROUNDS = 1000
@@ -65,15 +65,12 @@ class SwappedCaptions(CaptionedImages):
         self.swapped = chosen
         self._own_images = dataset.caption_images
 
-    def table(self) -> str:
-        """The captions that changed places as CSV: ``image``, ``caption`` and ``own_image``."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "caption", "own_image"])
-        for row in self.swapped.tolist():
-            now, before = int(self.caption_images[row]), int(self._own_images[row])
-            writer.writerow([self.names[now], self.captions[row], self.names[before]])
-        return text.getvalue()
+    def write(self, path: Path) -> None:
+        """Write the captions that changed places as CSV: ``image``, ``caption``, ``own_image``."""
+        images = (self.caption_images[self.swapped], self._own_images[self.swapped])
+        places = zip(self.swapped.tolist(), *(own.tolist() for own in images), strict=True)
+        rows = ((self.names[now], self.captions[row], self.names[old]) for row, now, old in places)
+        write_table(path, ("image", "caption", "own_image"), rows)
 
 
 def _dealt_anew(dataset: ImageTextDataset, chosen: Tensor, generator: Generator) -> Tensor:

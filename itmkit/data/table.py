@@ -1,18 +1,18 @@
-"""A table from disk: CSV, TSV, JSONL or Parquet."""
+"""A table from disk: CSV, TSV, JSONL or Parquet; and to disk, as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from itmkit.checks import InputError, did_you_mean
-from itmkit.files import read_text, user_path
+from itmkit.files import read_text, user_path, write_text
 
 #: Endings of the tables that can be read.
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")
@@ -250,3 +250,14 @@ def parquet_errors(path: Path) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0]  # of pyarrow: what is compressed is not whole
         raise InputError(f"{path} is not Parquet: {reason}") from error
+
+
+def write_table(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    r"""Write CSV in UTF-8 with the names of the columns, all of it or nothing.
+
+    Strings are quoted: Python 3.11 would leave one with a lone ``\r`` without quotes.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(names)
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC).writerows(rows)
+    write_text(path, text.getvalue())

@@ -15,7 +15,8 @@ from torch import Tensor
 from itmkit.checks import InputError, type_of
 from itmkit.data.array_writer import digest
 from itmkit.data.batch import Texts
-from itmkit.data.feature_file import MappedArray, NotFiniteError, split_path
+from itmkit.data.feature_file import split_path
+from itmkit.data.mapped_array import MappedArray, NotFiniteError
 from itmkit.data.tokenizer import (
     Caption,
     CaptionTokens,

@@ -9,10 +9,10 @@ import torch
 
 from itmkit.data import ImageTextData
 from itmkit.data.exclusion import excluded_rows
+from itmkit.data.table import write_table
 from itmkit.data_audit.captions import caption_statistics
 from itmkit.data_audit.duplicates import Duplicate, duplicate_images
 from itmkit.data_audit.mismatch import Fit, Suspect, rank_mismatches
-from itmkit.data_audit.tables import write_table
 from itmkit.files import user_path
 
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.data.dataset import ImageTextDataset
-from itmkit.data_audit.tables import write_table
+from itmkit.data.table import write_table
 from itmkit.files import user_path
 from itmkit.retrieval import Gallery, encode, evaluating, score_matrix
 from itmkit.systems import Matcher

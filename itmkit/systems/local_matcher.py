@@ -73,9 +73,9 @@ class LocalMatcher(Matcher):
         if global_branch is None:
             check_without(
                 "global_branch",
-                global_loss=global_loss is not None,
+                global_loss=global_loss,
                 local_weight=local_weight != 1.0,
-                local_pairs=local_pairs is not None,
+                local_pairs=local_pairs,
                 rerank_top_k=self.rerank_top_k > 0,
             )
         else:

@@ -156,9 +156,9 @@ class MATE(Matcher):
                 )
             check_without(
                 "fusion encoder",
-                matching_head=matching_head is not None,
-                fusion_loss=fusion_loss is not None,
-                fusion_pairs=fusion_pairs is not None,
+                matching_head=matching_head,
+                fusion_loss=fusion_loss,
+                fusion_pairs=fusion_pairs,
             )
         elif not isinstance(fusion, Fusion):
             raise InputError(

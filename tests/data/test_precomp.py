@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from itmkit.data import feature_file
+from itmkit.data import mapped_array
 from itmkit.data.images import BadSampleError, Regions
 from itmkit.data.precomp import PrecompDataset
 
@@ -205,7 +205,7 @@ def test_error_of_a_file_cut_short_between_two_rows(
         copied.append(len(stored))
         os.truncate(tmp_path / "dev_ims.npy", 400 * 60 * 4 + 128)
 
-    monkeypatch.setattr(feature_file, "_copy", cut_after_the_first)
+    monkeypatch.setattr(mapped_array, "_copy", cut_after_the_first)
     monkeypatch.setattr(np, "isfinite", np.ones_like)
     with pytest.raises(ValueError, match=r"dev_ims.npy was changed while it was in use"):
         data.source.read([0, 2])

@@ -15,9 +15,8 @@ from torch import Tensor
 from itmkit.cli import main
 from itmkit.data import ImageTextData, ShapesDataset, Vocabulary, WordTokenizer
 from itmkit.data.dataset import ImageTextDataset
-from itmkit.data.table import read_table
+from itmkit.data.table import read_table, write_table
 from itmkit.data_audit import audit_data, caption_statistics, duplicate_images, rank_mismatches
-from itmkit.data_audit.tables import write_table
 from itmkit.systems import Matcher
 
 COLOURS = torch.eye(3)
