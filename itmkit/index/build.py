@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from itmkit.files import read_json, user_path, write_text
 from itmkit.index import store
 from itmkit.index.columns import check_columns, own_columns
 from itmkit.index.encoder import PictureEncoder
-from itmkit.index.items import FileState, file_hash, file_states, items_table
+from itmkit.index.items import FoundFiles, items_table, listed_files
 from itmkit.index.pictures import read_pictures
 from itmkit.index.update import Skipped, Update, changes, duplicates
 from itmkit.retrieval import Encoding
@@ -103,7 +102,7 @@ def build_index(
         with store.writing(folder):
             work = _Work(encoder, root, folder, names, dtype, shard)
             if part == 1:
-                work.skip_names(name for name in every if not fits_a_line(name))
+                work.found.skip_names(name for name in every if not fits_a_line(name))
             reading = {"batch_size": batch_size, "num_workers": num_workers}
             work.encode(chunk_size, progress, max_pixels=max_pixels, **reading)
             return work.commit(columns, shard)
@@ -142,9 +141,9 @@ class _Work:
             self._check_root(Path(self.old.manifest["root"]))
             self._check_shard(self.old.manifest["shard"], shard)
             self._hold(self.old)
-        self.states = file_states(root, names)
-        self.skipped: list[Skipped] = []
-        self.hashes = self._hashes()
+        self.before = {} if self.old is None else listed_files(self.old.items)
+        bad = [] if self.old is None else self.old.manifest["skipped"]
+        self.found = FoundFiles(root, names, self.before, [Skipped(**one) for one in bad])
 
     def _check_identity(self, found: Mapping[str, Any], folder: Path) -> None:
         for key, own in self.identity.items():
@@ -176,44 +175,13 @@ class _Work:
             self.places.setdefault(content, (len(self.held), row))
         self.held.append(stored)
 
-    def _hashes(self) -> dict[str, str]:
-        """Of every picture that may be read; of unchanged files from the index."""
-        before = {} if self.old is None else _files(self.old)
-        bad = {} if self.old is None else {s.path: s for s in _skipped(self.old)}
-        hashes = {}
-        for name, state in self.states.items():
-            path = self.root / name
-            if name in bad and (bad[name].size, bad[name].mtime) == state:
-                self.skipped.append(bad[name])
-            elif not path.is_file():  # a pipe would be waited for, for ever
-                self._skip(name, f"{path} is missing, or not a file")
-            elif name in before and before[name][0] == state:
-                hashes[name] = before[name][1]
-            else:
-                try:
-                    hashes[name] = file_hash(path)
-                except OSError as error:
-                    self._skip(name, f"{path}: {error.strerror}")
-        return hashes
-
-    def skip_names(self, names: Iterable[str]) -> None:
-        """Note pictures whose names an index cannot hold."""
-        for name, state in file_states(self.root, names).items():
-            readable = os.fsencode(name).decode("utf-8", "backslashreplace")
-            readable = "".join(one if fits_a_line(one) else repr(one)[1:-1] for one in readable)
-            reason = f"{self.root / readable} has a path that is not one line of UTF-8; rename it"
-            self.skipped.append(Skipped(readable, reason, *state))
-
-    def _skip(self, name: str, reason: str) -> None:
-        self.skipped.append(Skipped(name, reason, *self.states[name]))
-
     def encode(self, chunk_size: int, progress: bool, **reading: int) -> None:
         """Encode what is not yet, and save it part by part."""
         from tqdm import tqdm
 
         self._load_parts()
         first: dict[str, str] = {}  # of equal files one alone is encoded
-        for name, content in self.hashes.items():
+        for name, content in self.found.hashes.items():
             if content not in self.places:
                 first.setdefault(content, name)
         todo = list(first.values())
@@ -224,7 +192,7 @@ class _Work:
             with tqdm(total=len(todo), unit="pictures", disable=not progress or not todo) as bar:
                 for batch in batches:
                     for name, reason in batch.errors.items():
-                        self._skip(name, reason)
+                        self.found.skip(name, reason)
                     if batch.pixels is not None:
                         with torch.no_grad():
                             encoding = self.encoder.encode_pixels(batch.pixels).to("cpu")
@@ -258,7 +226,7 @@ class _Work:
             for name, value in Encoding.cat(encodings).items().items()
         }
         places = np.stack([np.zeros(len(names), np.int64), np.arange(len(names))], 1)
-        items = items_table(names, self.states, self.hashes, {})
+        items = items_table(names, self.found.states, self.found.hashes, {})
         store.write(folder, {}, items, sources, places, generation=1)
         self._hold(store.read(folder))
 
@@ -266,29 +234,29 @@ class _Work:
         self, columns: Mapping[str, Mapping[str, Any]] | None, shard: tuple[int, int]
     ) -> Update:
         """Write the index of all that could be read."""
-        names = [name for name, content in self.hashes.items() if content in self.places]
-        noted = {one.path for one in self.skipped}
-        for name in self.hashes.keys() - set(names) - noted:
-            self._skip(name, f"{self.root / name} is a copy of a picture that is not readable")
-        self.skipped.sort(key=lambda one: one.path)
+        hashes, skipped = self.found.hashes, self.found.skipped
+        names = [name for name, content in hashes.items() if content in self.places]
+        noted = {one.path for one in skipped}
+        for name in hashes.keys() - set(names) - noted:
+            self.found.skip(name, f"{self.root / name} is a copy of a picture that is not readable")
+        skipped.sort(key=lambda one: one.path)
         if not names:
-            why = f"; the first: {self.skipped[0].reason}" if self.skipped else ""
+            why = f"; the first: {skipped[0].reason}" if skipped else ""
             raise InputError(f"{self.root} has no picture that can be read{why}")
         if columns is None:
             columns = {} if self.old is None else own_columns(self.old.items)
-        table = items_table(names, self.states, self.hashes, columns)
-        before = {} if self.old is None else _files(self.old)
+        table = items_table(names, self.found.states, hashes, columns)
         update = changes(
-            {path: content for path, (_, content) in before.items()},
-            {name: self.hashes[name] for name in names},
+            {path: content for path, (_, content) in self.before.items()},
+            {name: hashes[name] for name in names},
         )
-        update.skipped, update.duplicates = self.skipped, duplicates(table)
+        update.skipped, update.duplicates = skipped, duplicates(table)
         manifest = {
             **self.identity,
             "model": self.encoder.source,
             "root": str(self.root.resolve()),
             "shard": list(shard),
-            "skipped": [asdict(one) for one in self.skipped],
+            "skipped": [asdict(one) for one in skipped],
         }
         if not self._equals_old(table, manifest):
             self._write(names, table, manifest)
@@ -296,7 +264,7 @@ class _Work:
         return update
 
     def _write(self, names: list[str], table: pa.Table, manifest: Mapping[str, Any]) -> None:
-        places = np.array([self.places[self.hashes[name]] for name in names], dtype=np.int64)
+        places = np.array([self.places[self.found.hashes[name]] for name in names], dtype=np.int64)
         sources = {name: [held.fields[name] for held in self.held] for name in self.held[0].fields}
         for name, arrays in sources.items():
             shapes = {array.shape[1:] for array in arrays}
@@ -318,16 +286,3 @@ def _stored(name: str, value: Tensor, dtype: str) -> store.Array:
         return value.numpy()
     half = dtype == "float16" or name.endswith("tokens")
     return value.numpy().astype(np.float16 if half else np.float32)
-
-
-def _files(stored: store.Stored) -> dict[str, tuple[FileState, str]]:
-    """State and hash of the files of an index, by path."""
-    columns = (stored.items[name].to_pylist() for name in ("path", "size", "mtime", "hash"))
-    return {
-        path: (FileState(size, mtime), content)
-        for path, size, mtime, content in zip(*columns, strict=True)
-    }
-
-
-def _skipped(stored: store.Stored) -> list[Skipped]:
-    return [Skipped(**one) for one in stored.manifest["skipped"]]

@@ -8,7 +8,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from itmkit.data.captions import fits_a_line
 from itmkit.index.columns import column_arrays
+from itmkit.index.update import Skipped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +48,69 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class FoundFiles:
+    """The files of a folder that may be read, by their hashes, and those that are skipped.
+
+    Args:
+        root: the folder.
+        names: of the files.
+        listed: of an index that there is (:func:`listed_files`): the hash of a file that did not
+            change is taken from there.
+        skipped: files that this index could not read: those that did not change are skipped again.
+
+    Attributes:
+        states: of all files.
+        hashes: of those that may be read.
+        skipped: the others, each with the reason.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Iterable[str],
+        listed: Mapping[str, tuple[FileState, str]],
+        skipped: Iterable[Skipped] = (),
+    ) -> None:
+        self.root, self.states = root, file_states(root, names)
+        self.hashes: dict[str, str] = {}
+        self.skipped: list[Skipped] = []
+        bad = {one.path: one for one in skipped}
+        for name, state in self.states.items():
+            path = root / name
+            if name in bad and (bad[name].size, bad[name].mtime) == state:
+                self.skipped.append(bad[name])
+            elif not path.is_file():  # a pipe would be waited for, for ever
+                self.skip(name, f"{path} is missing, or not a file")
+            elif name in listed and listed[name][0] == state:
+                self.hashes[name] = listed[name][1]
+            else:
+                try:
+                    self.hashes[name] = file_hash(path)
+                except OSError as error:
+                    self.skip(name, f"{path}: {error.strerror}")
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note that a file is not read."""
+        self.skipped.append(Skipped(name, reason, *self.states[name]))
+
+    def skip_names(self, names: Iterable[str]) -> None:
+        """Note files whose names an index cannot hold."""
+        for name, state in file_states(self.root, names).items():
+            readable = os.fsencode(name).decode("utf-8", "backslashreplace")
+            readable = "".join(one if fits_a_line(one) else repr(one)[1:-1] for one in readable)
+            reason = f"{self.root / readable} has a path that is not one line of UTF-8; rename it"
+            self.skipped.append(Skipped(readable, reason, *state))
+
+
+def listed_files(items: pa.Table) -> dict[str, tuple[FileState, str]]:
+    """State and hash of the files of an index, by path."""
+    columns = (items[name].to_pylist() for name in ("path", "size", "mtime", "hash"))
+    return {
+        path: (FileState(size, mtime), content)
+        for path, size, mtime, content in zip(*columns, strict=True)
+    }
 
 
 def items_table(
