@@ -164,6 +164,20 @@ def check_without(part: str, **options: object) -> None:
             raise InputError(f"{name} is given, but there is no {part}")
 
 
+def check_seed(**seeds: int) -> None:
+    """Raise unless each is a seed of random numbers: a whole number of 64 bits, 0 or more.
+
+    Example:
+        >>> check_seed(seed=-1)
+        Traceback (most recent call last):
+        itmkit.checks.InputError: seed is -1; expected 0 or more
+    """
+    check_count(0, **seeds)
+    for name, value in seeds.items():
+        if value >= 2**64:
+            raise InputError(f"{name} is {value}; expected less than 2**64")
+
+
 def check_shape(shape: tuple[int, ...], **tensors: Tensor) -> None:
     """Raise unless each tensor has that shape."""
     for name, tensor in tensors.items():

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, type_of
 
 
 @contextmanager
@@ -92,6 +92,31 @@ def read_json(path: str | Path) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The entries of a YAML file in UTF-8, none where it is empty; also of a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is not UTF-8, not YAML, or holds anything else.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_text(path))
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-13-13
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{path}{where} is not YAML: {problem}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds {type_of(content)}; expected entries such as 'name: mine'")
+    return content
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

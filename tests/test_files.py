@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from itmkit.checks import InputError
 from itmkit.configs import config_path
 from itmkit.data.extract import extract_features
 from itmkit.data.shapes import ShapesDataset
 from itmkit.data.vocabulary import RESERVED, Vocabulary
-from itmkit.files import read_json, read_text
+from itmkit.files import read_json, read_text, read_yaml
 from itmkit.nn import BiGRU, TimmGrid, TransformerText
 from itmkit.nn.weights import load_weights
 from itmkit.retrieval import write_metrics
@@ -51,6 +52,28 @@ def test_error_of_a_file_that_is_no_json(content: bytes, told: str, tmp_path: Pa
     (tmp_path / "text").write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(told)):
         read_json(tmp_path / "text")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a: 1\nb: [", "text, line 2 is not YAML: "),
+        (b"a: \x00", "text is not YAML: unacceptable character #x0000"),
+        (b"a: 2026-13-13", "text is not YAML: month must be in 1..12"),
+        (b"a: !!python/object/apply:os.getcwd []", "text, line 1 is not YAML: could not determine"),
+        (b"- a", "text holds a list of str; expected entries such as 'name: mine'"),
+        (b"\xff\xfea", "text is UTF-16; expected UTF-8"),
+    ],
+)
+def test_error_of_a_file_that_has_no_entries(content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(told)):
+        read_yaml(tmp_path / "text")
+
+
+def test_an_empty_file_has_no_entries(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("# nothing\n")
+    assert read_yaml(tmp_path / "text") == {}
 
 
 def test_error_of_a_missing_file(tmp_path: Path) -> None:

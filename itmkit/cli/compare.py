@@ -14,7 +14,7 @@ def compare(runs: list[str], *, samples: int = 10_000, seed: int = 0, queries: i
     Args:
         runs: Folder of itmkit test or validate; or that of itmkit fit, or NAME for
             runs/NAME/latest, of which the latest evaluation is taken.
-        samples: Draws of the test; a tenth of the bootstrap.
+        samples: Draws of the test; of the bootstrap a tenth, 100 at least.
         seed: Seed of the draws.
         queries: Queries listed whose ranks changed most.
     """

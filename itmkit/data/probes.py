@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from itmkit.checks import check_seed
 from itmkit.data import scenes
 from itmkit.data.scenes import Sentence
 from itmkit.data.shapes import ShapesDataset
@@ -55,6 +56,7 @@ def scene_probes(dataset: ShapesDataset, *, seed: int = 0) -> list[Probe]:
         >>> probes[1].kind, probes[1].false.text
         ('relations', 'a large white cross is to the right of a large green ring')
     """
+    check_seed(seed=seed)
     rng = np.random.default_rng(seed)
     found: list[Probe] = []
     counts: list[Probe] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from itmkit.checks import InputError, check_share
+from itmkit.checks import InputError, check_seed, check_share
 from itmkit.data.captions import Captions
 from itmkit.data.dataset import CaptionedImages, ImageTextDataset
 from itmkit.data.table import write_table
@@ -52,6 +52,7 @@ class SwappedCaptions(CaptionedImages):
 
     def __init__(self, dataset: ImageTextDataset, *, rate: float, seed: int = 0) -> None:
         check_share(rate=rate)
+        check_seed(seed=seed)
         owners = dataset.caption_images.clone()
         generator = Generator().manual_seed(seed)
         count = round(rate * len(owners))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_seed
 from itmkit.data import ImageTextData
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.table import write_table
@@ -61,6 +61,7 @@ def rank_mismatches(
     Raises:
         InputError: the split has fewer than 4 images with captions.
     """
+    check_seed(seed=seed)
     dataset = data.split(data.train_split)
     generator = Generator().manual_seed(seed)
     rows = data.training_captions

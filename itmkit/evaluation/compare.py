@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 
 from itmkit.checks import InputError, check_count
 from itmkit.chunks import chunks
 from itmkit.configs.flat import flat_options
 from itmkit.evaluation.query_file import ENSEMBLE_FILE, FILE_NAME, QueryFile, read_queries
-from itmkit.files import check_different, read_text, user_path
+from itmkit.files import check_different, read_yaml, user_path
 from itmkit.metrics import QueryRanks
 from itmkit.metrics.bootstrap import paired_bootstrap
-from itmkit.metrics.query_ranks import LEVELS, recall_of_folds
+from itmkit.metrics.query_ranks import LEVELS, as_folds, recall_of_folds
 from itmkit.retrieval import recall_table
 
 _CHUNK = 200  # draws of signs at a time
@@ -73,8 +72,8 @@ class Comparison:
 
 
 def compare_ranks(
-    first: Sequence[QueryRanks],
-    second: Sequence[QueryRanks],
+    first: QueryRanks | Sequence[QueryRanks],
+    second: QueryRanks | Sequence[QueryRanks],
     *,
     samples: int = 10_000,
     seed: int = 0,
@@ -87,9 +86,10 @@ def compare_ranks(
     seeds are often larger.
 
     Args:
-        first: ranks of each fold, with ids, as :func:`itmkit.retrieval.rank_queries` gives them.
+        first: ranks of a gallery or of each fold, with ids, as
+            :func:`itmkit.retrieval.rank_queries` gives them.
         second: those of the other evaluation.
-        samples: number of draws; of the bootstrap a tenth.
+        samples: number of draws; of the bootstrap a tenth, 100 at least.
         seed: of the draws.
 
     Raises:
@@ -97,15 +97,16 @@ def compare_ranks(
 
     Example:
         >>> ids = torch.arange(40)
-        >>> ranks = [QueryRanks(ids % 3, ids % 2, ids, ids), QueryRanks(ids * 0, ids % 2, ids, ids)]
-        >>> found = compare_ranks(ranks[:1], ranks[1:])
+        >>> ranks = QueryRanks(ids % 3, ids % 2, ids, ids), QueryRanks(ids * 0, ids % 2, ids, ids)
+        >>> found = compare_ranks(*ranks)
         >>> found.differences["i2t_r1"]
         Difference(value=65.0, low=50.0, high=80.0, p=9.999...e-05)
         >>> found.queries["i2t"]
         Queries(won=26, lost=0, same=14)
     """
     check_count(10, samples=samples)
-    if len(first) != len(second) or not first:
+    first, second = as_folds(first=first), as_folds(second=second)
+    if len(first) != len(second):
         raise InputError(f"the runs have {len(first)} and {len(second)} folds; expected the same")
     pairs = [(_in_order(a), _in_order(b)) for a, b in zip(first, second, strict=True)]
     for number, (a, b) in enumerate(pairs, 1):
@@ -116,7 +117,7 @@ def compare_ranks(
                     f"{name} differs in fold {number}; expected two evaluations of the same queries"
                 )
     before, after = recall_of_folds([a for a, _ in pairs]), recall_of_folds([b for _, b in pairs])
-    bounds = paired_bootstrap(*zip(*pairs, strict=True), samples=max(samples // 10, 1), seed=seed)
+    bounds = paired_bootstrap(*zip(*pairs, strict=True), samples=max(samples // 10, 100), seed=seed)
     p = _p_values(pairs, samples, seed)
     differences = {
         name: Difference(after[name] - before[name], *bounds[name], value)
@@ -201,7 +202,8 @@ class RunComparison:
         for name, comparison, changes in further:
             parts.append(f"{name} − {self.names[0]}\n{comparison}")
             rows = [
-                f"  {before} → {after}  {image}" + ("" if caption is None else f": {caption}")
+                f"  {before} → {after}  {image}"
+                + ("" if caption is None else f": {' '.join(caption.split())}")
                 for image, caption, before, after in changes
             ]
             if rows:
@@ -244,7 +246,7 @@ def compare_runs(
         [str(run) for run in runs],
         [recall_of_folds(file.folds) for file in files],
         [compare_ranks(first.folds, f.folds, samples=samples, seed=seed) for f in files[1:]],
-        {name: row for name, row in values.items() if any(one != row[0] for one in row)},
+        {name: row for name, row in values.items() if len(set(map(repr, row))) > 1},
         [_changes(first, file, queries) for file in files[1:]],
     )
 
@@ -283,8 +285,7 @@ def _options_of(queries: Path) -> dict[str, Any]:
     """The options that an evaluation was run with; none where they are not beside it."""
     for name in ("config.yaml", ENSEMBLE_FILE):
         if (path := queries.with_name(name)).is_file():
-            content = yaml.safe_load(read_text(path))
-            return flat_options(content) if isinstance(content, Mapping) else {}
+            return flat_options(read_yaml(path))
     return {}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from itmkit.checks import InputError, check_count
 from itmkit.files import atomic_write, user_path
 from itmkit.metrics import BestItems, QueryRanks
+from itmkit.metrics.query_ranks import as_folds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,12 +26,13 @@ ENSEMBLE_FILE = "ensemble.yaml"  # beside it, where it is of several runs
 DIRECTIONS = ("i2t", "t2i")
 
 _KEY = b"itmkit"
-_COLUMNS = ["fold", "direction", "rank", "id", "image_id", "image", "caption"]
+_NUMBERS = ("fold", "rank", "id", "image_id")
+_TEXTS = ("direction", "image", "caption")
 
 
 def write_queries(
     path: str | Path,
-    folds: Sequence[QueryRanks],
+    folds: QueryRanks | Sequence[QueryRanks],
     names: Sequence[str],
     captions: Sequence[str],
     *,
@@ -49,7 +51,8 @@ def write_queries(
 
     Args:
         path: the file.
-        folds: as :func:`itmkit.retrieval.rank_queries` gives them with ``keep``.
+        folds: of a gallery or of each fold, as :func:`itmkit.retrieval.rank_queries` gives them
+            with ``keep``.
         names: file name of each image, by its id.
         captions: sentence of each caption, by its id.
         caption_images: the image of each caption; None: the captions of the folds, all of which
@@ -58,14 +61,13 @@ def write_queries(
         about: what was evaluated; plain data, kept in the metadata of the file.
 
     Raises:
-        InputError: no folds, or ranks without best items.
+        InputError: no folds, ranks without best items, or fewer names or captions than there are.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     check_count(keep=keep)
-    if not folds:
-        raise InputError("folds is empty; expected one or more")
+    folds = as_folds(folds=folds)
     texts = pa.array(captions, pa.string()) if captions else pa.nulls(0, pa.string())
     images = pa.array(names, pa.string())
     tables = []
@@ -74,6 +76,8 @@ def write_queries(
             raise InputError("folds has no best items; expected those of rank_queries(keep=…)")
         assert fold.image_ids is not None
         assert fold.text_image_ids is not None
+        _check_known("names", names, fold.image_ids, fold.t2i_best.items)
+        _check_known("captions", captions, fold.text_ids, fold.i2t_best.items)
         owners = np.zeros(len(captions), np.int64)
         if caption_images is not None:
             owners[:] = caption_images.cpu().numpy()
@@ -104,6 +108,13 @@ def write_queries(
         pq.write_table(table, file, compression="zstd")
 
 
+def _check_known(name: str, texts: Sequence[str], *ids: Tensor) -> None:
+    """Raise unless there is a text for every id."""
+    largest = max(int(one.max()) for one in ids if one.numel())
+    if largest >= len(texts):
+        raise InputError(f"{name} has {len(texts)}; expected {largest + 1} or more, one an id")
+
+
 def _described(
     ids: np.ndarray, images: pa.Array, texts: pa.Array, owners: np.ndarray, *, of_text: bool
 ) -> dict[str, pa.Array]:
@@ -132,6 +143,25 @@ def _lists(
     items = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
     offsets = np.concatenate([[0], wanted.sum(1).cumsum(0).numpy()])
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), items)
+
+
+def _check_columns(table: pa.Table) -> None:
+    """Raise ``ValueError`` unless the columns that ranks are made of are whole."""
+    import pyarrow as pa
+
+    for name in (*_NUMBERS, *_TEXTS):
+        column, is_kind = (
+            table[name],
+            pa.types.is_integer if name in _NUMBERS else pa.types.is_string,
+        )
+        if not is_kind(column.type) or (column.null_count and name != "caption"):
+            raise ValueError(
+                f"column {name!r} has values of {column.type}, {column.null_count} of them missing"
+            )
+    if sorted(table["direction"].unique().to_pylist()) != sorted(DIRECTIONS):
+        raise ValueError(f"expected queries of both directions, {' and '.join(DIRECTIONS)}")
+    if min(table[name].to_numpy().min() for name in ("rank", "fold")) < 1:
+        raise ValueError("expected ranks and folds from 1")
 
 
 @dataclass(frozen=True)
@@ -188,9 +218,9 @@ def read_queries(path: str | Path) -> QueryFile:
     try:
         table = pq.read_table(file)
         about = json.loads(table.schema.metadata[_KEY])
-        table.select(_COLUMNS)
         if not isinstance(about, dict) or not len(table):
             raise ValueError("it has no rows, or does not say what was evaluated")
+        _check_columns(table)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not hold the ranks of queries: {error}") from error
     return QueryFile(file, table, about)

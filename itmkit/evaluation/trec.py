@@ -8,9 +8,12 @@ from pathlib import Path
 from itmkit.checks import InputError
 from itmkit.files import user_path, write_text
 from itmkit.metrics import QueryRanks
+from itmkit.metrics.query_ranks import as_folds
 
 
-def write_trec(folder: str | Path, folds: Sequence[QueryRanks], *, tag: str = "itmkit") -> None:
+def write_trec(
+    folder: str | Path, folds: QueryRanks | Sequence[QueryRanks], *, tag: str = "itmkit"
+) -> None:
     """Write ``i2t.run``, ``i2t.qrels``, ``t2i.run`` and ``t2i.qrels``.
 
     Images are called ``i7`` and captions ``t7``, by their ids. Grades are rounded to whole numbers
@@ -21,7 +24,8 @@ def write_trec(folder: str | Path, folds: Sequence[QueryRanks], *, tag: str = "i
 
     Args:
         folder: made if it is not there.
-        folds: as :func:`itmkit.retrieval.rank_queries` gives them with ``keep``.
+        folds: of a gallery or of each fold, as :func:`itmkit.retrieval.rank_queries` gives them
+            with ``keep``.
         tag: name of the run, in its last column.
 
     Raises:
@@ -30,9 +34,8 @@ def write_trec(folder: str | Path, folds: Sequence[QueryRanks], *, tag: str = "i
     Example:
         ``ir_measures i2t.qrels i2t.run Success@1 Success@5`` gives R@1 and R@5 as shares.
     """
-    if not folds:
-        raise InputError("folds is empty; expected one or more")
-    if len(tag.split()) != 1:
+    folds = as_folds(folds=folds)
+    if not isinstance(tag, str) or len(tag.split()) != 1:
         raise InputError(f"tag is {tag!r}; expected one word")
     runs: dict[str, list[str]] = {"i2t": [], "t2i": []}
     qrels: dict[str, list[str]] = {"i2t": [], "t2i": []}

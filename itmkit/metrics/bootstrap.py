@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_count, check_seed
 from itmkit.chunks import chunks
-from itmkit.metrics.query_ranks import LEVELS, QueryRanks
+from itmkit.metrics.query_ranks import LEVELS, QueryRanks, as_folds
 
 _CHUNK = 50  # resamples at a time
 
@@ -49,10 +49,9 @@ def bootstrap_recall(
         >>> bootstrap_recall(ranks)["i2t_r5"]
         (25.0, 100.0)
     """
-    folds = [ranks] if isinstance(ranks, QueryRanks) else list(ranks)
-    if not folds:
-        raise InputError("ranks holds no fold; expected one or more")
+    folds = as_folds(ranks=ranks)
     check_count(samples=samples)
+    check_seed(seed=seed)
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence!r}; expected a number in (0, 1)")
     generator = torch.Generator().manual_seed(seed)
@@ -78,6 +77,7 @@ def paired_bootstrap(
         seed: of the draws.
         confidence: share of the resamples that an interval holds, in (0, 1).
     """
+    check_seed(seed=seed)
     values = [_means(f, samples, torch.Generator().manual_seed(seed)) for f in (first, second)]
     return _bounds(first, values[1] - values[0], confidence)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from itmkit.checks import InputError, check_shape, integer_vector
+from itmkit.checks import InputError, check_shape, integer_vector, type_of
 from itmkit.metrics.judgements import Matches
 from itmkit.metrics.list_metrics import ListMetrics
 from itmkit.metrics.ranks import Ranks, warn_of_ties
@@ -208,6 +208,24 @@ def query_ranks(
         i2t_match=i2t.best,
         t2i_match=t2i.best,
     )
+
+
+def as_folds(**ranks: QueryRanks | Sequence[QueryRanks]) -> list[QueryRanks]:
+    """The ranks of each fold, from those of a gallery or of its folds.
+
+    Raises:
+        InputError: with the name of the argument, if these are no ranks.
+
+    Example:
+        >>> as_folds(ranks=[])
+        Traceback (most recent call last):
+        itmkit.checks.InputError: ranks is a list; expected QueryRanks, or those of each fold
+    """
+    ((name, given),) = ranks.items()
+    folds = list(given) if isinstance(given, Sequence) else [given]
+    if not folds or not all(isinstance(one, QueryRanks) for one in folds):
+        raise InputError(f"{name} is {type_of(given)}; expected QueryRanks, or those of each fold")
+    return folds
 
 
 def recall_of_folds(folds: Sequence[QueryRanks]) -> dict[str, float]:

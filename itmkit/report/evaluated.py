@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.loader import EvaluationImages
 from itmkit.data.photos import PhotoFolder, Photos, open_photos
 from itmkit.evaluation.judgement_files import check_protocol
+from itmkit.files import read_yaml
 from itmkit.metrics.protocol import find_protocol, protocol_name
 from itmkit.metrics.query_ranks import mean_recall
 from itmkit.retrieval import (
@@ -262,7 +262,6 @@ def curves_of(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 def flat_config(folder: Path) -> dict[str, str]:
     """The configuration of a run as dotted names with their values."""
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
     flat: dict[str, str] = {}
 
     def walk(value: Any, name: str) -> None:
@@ -272,5 +271,5 @@ def flat_config(folder: Path) -> dict[str, str]:
         else:
             flat[name] = str(value)
 
-    walk(yaml.safe_load(text), "")
+    walk(read_yaml(folder / "config.yaml"), "")
     return flat

@@ -14,7 +14,7 @@ from torch import Tensor
 import itmkit
 from itmkit.checks import InputError
 from itmkit.extras import require_extra
-from itmkit.files import check_new_file, user_path, write_text
+from itmkit.files import check_new_file, read_yaml, user_path, write_text
 from itmkit.report.evaluated import EvaluatedRun, Split, flat_config
 from itmkit.report.explain import caption_words, draw_explanations
 from itmkit.report.page import data_address, figure_webp, render, thumbnail
@@ -112,8 +112,7 @@ def _content(
     pictures = _Pictures(own)
     gallery = own.table.gallery
     environment = own.folder / "environment.yaml"
-    facts = yaml.safe_load(environment.read_text("utf-8")) if environment.is_file() else None
-    facts = facts or {}
+    facts = read_yaml(environment) if environment.is_file() else {}
     config = (own.folder / "config.yaml").read_text(encoding="utf-8")
     cut = f"; the first of {own.whole:,}" if len(gallery.images) < own.whole else ""
     maps = _maps(own, pictures)  # first: they have to fit into the budget

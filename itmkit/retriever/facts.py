@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from itmkit.checks import InputError, type_of
-from itmkit.files import read_json, read_text
+from itmkit.files import read_json, read_yaml
 from itmkit.lazy_imports import import_timm
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -79,7 +77,7 @@ class ModelFacts:
             checkpoint: file of the weights.
             step: optimizer steps of these.
         """
-        config = yaml.safe_load(read_text(folder / "config.yaml"))
+        config = read_yaml(folder / "config.yaml")
         environment = _read(folder / "environment.yaml")
         dataset = config["data"].get("init_args", {}).get("dataset")
         return cls(
@@ -134,12 +132,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(read_text(path))  # which reads JSON, too
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return read_yaml(path)
+    except (OSError, InputError) as error:
         reason = " ".join(str(error).split())
         warnings.warn(f"{path} cannot be read, so no card has it: {reason}", stacklevel=2)
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def base_models(*sections: Any) -> list[str]:

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from itmkit import __version__
-from itmkit.checks import InputError, type_of
+from itmkit.checks import InputError
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.files import (
     check_folder,
     read_json,
-    read_text,
+    read_yaml,
     sole_writer_beside,
     user_path,
     write_text,
@@ -174,12 +174,7 @@ def read(folder: str | Path, trust: Sequence[str]) -> dict[str, Any]:
     folder = user_path(folder)
     check_folder("folder", folder)
     source = folder / MANIFEST
-    try:
-        content = yaml.safe_load(read_text(source))
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, Mapping):
-        raise InputError(f"{source} holds {type_of(content)}; expected entries")
+    content = read_yaml(source)
     with stored_by(content.get("itmkit_version")):
         return _read_parts(folder, content, trust)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import nn
 
 from itmkit.checks import InputError, did_you_mean
@@ -17,7 +16,7 @@ from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.token_file import digest_of_tokenizer
 from itmkit.data.tokenizer import Tokenizer, TransformersTokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
-from itmkit.files import read_json, read_text, user_path
+from itmkit.files import read_json, read_yaml, user_path
 from itmkit.modes import usable_device
 from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
 from itmkit.pretrained import fetching, hub_token, using_token, weights_follow
@@ -177,7 +176,7 @@ def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> R
     file = best_checkpoint(path / "checkpoints") if path.is_dir() else path
     folder = path if path.is_dir() else path.parent.parent
     source, stored = f"checkpoint '{file}'", _checkpoint(file)
-    options = yaml.safe_load(read_text(folder / "config.yaml"))["data"].get("init_args", {})
+    options = read_yaml(folder / "config.yaml")["data"].get("init_args", {})
     with weights_follow(stored.get("pretrained")):
         model = restore_system(stored, Matcher, {}, source=source, trust=trust)
         state: Mapping[str, Any] = next(filter(_is_data, stored.values()), {})

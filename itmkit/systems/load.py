@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from itmkit.checks import InputError
 from itmkit.data.module import ImageTextData
-from itmkit.files import path_inside, user_path
+from itmkit.files import path_inside, read_yaml, user_path
 from itmkit.nn.weights import stored_by
 from itmkit.pretrained import weights_follow
 from itmkit.systems.build import build
@@ -59,7 +58,7 @@ def load_run(
     """
     folder = user_path(folder)
     source = folder / "config.yaml"
-    config = yaml.safe_load(source.read_text(encoding="utf-8"))
+    config = read_yaml(source)
     file = best_checkpoint(folder / "checkpoints") if checkpoint is None else folder / checkpoint
     state = checkpoint_content(file, f"checkpoint '{file}'")
     with stored_by(state.get("itmkit_version")), weights_follow(state.get("pretrained")):

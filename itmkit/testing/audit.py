@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
-from itmkit.checks import InputError, check_count, check_shape, integer_vector, type_of
+from itmkit.checks import InputError, check_count, check_seed, check_shape, integer_vector, type_of
 from itmkit.data.batch import Batch, Images
 from itmkit.data.padding import padded_regions, padded_texts, trimmed
 from itmkit.metrics.functional import cross_modal_recall
@@ -165,6 +165,7 @@ def audit(
         >>> found.verdict, found.checks[1].name, found.checks[1].verdict
         ('leak', 'pairs permuted', 'leak')
     """
+    check_seed(seed=seed)
     pairs = _pairs(data, limit)
     if isinstance(score, Matcher):
         base: _Evaluation = _MatcherEvaluation(score, batch_size)

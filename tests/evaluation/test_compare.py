@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from score_table import Table, gallery
 from tiny_cli import run
 
 from itmkit.checks import InputError
 from itmkit.cli import main
-from itmkit.evaluation import compare_ranks, compare_runs, read_queries
+from itmkit.evaluation import compare_ranks, compare_runs, read_queries, write_queries
 from itmkit.metrics import QueryRanks
 from itmkit.metrics.query_ranks import recall_of_folds
+from itmkit.retrieval import rank_queries
 from tests.cli.conftest import tiny_folder  # noqa: F401
 
 NAMES = [f"{side}_r{level}" for side in ("i2t", "t2i") for level in (1, 5, 10)]
@@ -87,12 +90,49 @@ def test_the_order_of_queries_does_not_matter() -> None:
     assert compare_ranks(first, [other]) == compare_ranks(first, second)
 
 
+@pytest.mark.parametrize("samples", [10, 2000])
+def test_few_samples_still_make_an_interval(samples: int) -> None:
+    (first,), (second,) = two_runs(200, 1)  # of a gallery, without folds
+    found = compare_ranks(first, second, samples=samples)
+    for one in found.differences.values():
+        assert one.low < one.value < one.high
+    assert found.differences["rsum"].p == pytest.approx(1 / (samples + 1))
+
+
+def written(folder: Path, name: str, seed: int, config: str) -> Path:
+    """An evaluation of six images whose captions have two lines."""
+    g = torch.Generator().manual_seed(seed)
+    table = Table(torch.rand(6, 12, generator=g))
+    folds = rank_queries(table, gallery(torch.arange(6).repeat_interleave(2), 6), keep=2)
+    captions = [f"two\n lines {row}" for row in range(12)]
+    write_queries(folder / name / "queries.parquet", folds, "abcdef", captions)
+    (folder / name / "config.yaml").write_text(config)
+    return folder / name
+
+
+def test_captions_of_two_lines_and_options_that_are_no_numbers(tmp_path: Path) -> None:
+    runs = [written(tmp_path, name, seed, "rate: .nan") for seed, name in enumerate("ab")]
+    told = str(compare_runs(runs, samples=10))
+    assert re.search(r": two lines \d+$", told, re.MULTILINE)
+    assert "options that differ:\n  none" in told
+
+
+def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
+    runs = [written(tmp_path, "a", 0, "a: 1"), written(tmp_path, "b", 1, "a: [")]
+    with pytest.raises(InputError, match=r"b/config.yaml, line 1 is not YAML"):
+        compare_runs(runs, samples=10)
+
+
 def test_error() -> None:
     first, second = two_runs(5, 2)
     with pytest.raises(InputError, match="the runs have 1 and 2 folds; expected the same"):
         compare_ranks(first[:1], second)
     with pytest.raises(InputError, match="image_ids differs in fold 1; expected two evaluations"):
         compare_ranks(first, second[::-1])
+    with pytest.raises(InputError, match="second is a list; expected QueryRanks"):
+        compare_ranks(first, [])
+    with pytest.raises(InputError, match="seed is -1; expected 0 or more"):
+        compare_ranks(first, second, seed=-1)
     with pytest.raises(InputError, match="the ranks have no image_ids"):
         compare_ranks(*[[QueryRanks(torch.zeros(2).long(), torch.zeros(2).long())]] * 2)
     with pytest.raises(InputError, match="runs has 1; expected two or more"):

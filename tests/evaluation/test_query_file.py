@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -82,18 +83,35 @@ def test_error(tmp_path: Path) -> None:
     _, folds = ranked()
     write_queries(tmp_path / "whole.parquet", folds, NAMES, CAPTIONS)
     whole = pq.read_table(tmp_path / "whole.parquet")
-    for table in (
-        whole.drop_columns(["caption"]),
-        whole.slice(0, 0),
-        whole.replace_schema_metadata({b"itmkit": b"[]"}),
+    place, count = whole.schema.get_field_index("rank"), len(whole)
+
+    def with_ranks(values: list[object]) -> pa.Table:
+        return whole.set_column(place, "rank", pa.array(values))
+
+    for table, message in (
+        (whole.drop_columns(["caption"]), "caption"),
+        (whole.slice(0, 0), "it has no rows"),
+        (whole.replace_schema_metadata({b"itmkit": b"[]"}), "does not say what was evaluated"),
+        (whole.slice(0, N - 1), "expected queries of both directions"),
+        (with_ranks([1] * (count - 1) + [None]), "'rank' has values of int64, 1 of them missing"),
+        (with_ranks(["1"] * count), "'rank' has values of string"),
+        (with_ranks([0] * count), "expected ranks and folds from 1"),
     ):
         pq.write_table(table, tmp_path / "queries.parquet")
-        with pytest.raises(InputError, match="does not hold the ranks of queries"):
+        with pytest.raises(InputError, match=f"does not hold the ranks of queries: .*{message}"):
             read_queries(tmp_path)
+    for names, captions, message in (
+        (NAMES[:3], CAPTIONS, "names has 3; expected 8 or more, one an id"),
+        (NAMES, CAPTIONS[:3], "captions has 3; expected 20 or more, one an id"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_queries(tmp_path / "new", folds, names, captions)
+    with pytest.raises(InputError, match="tag is None; expected one word"):
+        write_trec(tmp_path / "new", folds, tag=None)
     ranks = QueryRanks(torch.zeros(1).long(), torch.zeros(1).long())
     for call in (
-        lambda: write_queries(tmp_path / "new", [ranks], ["a"], ["A"]),
-        lambda: write_trec(tmp_path / "new", [ranks]),
+        lambda: write_queries(tmp_path / "new", ranks, ["a"], ["A"]),
+        lambda: write_trec(tmp_path / "new", ranks),
     ):
         with pytest.raises(InputError, match="folds has no best items; expected those of rank_qu"):
             call()

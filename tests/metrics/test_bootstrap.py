@@ -130,8 +130,19 @@ def test_a_resample_without_captions_is_left_out():
 
 def test_error():
     ranks = QueryRanks(torch.tensor([0]), torch.tensor([0]))
-    with pytest.raises(InputError, match="ranks holds no fold; expected one or more"):
+    with pytest.raises(
+        InputError, match="ranks is a list; expected QueryRanks, or those of each f"
+    ):
         bootstrap_recall([])
+    with pytest.raises(InputError, match="ranks is None; expected QueryRanks"):
+        bootstrap_recall(None)
+    for seed, message in (
+        (-1, "0 or more"),
+        (1.5, "a whole number"),
+        (2**64, r"less than 2\*\*64"),
+    ):
+        with pytest.raises(InputError, match=f"seed is {seed}; expected {message}"):
+            bootstrap_recall(ranks, seed=seed)
     with pytest.raises(InputError, match="samples is 0; expected 1 or more"):
         bootstrap_recall(ranks, samples=0)
     with pytest.raises(InputError, match=r"confidence is 95; expected a number in \(0, 1\)"):
