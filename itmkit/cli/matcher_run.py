@@ -8,7 +8,7 @@ always wins over what a checkpoint remembers.
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from pydoc import locate
 from typing import Any, cast
@@ -67,7 +67,7 @@ def run_command(command: str, words: list[str]) -> None:
         options.name = "-".join([system, *config_stems(words)])
     check_name(options.name)
     runs = user_path(options.trainer.default_root_dir or "runs")
-    _find_checkpoint(command, options, given, runs)
+    checkpoint = _find_checkpoint(command, options, given, runs)
     config: dict[str, Any] = yaml.safe_load(parser.dump(options, skip_unset=False))
     folder = None
     if not options.trainer.fast_dev_run and is_first_process(options.trainer.num_nodes):
@@ -77,7 +77,7 @@ def run_command(command: str, words: list[str]) -> None:
             if arguments.get("save_dir", "") in (None, "."):
                 arguments["save_dir"] = str(folder)
     with discarded_on_error(folder, runs):
-        with _weights_that_follow(options):
+        with nullcontext() if checkpoint is None else weights_follow(checkpoint.get("pretrained")):
             made = parser.instantiate(options)
         trainer = make_trainer(
             folder,
@@ -138,8 +138,15 @@ def _check(command: str, options: Any, given: Collection[str]) -> None:
         raise InputError("trainer.barebones is true; expected false: a run logs and measures")
 
 
-def _find_checkpoint(command: str, options: Any, given: Collection[str], runs: Path) -> None:
-    """Put the file to start from in the place of the folder or link that names it."""
+def _find_checkpoint(
+    command: str, options: Any, given: Collection[str], runs: Path
+) -> dict[str, Any] | None:
+    """Put the file to start from in the place of the folder or link that names it.
+
+    Returns:
+        The checkpoint, where it overwrites all weights before anything is measured: then none that
+        are pretrained have to be fetched.
+    """
     named = {"ckpt_path", "init_from"} & set(given)
     if options.ckpt_path is not None and options.init_from is not None:
         if len(named) != 1:
@@ -148,34 +155,24 @@ def _find_checkpoint(command: str, options: Any, given: Collection[str], runs: P
                 "one: ckpt_path goes on with a run, init_from starts a new one from its weights"
             )
         options["init_from" if "ckpt_path" in named else "ckpt_path"] = None
-    resumes = command == "fit"
+    resumes, overwrites = command == "fit", not options.untrained
+    system = cast(type, locate(options.model.class_path))  # which the options were checked against
+    checkpoint = None
     if resumes and options.ckpt_path is None and (last := requeued_from(runs, options.name)):
         rank_zero_only(print)(f"requeued: going on from {last}")
         options.ckpt_path, options.init_from = str(last), None
     if options.ckpt_path is not None:
         path = checkpoint_file(options.ckpt_path, "ckpt_path", resumes=resumes)
-        read_checkpoint(path, "ckpt_path", _system(options), resumes=resumes)
+        checkpoint = read_checkpoint(path, "ckpt_path", system, resumes=resumes)
         options.ckpt_path = str(path)
     elif options.init_from is not None:
-        options.init_from = str(checkpoint_file(options.init_from, "init_from"))
+        path = checkpoint_file(options.init_from, "init_from")
+        overwrites = options.init_strict
+        checkpoint = read_checkpoint(path, "init_from", system if overwrites else None)
+        options.init_from = str(path)
     elif command == "predict" and not options.untrained:
         raise InputError(
             "ckpt_path is null; expected a checkpoint, or --untrained true to encode with the "
             "weights as they are before training"
         )
-
-
-def _weights_that_follow(options: Any) -> AbstractContextManager[None]:
-    """Fetch no pretrained weights that a checkpoint overwrites before anything is measured."""
-    option = "ckpt_path" if options.init_from is None else "init_from"
-    overwritten = options.init_strict if option == "init_from" else not options.untrained
-    if options[option] is None or not overwritten:
-        return nullcontext()
-    return weights_follow(
-        read_checkpoint(options[option], option, _system(options)).get("pretrained")
-    )
-
-
-def _system(options: Any) -> type:
-    """The class of the system that options name, which they were checked against."""
-    return cast(type, locate(options.model.class_path))
+    return checkpoint if overwrites else None

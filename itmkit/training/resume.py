@@ -99,7 +99,7 @@ class ExactResume(Callback):
         gathered = [mine] * world_size()
         if world_size() > 1:
             dist.all_gather_object(gathered, mine)
-        validation_comes = _validation_comes(trainer)
+        validation_comes = _at_batch_end(trainer) and validation_follows(trainer)
         checkpoint[KEY] = {
             "processes": gathered,
             "row": _row_to_come(trainer),
@@ -138,12 +138,13 @@ class ExactResume(Callback):
         if self._resumed["validates"]:  # all of it, not the rest that Lightning would do
             restart_whole_validation(trainer)
         processes, row = self._resumed["processes"], self._resumed["row"]
-        if len(processes) == world_size():
+        as_many = len(processes) == world_size()
+        if as_many:
             mine = processes[rank()]
             _set_buffers(pl_module, mine["buffers"])
             if hasattr(trainer.model, _SHARES_BUFFERS):
                 setattr(trainer.model, _SHARES_BUFFERS, mine["shares_buffers"])
-        if len(processes) == world_size() and self._resumed["seed"] == os.environ.get(SEED):
+        if as_many and self._resumed["seed"] == os.environ.get(SEED):
             _set_random_state(processes[rank()]["random"])
         else:
             _reseed(trainer.global_step)
@@ -245,10 +246,6 @@ def _at_batch_end(trainer: Trainer) -> bool:
     """Whether callbacks are at the end of a training batch, before it is logged."""
     count: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return trainer.training and count.processed != count.completed
-
-
-def _validation_comes(trainer: Trainer) -> bool:
-    return _at_batch_end(trainer) and validation_follows(trainer)
 
 
 def _row_to_come(trainer: Trainer) -> dict[str, Any] | None:

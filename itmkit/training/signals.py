@@ -77,9 +77,7 @@ class StopOnSignal(Callback):
 
         def terminate(number: int, frame: Any) -> None:
             if not self._terminated and trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(
-                    number
-                )  # forwarded to the processes that this one started
+                trainer.strategy.launcher.kill(number)  # of the processes that this one started
             self._terminated = True
 
         def requeue(number: int, frame: Any) -> None:
@@ -173,10 +171,9 @@ def exit_on_signal(trainer: Trainer) -> Iterator[None]:
         else:
             raise
         if trainer.is_global_zero:
-            saved = [
-                one.path for one in callbacks_of(trainer, LastCheckpoint) if one.path.is_file()
-            ]
-            hint = f"; to go on: --ckpt_path {saved[0]}" if saved else ""
+            paths = (one.path for one in callbacks_of(trainer, LastCheckpoint))
+            saved = next((path for path in paths if path.is_file()), None)
+            hint = f"; to go on: --ckpt_path {saved}" if saved else ""
             print(f"itmkit: ended by {ended_by.name}{hint}", file=sys.stderr)
         if isinstance(stop, SIGTERMException):  # all are here
             leave()

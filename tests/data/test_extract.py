@@ -3,15 +3,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from full_disk import files_of_at_most
 from torch import Tensor, nn
 
 from itmkit.data.extract import extract_features
@@ -278,17 +278,6 @@ def test_error_of_random_augmentation(photos: Photos, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected train_augment=False"):
         extract(data, Patches(), tmp_path / "features")
     assert not (tmp_path / "features").exists()
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """As a full disk: writing beyond so many bytes of any file is an error of the system."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("fault", ["unreadable photo", "full disk"])

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 
 from itmkit.cli import main
 from itmkit.files import atomic_write, copy_file
@@ -32,17 +31,6 @@ untrained: false
 """
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Files of this process can grow to so many bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new/one.ckpt"
     content = {"state_dict": {"weight": torch.randn(3)}, "epoch": 1}
@@ -55,7 +43,7 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
 def test_error_of_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "one.ckpt"
     AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
-    with largest_file(500), pytest.raises(OSError, match=r"File too large: .*one\.ckpt"):
+    with files_of_at_most(500), pytest.raises(OSError, match=r"File too large: .*one\.ckpt"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 2, "weight": torch.zeros(1000)}, path)
     assert AtomicCheckpointIO().load_checkpoint(path, weights_only=True) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
