@@ -203,6 +203,26 @@ def type_of(value: object) -> str:
     return f"{article} {kind.__name__}{of}"
 
 
+def check_not_empty(**stacks: Tensor) -> None:
+    """Raise if a stack of images or captions has no item, or its items are empty.
+
+    Example:
+        >>> import torch
+        >>> check_not_empty(ids=torch.zeros(0, 12))
+        Traceback (most recent call last):
+        itmkit.checks.InputError: ids has the shape (0, 12); expected 1 or more in each dimension
+    """
+    import torch
+
+    if torch.compiler.is_compiling():  # a comparison of sizes would fix them in an export
+        return
+    for name, stack in stacks.items():
+        if 0 in stack.shape:
+            raise InputError(
+                f"{name} has the shape {tuple(stack.shape)}; expected 1 or more in each dimension"
+            )
+
+
 def check_floating(shape: str, /, **tensors: object) -> None:
     """Raise unless all are floating-point tensors on one device.
 

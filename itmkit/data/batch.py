@@ -97,10 +97,11 @@ class Batch:
     sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_images(self.images)
-        check_texts(self.texts)
-        for name in ("image_ids", "text_image_ids", "text_ids"):
-            setattr(self, name, integer_vector(name, getattr(self, name)))
+        check_images(self.images, allow_empty=True)
+        check_texts(self.texts, allow_empty=True)
+        n, m = len(self.images), len(self.texts)
+        for name, count in {"image_ids": n, "text_image_ids": m, "text_ids": m}.items():
+            setattr(self, name, integer_vector(name, getattr(self, name), count))
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -111,8 +112,8 @@ class Batch:
         return replace(self, **{name: value.pin_memory() for name, value in parts.items()})
 
 
-def check_images(images: object) -> None:
-    """Raise unless these are :class:`Images` of tensors: what a matcher encodes.
+def check_images(images: object, *, allow_empty: bool = False) -> None:
+    """Raise unless these are :class:`Images` of tensors, one or more: what a matcher encodes.
 
     Raises:
         InputError: with what was given, and how to make images of it.
@@ -122,11 +123,11 @@ def check_images(images: object) -> None:
             f"images is {type_of(images)}; expected Images, such as Images(features=images) of "
             "pixels (n, 3, H, W) or region features (n, N, D)"
         )
-    _check_tensors("images", images)
+    _check_tensors("images", images, allow_empty=allow_empty)
 
 
-def check_texts(texts: object) -> None:
-    """Raise unless these are :class:`Texts` of tensors: what a matcher encodes.
+def check_texts(texts: object, *, allow_empty: bool = False) -> None:
+    """Raise unless these are :class:`Texts` of tensors, one or more: what a matcher encodes.
 
     Raises:
         InputError: with what was given, and how to make texts of it.
@@ -137,7 +138,7 @@ def check_texts(texts: object) -> None:
             "caption).ids for caption in captions], tokenizer.pad_id) with the tokenizer of the "
             "data"
         )
-    _check_tensors("texts", texts)
+    _check_tensors("texts", texts, allow_empty=allow_empty)
 
 
 def check_batch(batch: object) -> None:
@@ -153,8 +154,10 @@ def check_batch(batch: object) -> None:
         )
 
 
-def _check_tensors(name: str, part: Images | Texts) -> None:
+def _check_tensors(name: str, part: Images | Texts, *, allow_empty: bool) -> None:
     for field in fields(part):
         value = getattr(part, field.name)
         if not isinstance(value, Tensor) and not (value is None and field.default is None):
             raise InputError(f"{name}.{field.name} is {type_of(value)}; expected a tensor")
+    if not allow_empty and not len(part):
+        raise InputError(f"{name} is empty; expected one or more")

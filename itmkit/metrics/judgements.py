@@ -113,8 +113,8 @@ def find_matches(
             without a match where there are no judgements.
     """
     shape = (len(image_ids), len(text_image_ids))
-    if shape[1] == 0:
-        raise InputError("there are no captions; expected at least one")
+    if 0 in shape:
+        raise InputError(f"there are {shape[0]} images and {shape[1]} captions; expected both")
     if isinstance(relevance, Judgements):
         if text_ids is None:
             raise InputError("relevance is Judgements without text_ids; expected both")

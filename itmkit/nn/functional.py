@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_bool
+from itmkit.checks import InputError, check_bool, check_not_empty
 from itmkit.nn.layers.linear import Linear
 
 
@@ -35,8 +35,9 @@ def check_ids(ids: Tensor, mask: Tensor, vocab_size: int) -> None:
     if ids.ndim != 2:
         raise InputError(f"ids has the shape {tuple(ids.shape)}; expected (batch, length)")
     check_bool(tuple(ids.shape), mask=mask)
+    check_not_empty(ids=ids)
     # Reading values would break a graph, or make a GPU wait, whose embedding refuses such ids.
-    if ids.numel() == 0 or ids.device.type != "cpu" or torch.compiler.is_compiling():
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     low, high = (int(value) for value in torch.stack(ids.aminmax()).tolist())
     if low < 0 or high >= vocab_size:

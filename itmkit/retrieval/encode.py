@@ -88,7 +88,8 @@ class Gallery:
             _texts([part.names for part in parts]),
             _texts([part.captions for part in parts]),
         )
-        return joined.part(torch.tensor(images), torch.tensor(texts, dtype=torch.int64))
+        rows = (torch.tensor(one, dtype=torch.int64) for one in (images, texts))
+        return joined.part(*rows)
 
     @classmethod
     def gathered(cls, parts: Sequence[Gallery]) -> Gallery:

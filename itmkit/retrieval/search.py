@@ -102,6 +102,9 @@ def _search(
     check_count(k=k, chunk_size=chunk_size)
     stage = second_stage(matcher, top_k, weight)
     top_k = stage.top_k
+    if not len(queries) or not len(items):
+        empty = torch.empty(len(queries), min(k, len(items)), device=items.device)
+        return empty, empty.long()
     found: list[tuple[Tensor, Tensor]] = []
     for rows in chunks(len(queries), chunk_size):
         part = queries[rows]

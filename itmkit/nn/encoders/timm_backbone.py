@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count, did_you_mean, type_of
+from itmkit.checks import InputError, check_count, check_not_empty, did_you_mean, type_of
 from itmkit.lazy_imports import import_timm
 from itmkit.modes import evaluation_mode
 from itmkit.nn.encoders.frozen import FreezableBackbone
@@ -116,6 +116,7 @@ class TimmBackbone(FreezableBackbone):
                 f"features has the shape {tuple(features.shape)}; expected pixels (batch, "
                 f"{self.in_channels}, height, width)"
             )
+        check_not_empty(features=features)
         if mask is not None:
             raise InputError(f"mask is {type_of(mask)}; expected None for pixels: none is padding")
         with self._grad():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_optional_count
+from itmkit.checks import InputError, check_not_empty, check_optional_count
 from itmkit.modes import evaluation_mode
 from itmkit.nn.contract import Tokens
 from itmkit.nn.encoders.frozen import FreezableBackbone
@@ -156,6 +156,7 @@ def check_pixels(features: Tensor, size: int | None) -> None:
             f"features is {features.dtype} of the shape {tuple(features.shape)}; expected "
             "floating-point pixels (batch, 3, height, width)"
         )
+    check_not_empty(features=features)
     if size is not None and tuple(features.shape[2:]) != (size, size):
         raise InputError(
             f"features are {features.shape[2]} x {features.shape[3]} pixels; expected "

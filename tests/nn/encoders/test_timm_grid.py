@@ -194,7 +194,7 @@ def test_checkpoint(tmp_path: Path, by_order: bool) -> None:
 
 def test_checkpoint_of_another_model(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pth")
-    with pytest.raises(ValueError, match=r"resnet.pth lacks .* expected those of the model"):
+    with pytest.raises(ValueError, match=r"resnet.pth does not fit .* expected those of the model"):
         grid("test_vit", checkpoint=tmp_path / "resnet.pth")
 
 
