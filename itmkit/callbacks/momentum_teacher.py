@@ -41,7 +41,8 @@ class MomentumTeacher(Callback):
 
     Raises:
         InputError: for a momentum outside [0, 1]; at the start of the fit, for a name that is no
-            submodule, or a module that already has a submodule or parameter called ``teacher``.
+            submodule, for a module that already has a submodule or parameter called ``teacher``, or
+            for the teacher of a checkpoint that does not fit.
 
     Example:
         >>> teacher = MomentumTeacher(momentum=0.995, submodules=["image_encoder", "text_encoder"])
@@ -59,6 +60,7 @@ class MomentumTeacher(Callback):
         self._teacher: Teacher | None = None
         self._global_step = 0  # at the last update
         self._restored: dict[str, Any] | None = None
+        self._saved_in = "the restored teacher"  # what an error calls it
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -67,6 +69,11 @@ class MomentumTeacher(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restored = None  # of an earlier run; this run's checkpoint is read after setup
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._saved_in = f"the teacher in checkpoint '{trainer.ckpt_path}'"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -95,16 +102,15 @@ class MomentumTeacher(Callback):
         pl_module.__dict__.pop("teacher", None)
         self._teacher = Teacher(self._source(pl_module), self.momentum)
         if self._restored is not None:
-            self._teacher.load_state_dict(self._restored["teacher"])
-        pl_module.__dict__["teacher"] = (
-            self._teacher.model
-        )  # past nn.Module, which would register it
+            self._teacher.load_state_dict(self._restored["teacher"], source=self._saved_in)
+        # past nn.Module, which would register it
+        pl_module.__dict__["teacher"] = self._teacher.model
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now has the trainer its own step back, and do all strategies have their checkpoint.
         self._global_step = trainer.global_step
         if self._restored is not None and self._teacher is not None:
-            self._teacher.load_state_dict(self._restored["teacher"])
+            self._teacher.load_state_dict(self._restored["teacher"], source=self._saved_in)
             self._global_step = self._restored["global_step"]
         self._restored = None
 

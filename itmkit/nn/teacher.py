@@ -88,13 +88,17 @@ class Teacher:
         state: dict[str, Any] = self.model.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, source: str = "teacher") -> None:
         """Take the weights of a checkpoint.
+
+        Args:
+            state_dict: the weights.
+            source: what an error calls them.
 
         Raises:
             InputError: for those of another model.
         """
-        with report_misfits(self.model, state_dict, "the teacher's state"):
+        with report_misfits(self.model, state_dict, source):
             self.model.load_state_dict(state_dict)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from itmkit.callbacks import MomentumTeacher
+from itmkit.checks import InputError
 
 
 class Student(LightningModule):
@@ -355,6 +356,15 @@ def test_error_submodules():
         MomentumTeacher(submodules=["encoder", "a.b"])
     with pytest.raises(ValueError, match="submodules has 'decoder'; expected a submodule of Stud"):
         fit(Student(), MomentumTeacher(submodules=["encoder", "decoder"]))
+
+
+def test_error_of_a_teacher_of_other_submodules(tmp_path):
+    fit(Student(), MomentumTeacher(0.9, ["encoder"])).save_checkpoint(tmp_path / "last.ckpt")
+    told = (
+        r"the teacher in checkpoint '.*last\.ckpt' does not fit Student: head.bias \(not in the f"
+    )
+    with pytest.raises(InputError, match=told):
+        fit(Student(), MomentumTeacher(0.9), ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_error_name_is_taken():

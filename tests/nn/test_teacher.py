@@ -68,7 +68,7 @@ def test_state_dict_round_trip() -> None:
     again = Teacher(make(), 0.5)
     again.load_state_dict(state)
     torch.testing.assert_close(values(again.model), values(teacher.model), rtol=0, atol=0)
-    with pytest.raises(InputError, match=r"teacher's state does not fit Sequential: 0\.bias "):
+    with pytest.raises(InputError, match=r"teacher does not fit Sequential: 0\.bias "):
         again.load_state_dict({})
 
 
