@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_finite, type_of
 from itmkit.retrieval.blend import Scale
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
@@ -43,7 +43,8 @@ class Ensemble:
         gallery: to be given to :func:`itmkit.retrieval.evaluate` and others with this model.
 
     Raises:
-        InputError: fewer than two models, or galleries of other images or captions.
+        InputError: fewer than two models, galleries of other images or captions, or scores that
+            are not finite.
 
     Example:
         ``model = Ensemble([sgr, saf], [encode(sgr, loader), encode(saf, loader)])``, then
@@ -54,6 +55,12 @@ class Ensemble:
     rerank_standardised = True
 
     def __init__(self, models: Sequence[RetrievalModel], galleries: Sequence[Gallery]) -> None:
+        for name, parts in (("models", models), ("galleries", galleries)):
+            if not isinstance(parts, Sequence):
+                raise InputError(f"{name} is {type_of(parts)}; expected a list of two or more")
+        for number, own in enumerate(galleries):
+            if not isinstance(own, Gallery):
+                raise InputError(f"galleries[{number}] is {type_of(own)}; expected a Gallery")
         if len(models) < 2 or len(models) != len(galleries):
             raise InputError(
                 f"models has {len(models)} and galleries {len(galleries)}; expected two or more, "
@@ -106,6 +113,10 @@ class Ensemble:
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         """The mean of the standardised scores, ``(n, m)`` fp32."""
+        if any("row" not in part.items() for part in (images, texts)):
+            raise InputError(
+                "images or texts have no field row; expected those of Ensemble.gallery"
+            )
         found = []
         for model, gallery, scale in zip(self.models, self.galleries, self._scales, strict=True):
             own = gallery.images[images.row.cpu()].to(model.device)
@@ -128,12 +139,20 @@ class Ensemble:
 
     def _scale(self, place: int) -> Scale:
         """Mean and spread of the scores of a model."""
-        model, gallery = self.models[place], self.galleries[place]
-        parts = (
-            part[_spaced(len(part), most)]
-            for part, most in zip((gallery.images, gallery.texts), _SAMPLE, strict=True)
+        parts = self.galleries[place].images, self.galleries[place].texts
+        rows, columns = (
+            _spaced(len(part), most) for part, most in zip(parts, _SAMPLE, strict=True)
         )
-        return Scale.of(score_matrix(model, *parts, chunk_size=_CHUNK))
+        sample = parts[0][rows], parts[1][columns]
+        scores = score_matrix(self.models[place], *sample, chunk_size=_CHUNK)
+        check_finite(
+            scores,
+            lambda i, j: (
+                f"models[{place}].score of image row {int(rows[i])} and caption row "
+                f"{int(columns[j])}"
+            ),
+        )
+        return Scale.of(scores)
 
     def _pair_scale(self, place: int) -> Scale:
         """Mean and spread of the second-stage scores of captions with their image and another."""

@@ -23,7 +23,7 @@ def check_name(name: str) -> None:
     """
     inside = os.path.normpath(name).split(os.sep)
     if not name.strip() or os.path.isabs(name) or inside[0] in (os.curdir, os.pardir):
-        raise InputError(f"name is {name!r}; expected a folder inside trainer.default_root_dir")
+        raise InputError(f"name is {name!r}; expected a folder inside that of all runs")
 
 
 def claim(runs: Path, name: str, *, suffix: str = "") -> Path:

@@ -280,7 +280,7 @@ def test_no_logger_no_table() -> None:
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/tmp/outside", "", " ", "."])
 def test_error_name_leads_out_of_the_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "fit", "--config", "tiny.yaml", f"--name={name}")
-    assert line == f"name is {name!r}; expected a folder inside trainer.default_root_dir"
+    assert line == f"name is {name!r}; expected a folder inside that of all runs"
     assert [path.name for path in Path.cwd().iterdir()] == ["tiny.yaml"]
     assert not Path("../outside").exists()
 

@@ -64,6 +64,19 @@ def test_second_stage_of_the_models_that_have_one() -> None:
     assert evaluate(ensemble, own) != evaluate(ensemble, own, top_k=0)
 
 
+def test_error_of_a_score_that_is_not_finite() -> None:
+    """It names the model, and the pair in its gallery."""
+    one, other = tables(2)
+    other.scores[2, 3] = torch.nan
+    own = gallery(OWNERS, N)
+    column = OWNERS.argsort(stable=True).tolist().index(3)
+    message = (
+        rf"models\[1\].score of image row 2 and caption row {column} is nan; expected a finite"
+    )
+    with pytest.raises(InputError, match=message):
+        Ensemble([one, other], [own, own])
+
+
 def test_error() -> None:
     one, other = tables(2)
     own = gallery(OWNERS, N)
@@ -71,6 +84,14 @@ def test_error() -> None:
         Ensemble([one], [own])
     with pytest.raises(InputError, match=r"galleries\[1\] differs in text_ids; expected the imag"):
         Ensemble([one, other], [own, own.part(torch.arange(N), torch.arange(M - 1))])
+    for models, galleries, message in (
+        ([one, other], own, r"galleries is a Gallery; expected a list of two or more"),
+        ([one, other], [own, None], r"galleries\[1\] is None; expected a Gallery"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Ensemble(models, galleries)
+    with pytest.raises(InputError, match="have no field row; expected those"):
+        evaluate(Ensemble([one, other], [own, own]), own)
     with pytest.raises(InputError, match="an Ensemble does not encode"):
         Ensemble([one, other], [own, own]).encode_text(None)
 
