@@ -19,6 +19,10 @@ from itmkit.checks import InputError
 SECONDS = 5.0  # that the hub is waited for
 
 
+class ModelNotFoundError(InputError):
+    """There is no model of a name: not on this machine, and not on the hub if that is reached."""
+
+
 class Source(NamedTuple):
     """What a checkpoint stores of a part that was made by name, so that it can be made without it.
 
@@ -75,12 +79,25 @@ def sources(*parts: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+def check_token(token: object) -> None:
+    """Raise unless this can be a token of the hub, or is None. The error does not show it."""
+    if token is None:
+        return
+    if not isinstance(token, str):
+        what = f"is of type {type(token).__name__}"
+    elif not token.strip():
+        what = "is empty"
+    elif not token.isascii() or not token.isprintable() or " " in token:
+        what = "holds white space, such as the end of a line, or what is not ASCII"
+    else:
+        return
+    raise InputError(f"token {what}; expected a token of the hub, or None")
+
+
 @contextmanager
 def using_token(token: str | None) -> Iterator[None]:
     """Within it, the hub is asked with this token; None: with the one that is stored, if any."""
-    if token is not None and (not isinstance(token, str) or not token.strip()):
-        what = "empty" if isinstance(token, str) else f"of type {type(token).__name__}"
-        raise InputError(f"token is {what}; expected a token of the hub, or None")
+    check_token(token)
     before = _token.set(token)
     try:
         yield
@@ -109,7 +126,7 @@ def fetching(
         revision: of those weights; None: the newest.
 
     Raises:
-        InputError: with ``option`` and ``name``, if the libraries do not find it.
+        ModelNotFoundError: with ``option`` and ``name``, if the libraries do not find it.
     """
     from huggingface_hub import constants
 
@@ -123,18 +140,26 @@ def fetching(
         yield
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (client_error(), OSError, ValueError) as error:
         if not online:
-            raise InputError(
+            raise ModelNotFoundError(
                 f"{option} is {name!r}, which is not on this machine, and {constants.ENDPOINT} "
                 "cannot be reached; expected a local folder, a model in the cache, or a network"
             ) from error
         reason = " ".join(str(error).split())
-        raise InputError(
+        raise ModelNotFoundError(
             f"{option} is {name!r}; expected a model on the hub or a local folder: {reason}"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def client_error() -> type[Exception]:
+    """What a connection raises that breaks: of httpx or httpx2, as huggingface_hub has it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bases = (kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception))
+    return next(kind for kind in bases if kind.__name__ == "HTTPError")
 
 
 def fetch_tokenizer(key: str, name_or_path: str) -> Any:

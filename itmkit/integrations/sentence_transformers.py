@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, type_of
+from itmkit.checks import InputError, integer_vector, type_of
 from itmkit.losses import Distributed, VectorLoss
 from itmkit.losses.kind import check_kind
 
@@ -50,6 +50,8 @@ class SentenceTransformerLoss(nn.Module):
                 "itm_loss is a Distributed; expected the loss in it, and gather_across_devices=True"
             )
         kind = check_kind("scores", "vectors", itm_loss=itm_loss)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is {type_of(model)}; expected a SentenceTransformer")
         own = VectorLoss(itm_loss) if kind == "scores" else itm_loss
         self.model = model  # under this name the trainer puts in the model that it has wrapped
         self.loss = Distributed(own) if gather_across_devices else own
@@ -62,12 +64,9 @@ class SentenceTransformerLoss(nn.Module):
         columns = list(sentence_features)
         if len(columns) != 2:
             raise InputError(f"the data has {len(columns)} columns of inputs; expected two")
-        if labels is not None and (labels.is_floating_point() or labels.ndim != 1):
-            raise InputError(
-                f"label is {type_of(labels)}; expected an integer a row, equal for what belongs "
-                "together"
-            )
         image, text = (self.model(column)["sentence_embedding"] for column in columns)
+        if labels is not None:
+            labels = integer_vector("label", labels, len(image), image.device)
         found: Tensor = self.loss(image, text, labels)
         return found
 

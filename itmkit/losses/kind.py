@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, type_of
 
 #: ``scores``: ``(scores, positives)``; ``vectors``: ``(image, text, image_ids)``; ``teacher``:
 #: ``(image, text, teacher_image, teacher_text, …)``
@@ -39,6 +39,10 @@ def check_kind(*kinds: Kind, **losses: nn.Module) -> Kind:
     """
     kinds = kinds or get_args(Kind)
     ((name, loss),) = losses.items()
+    forms = [_EXPECTED[kind] for kind in kinds]
+    expected = " or ".join(f"{form}, such as {example}" for form, example in forms)
+    if not isinstance(loss, nn.Module):
+        raise InputError(f"{name} is {_named(loss)}; expected a loss of {expected}")
     arguments = list(inspect.signature(loss.forward).parameters)
     found: Kind | None = None
     if arguments[:1] == ["scores"]:
@@ -48,10 +52,15 @@ def check_kind(*kinds: Kind, **losses: nn.Module) -> Kind:
     elif arguments[:2] == ["image", "text"]:
         found = "vectors"
     if found is None or found not in kinds:
-        forms = [_EXPECTED[kind] for kind in kinds]
-        expected = " or ".join(f"{form}, such as {example}" for form, example in forms)
         raise InputError(
             f"{name} is a {type(loss).__name__}, which takes ({', '.join(arguments)}); expected a "
             f"loss of {expected}"
         )
     return found
+
+
+def _named(given: object) -> str:
+    """What is no module, for an error: a class is one that was not called."""
+    if isinstance(given, type):
+        return f"the class {given.__name__}, not {given.__name__}()"
+    return type_of(given)

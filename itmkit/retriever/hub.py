@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from itmkit.checks import InputError
-from itmkit.pretrained import hub_is_reached
+from itmkit.pretrained import check_token, client_error, hub_is_reached
 from itmkit.retriever.card import CARD
 from itmkit.retriever.facts import HUB_NAME
 from itmkit.retriever.folder import FILES, MANIFEST, save
@@ -29,6 +29,9 @@ def push(
 
     if not isinstance(repo_id, str) or "/" not in repo_id or not HUB_NAME.fullmatch(repo_id):
         raise InputError(f"repo_id is {repo_id!r}; expected 'user/name'")
+    if private is not None and not isinstance(private, bool):
+        raise InputError(f"private is {private!r}; expected True, False or None")
+    check_token(token)
     if token is None and get_token() is None:
         raise InputError(
             "token is None, and none is stored; expected one that may write: `hf auth login`, the "
@@ -71,15 +74,10 @@ def _check_repository(hub: Any, repo_id: str, private: bool | None) -> set[str]:
 @contextmanager
 def _refusals(repo_id: str) -> Iterator[None]:
     """What the hub refuses, and a connection that breaks, as an error of one line."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # of httpx or httpx2, as the version of the library has it
-    bases = (kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception))
-    of_client = next(kind for kind in bases if kind.__name__ == "HTTPError")
     try:
         yield
     except InputError:
         raise
-    except (of_client, OSError, ValueError) as error:
+    except (client_error(), OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"repo_id is {repo_id!r}; the hub says: {reason}") from error

@@ -19,7 +19,7 @@ from itmkit.data.vocabulary import Vocabulary
 from itmkit.files import read_json, read_yaml, user_path
 from itmkit.modes import usable_device
 from itmkit.nn.encoders.transformer_backbone import TransformerBackbone
-from itmkit.pretrained import fetching, hub_token, using_token, weights_follow
+from itmkit.pretrained import ModelNotFoundError, fetching, hub_token, using_token, weights_follow
 from itmkit.retriever.facts import HUB_NAME, ModelFacts, base_models
 from itmkit.retriever.folder import FILES, MANIFEST, build_backbone, is_saved
 from itmkit.retriever.names import find_index
@@ -71,6 +71,8 @@ def load(
     device = usable_device(device)
     if not isinstance(path_or_name, (str, Path)) or not str(path_or_name):
         raise InputError(f"path_or_name is {path_or_name!r}; expected a folder or a name")
+    if revision is not None and not (isinstance(revision, str) and revision.strip()):
+        raise InputError(f"revision is {revision!r}; expected a branch, tag or commit, or None")
     path = user_path(path_or_name)
     if not path.exists():
         run = RUNS / path / "latest"
@@ -84,9 +86,11 @@ def load(
             with using_token(token):
                 try:
                     retriever = _from_hub(name, revision, trust)
-                except InputError as error:
+                except ModelNotFoundError as error:
                     hint = did_you_mean(name, [one.name for one in RUNS.glob("*")])
-                    raise InputError(f"{error}; nor is there a run {RUNS / path}{hint}") from error
+                    raise ModelNotFoundError(
+                        f"{error}; nor is there a run {RUNS / path}{hint}"
+                    ) from error
             return _with_source(retriever, source, device)
     if revision is not None:
         raise InputError(f"revision is {revision!r}, and '{path}' is local; expected None")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -410,8 +411,8 @@ class Retriever:
         """
         from itmkit.retriever.folder import save
 
-        self._set_licence(licence)
-        save(self, folder)
+        with self._with_licence(licence):
+            save(self, folder)
 
     def push_to_hub(
         self,
@@ -446,13 +447,21 @@ class Retriever:
         """
         from itmkit.retriever.hub import push
 
-        self._set_licence(licence)
-        return push(self, repo_id, private=private, token=token, card=card)
+        with self._with_licence(licence):
+            return push(self, repo_id, private=private, token=token, card=card)
 
-    def _set_licence(self, licence: str | None) -> None:
+    @contextmanager
+    def _with_licence(self, licence: str | None) -> Iterator[None]:
+        """The facts have this licence, if one is given, from now on; not after an error."""
         check_licence(licence)
+        before = self.facts
         if licence is not None:
-            self.facts = replace(self.facts, licence=licence)
+            self.facts = replace(before, licence=licence)
+        try:
+            yield
+        except BaseException:
+            self.facts = before
+            raise
 
     @classmethod
     def from_pretrained(

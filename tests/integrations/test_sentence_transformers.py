@@ -63,9 +63,22 @@ def test_refused() -> None:
     for number in (1, 3):
         with pytest.raises(InputError, match=f"the data has {number} columns of inputs; expected"):
             whole(columns(number=number))
-    for labels in (torch.rand(5), torch.ones(5, 2, dtype=torch.long)):
-        with pytest.raises(InputError, match=r"label is .*; expected an integer a row"):
+    for labels, message in (
+        (torch.rand(5), "label is a torch.float32 tensor; expected integers"),
+        (torch.ones(5, dtype=torch.bool), "label is a torch.bool tensor; expected integers"),
+        (torch.ones(5, 2, dtype=torch.long), r"label has the shape \(5, 2\); expected \(5,\)"),
+        (torch.ones(4, dtype=torch.long), r"label has the shape \(4,\); expected \(5,\)"),
+    ):
+        with pytest.raises(InputError, match=message):
             whole(columns(), labels)
+    with pytest.raises(InputError, match="model is a str; expected a SentenceTransformer"):
+        loss(InfoNCELoss(), "clip")
+    with pytest.raises(
+        InputError, match=r"itm_loss is the class InfoNCELoss, not InfoNCELoss\(\);"
+    ):
+        loss(InfoNCELoss, Embed())
+    with pytest.raises(InputError, match=r"itm_loss is a str; expected a loss of \(scores, positi"):
+        loss("info_nce", Embed())
 
 
 def test_gathers_the_rows_of_all_processes() -> None:

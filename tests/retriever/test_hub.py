@@ -147,12 +147,51 @@ def test_private_by_a_token_of_the_call(
     assert type(itmkit.load("me/clip", token=TOKEN).model).__name__ == "DualEncoder"
 
 
-@pytest.mark.parametrize(("token", "what"), [("", "empty"), (b"hf_secret", "of type bytes")])
-def test_tokens_that_are_none(token: Any, what: str, hub: Path) -> None:
+TOKENS = [
+    ("", "is empty"),
+    (b"hf_secret", "is of type bytes"),
+    (True, "is of type bool"),
+    ("hf_secret\n", "holds white space, such as the end of a line, or what is not ASCII"),
+    ("hf_sécret", "holds white space, such as the end of a line, or what is not ASCII"),
+]
+
+
+@pytest.mark.parametrize(("token", "what"), TOKENS)
+def test_tokens_that_are_none(token: Any, what: str, hub: Path, retriever: Retriever) -> None:
+    """They are refused, and not shown; the stored one is not taken in their place."""
+    for call in (itmkit.load, retriever.push_to_hub):
+        with pytest.raises(
+            InputError, match=rf"^token {what}; expected a token of the hub, or None$"
+        ):
+            call("me/mine", token=token)
+    assert not (hub / "me").exists()
+
+
+@pytest.mark.parametrize("revision", ["", " ", 5, b"main"])
+def test_revisions_that_are_none(revision: Any, hub: Path) -> None:
     with pytest.raises(
-        InputError, match=rf"token is {what}; expected a token of the hub, or None$"
+        InputError, match=r"^revision is .*; expected a branch, tag or commit, or N"
     ):
-        itmkit.load("me/mine", token=token)
+        itmkit.load("me/mine", revision=revision)
+
+
+def test_what_is_broken_on_the_hub_is_there(hub: Path, retriever: Retriever) -> None:
+    """The error is of the file alone, not of a run that is missing."""
+    retriever.push_to_hub("me/mine")
+    (hub / "me/mine/model.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"model.safetensors is not a whole file") as caught:
+        itmkit.load("me/mine")
+    assert "nor is there a run" not in str(caught.value)
+
+
+def test_download_that_breaks(
+    hub: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the library's attempts
+    retriever.push_to_hub("me/mine")
+    (hub / "me/mine").rename(hub / "me/unreliable")
+    with pytest.raises(InputError, match="path_or_name is 'me/unreliable'; expected a model on t"):
+        itmkit.load("me/unreliable")
 
 
 def no_token(patch: pytest.MonkeyPatch) -> None:
@@ -175,6 +214,11 @@ REFUSED: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], dict[str, Any], st
     "name": (lambda patch: None, {"repo_id": "mine"}, "repo_id is 'mine'; expected 'user/name'"),
     "wrong name": (lambda patch: None, {"repo_id": "me/a b"}, "'me/a b'; expected 'user/name'"),
     "of others": (lambda patch: None, {"repo_id": "you/mine"}, "'you/mine'; the hub says: .*403"),
+    "private": (
+        lambda patch: None,
+        {"private": "false"},
+        "private is 'false'; expected True, False or None",
+    ),
     "licence": (lambda patch: None, {"licence": "The MIT"}, "licence is 'The MIT'; expected an"),
 }
 
@@ -198,6 +242,7 @@ def test_licence_that_the_hub_does_not_know(
     with pytest.raises(InputError, match=r"'me/mine'; the hub says: Invalid metadata in README"):
         retriever.push_to_hub("me/mine", licence="refused")
     assert [path.name for path in (hub / "me/mine").iterdir()] == [".gitattributes"]
+    assert retriever.facts.licence is None  # it is not kept for the next time
 
 
 def test_connection_that_breaks(

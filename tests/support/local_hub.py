@@ -96,6 +96,8 @@ def local_hub(folder: Path, licence: str = "mit", *, large_files: bool = False) 
                 head = {"X-Repo-Commit": commit(where)}
                 if not (where / found[3]).is_file():
                     raise Refused(404, "EntryNotFound")
+                if where.name == "unreliable" and self.command == "GET":
+                    raise ConnectionAbortedError
                 content = (where / found[3]).read_bytes()
                 return content, head | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
             if found := re.fullmatch(rf"/api/models/({_NAME})(?:/revision/([\w.-]+))?", path):
