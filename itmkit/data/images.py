@@ -177,6 +177,43 @@ def relate(images: Images, threshold: float | None) -> Images:
     return replace(images, relations=relations)
 
 
+def without_regions(images: Images, share: float, seeds: Sequence[int]) -> Images:
+    """A stack without a share of the regions of each image, drawn by a seed of its own.
+
+    Args:
+        images: the stack; its regions stay in their order, and one of each image stays.
+        share: of the regions to leave out, in [0, 1).
+        seeds: one an image.
+
+    Raises:
+        InputError: for pixels.
+    """
+    if images.features.ndim != 3:
+        raise InputError(
+            f"region_drop is {share}, but the images are pixels; expected region features or grids "
+            "on disk"
+        )
+    number, width = images.features.shape[:2]
+    counts = [width] * number if images.mask is None else images.mask.sum(1).tolist()
+    kept = []
+    for count, seed in zip(counts, seeds, strict=True):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        kept.append(order[int(count * share) :].sort().values)
+    rows = pad_sequence(kept, batch_first=True, padding_value=-1)
+    mask = None if bool((rows >= 0).all()) else rows >= 0
+    relations = images.relations
+    if relations is not None:  # of regions, and to regions
+        relations = _regions(_regions(relations, rows).mT, rows).mT
+    boxes = None if images.boxes is None else _regions(images.boxes, rows)
+    return Images(_regions(images.features, rows), mask, boxes, relations)
+
+
+def _regions(part: Tensor, rows: Tensor) -> Tensor:
+    """The rows ``(n, k)`` of ``(n, N, D)``, zero where they are -1."""
+    places = rows.clamp(min=0)[..., None].expand(-1, -1, part.shape[-1])
+    return part.gather(1, places).masked_fill(rows[..., None] < 0, 0)
+
+
 def _all_or_none(what: str, found: list[Tensor | None]) -> list[Tensor]:
     there = [tensor for tensor in found if tensor is not None]
     if there and len(there) != len(found):

@@ -18,7 +18,7 @@ from itmkit.checks import InputError
 from itmkit.data.batch import Batch, Images, Texts
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
-from itmkit.data.images import BadSampleError, Regions, collate_images, relate
+from itmkit.data.images import BadSampleError, Regions, collate_images, relate, without_regions
 from itmkit.data.order import EpochOrder, mixed_seed
 from itmkit.data.tokenizer import CaptionTokens, Tokenizer, pad_texts
 
@@ -117,6 +117,7 @@ class TrainingPairs(Items):
         distinct: bool,
         noise: CaptionNoise | None,
         seed: int,
+        region_drop: float = 0.0,
         kept: Tensor | None = None,
         **parts: Any,
     ) -> None:
@@ -126,6 +127,7 @@ class TrainingPairs(Items):
         self.distinct = distinct
         self.noise = noise
         self.seed = seed
+        self.region_drop = region_drop
 
     @property
     def lengths(self) -> Tensor:
@@ -136,6 +138,9 @@ class TrainingPairs(Items):
         if self.kept is not None:
             keys = [(epoch, int(self.kept[number])) for epoch, number in keys]
         images, keys, skipped = self._images(keys)
+        if self.region_drop:
+            seeds = [mixed_seed(self.seed, *key, 2) for key in keys]
+            images = without_regions(images, self.region_drop, seeds)
         if self.noise is None and not self.distinct:
             text_ids = torch.tensor([row for _, row in keys for _ in range(self.views)])
             texts = self.tokens.padded(text_ids, self.tokenizer.pad_id)

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Generator, Tensor
 
-from itmkit.checks import InputError, check_choice, check_count, check_share
+from itmkit.checks import InputError, check_choice, check_count, check_dropout, check_share
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.exclusion import kept_captions
@@ -68,6 +68,8 @@ class ImageTextData(LightningDataModule):
             epoch, rather than the same caption again; where there are enough.
         noise: what is done to training captions; nothing where None. Stored features have no
             words to change.
+        region_drop: share in [0, 1) of the regions or grid cells of a training image that are left
+            out, drawn anew each time; they cost nothing then. Not for pixels.
         relation_threshold: in (0, 1]: regions of an image are related where the IoU of their boxes,
             or the relation that the dataset gives, is at least this; see :func:`box_relations`.
             Where None, batches have the relations that the dataset gives, as they are.
@@ -114,6 +116,7 @@ class ImageTextData(LightningDataModule):
         bucket_batches: int = 0,
         distinct_captions: bool = False,
         noise: CaptionNoise | None = None,
+        region_drop: float = 0.0,
         relation_threshold: float | None = None,
         vocabulary_min_count: int = 4,
         vocabulary_max_size: int = 12_000,
@@ -133,6 +136,7 @@ class ImageTextData(LightningDataModule):
         )
         check_count(0, bucket_batches=bucket_batches, num_workers=num_workers, seed=seed)
         check_share(noise_rate=noise_rate)
+        check_dropout(region_drop=region_drop)
         check_count(0, noise_seed=noise_seed)
         if noise_rate and train_split in (val_split, test_split):
             raise InputError(
@@ -157,6 +161,7 @@ class ImageTextData(LightningDataModule):
         self.bucket_batches = bucket_batches
         self.distinct_captions = distinct_captions
         self.noise = noise
+        self.region_drop = region_drop
         self.relation_threshold = relation_threshold
         self.vocabulary_min_count = vocabulary_min_count
         self.vocabulary_max_size = vocabulary_max_size
@@ -324,6 +329,7 @@ class ImageTextData(LightningDataModule):
             views=self.caption_views,
             distinct=self.distinct_captions,
             noise=self.noise,
+            region_drop=self.region_drop,
             seed=self.seed,
         )
         trainer: Any = self.trainer  # mypy does not know all of its attributes

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from itmkit.data.images import Regions, collate_images
+from itmkit.checks import InputError
+from itmkit.data.images import Regions, collate_images, without_regions
 from itmkit.data.relations import box_relations
 
 
@@ -114,3 +115,41 @@ def test_error_of_a_threshold_without_boxes(image: Tensor | Regions, kind: str) 
 def test_error(images: list[Tensor | Regions], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         collate_images(images)
+
+
+def test_regions_are_left_out_by_a_seed_of_each_image() -> None:
+    """What is left of an image is some of its regions, in order, with their relations."""
+    counts = [5, 2, 1]
+    squares = [torch.rand(n, n) for n in counts]
+    parts = [
+        Regions(torch.rand(n, 6), torch.rand(n, 4), own)
+        for n, own in zip(counts, squares, strict=True)
+    ]
+    whole = collate_images(parts)
+    fewer = without_regions(whole, 0.5, [7, 8, 9])
+    assert fewer.mask is not None
+    assert fewer.mask.sum(1).tolist() == [3, 1, 1]
+    for i, left in enumerate([3, 1, 1]):
+        found, own = fewer.features[i, :left], whole.features[i, : counts[i]]
+        rows = (found[:, None] == own).all(-1).int().argmax(1)
+        assert torch.equal(own[rows], found)
+        assert rows.tolist() == sorted(set(rows.tolist()))
+        assert not fewer.features[i, left:].any()
+        assert torch.equal(fewer.boxes[i, :left], whole.boxes[i, rows])
+        assert torch.equal(fewer.relations[i, :left, :left], squares[i][rows][:, rows])
+    alone = without_regions(collate_images(parts[1:2]), 0.5, [8])
+    assert torch.equal(alone.features[0], fewer.features[1, :1])  # whatever is in the batch
+    drawn = {without_regions(whole, 0.5, [seed, 8, 9]).features[0].sum() for seed in range(20)}
+    assert len(drawn) > 5
+
+
+def test_equal_regions_need_no_mask_where_some_are_left_out() -> None:
+    whole = collate_images([Regions(torch.rand(49, 5)) for _ in range(2)])
+    assert without_regions(whole, 0.5, [1, 2]).features.shape == (2, 25, 5)
+    assert without_regions(whole, 0.5, [1, 2]).mask is None
+
+
+def test_error_of_pixels_without_regions() -> None:
+    pixels = collate_images([torch.rand(3, 5, 6)])
+    with pytest.raises(InputError, match=r"region_drop is 0\.5, but the images are pixels"):
+        without_regions(pixels, 0.5, [1])

@@ -106,6 +106,36 @@ def test_boxes_of_images_with_as_many_regions_by_name(tmp_path: Path) -> None:
     assert found[:, 0, 2].tolist() == [0.75, 0.25]
 
 
+def test_training_leaves_out_regions_and_evaluation_none(tmp_path: Path) -> None:
+    write(tmp_path)
+
+    def data(**options: Any) -> ImageTextData:
+        dataset = partial(PrecompDataset, root=tmp_path)
+        sizes = {"batch_size": 5, "vocabulary_min_count": 1, "val_split": "train"}
+        made = ImageTextData(dataset, relation_threshold=0.3, region_drop=0.7, **sizes, **options)
+        made.setup("fit")
+        return made
+
+    def counts(batch: Any) -> list[int]:
+        return batch.images.mask.sum(1).tolist()
+
+    seen = list(data().train_dataloader())
+    for batch in seen:
+        own = COUNTS[batch.image_ids]
+        expected = own - (own * 0.7).astype(int)
+        assert counts(batch) == expected.tolist()
+        assert torch.equal(
+            batch.images.relations.bool(),
+            (box_relations(batch.images.boxes, 0.3) > 0)
+            & batch.images.mask[:, :, None]
+            & batch.images.mask[:, None],
+        )
+    assert same(data(num_workers=1).train_dataloader(), seen)
+    assert not same(data(seed=1).train_dataloader(), seen)
+    for batch in data().val_dataloader():
+        assert counts(batch) == COUNTS[batch.image_ids].tolist()
+
+
 def test_order_is_the_same_with_workers_and_after_a_stop(tmp_path: Path) -> None:
     write(tmp_path)
 
