@@ -44,6 +44,8 @@ class FrozenFeatureData(ImageTextData):
         image_views: features of so many views of every training photo: the whole one, and others
             that are cropped at random as ``crop_scale`` and ``flip`` of the dataset say. Training
             draws one of them. Extracting takes as many times as long.
+        image_mirror_mean: whether features are the mean of those of a photo and of its mirror image,
+            also those of a search: better recall for twice the time.
         text_model: name or folder of a transformers model, whose last hidden states are taken; the
             text encoder is then a :class:`itmkit.nn.StoredTokens`. None: captions are words.
         cache: folder for the features; None: ``itmkit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
@@ -63,6 +65,7 @@ class FrozenFeatureData(ImageTextData):
         image_checkpoint_by_order: bool = False,
         image_size: int | None = None,
         image_views: int = 1,
+        image_mirror_mean: bool = False,
         text_model: str | Path | None = None,
         cache: str | Path | None = None,
         **kwargs: Any,
@@ -80,6 +83,7 @@ class FrozenFeatureData(ImageTextData):
         self.image_checkpoint_by_order = image_checkpoint_by_order
         check_count(image_views=image_views)
         self.image_size, self.image_views, self.text_model = image_size, image_views, text_model
+        self.image_mirror_mean = image_mirror_mean
 
     def split(self, name: str) -> ImageTextDataset:
         """The features of a split; extracted when first asked for, where the cache has none."""
@@ -125,6 +129,7 @@ class FrozenFeatureData(ImageTextData):
             str(self.image_checkpoint_by_order),
             *(f"{name} {source.state(row)}" for row, name in enumerate(photos.names)),
             f"{views} views {source.crop_scale} {source.flip}" if views > 1 else "",
+            *(["mirror mean"] if self.image_mirror_mean else []),
         ]
         folder = self._once(
             f"features of {len(photos)} photos ({photos.split})"
@@ -157,6 +162,7 @@ class FrozenFeatureData(ImageTextData):
             checkpoint_by_order=self.image_checkpoint_by_order,
             pretrained=self.image_checkpoint is None,
             image_size=size,
+            mirror_mean=self.image_mirror_mean,
             augmented=augmented if views > 1 else None,
             views=views,
             num_workers=self.num_workers,

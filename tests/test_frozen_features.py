@@ -57,6 +57,8 @@ def asked(photos: Path, split: str = "train", **options: Any) -> tuple[str, Any,
         ({"image_checkpoint_by_order": True}, True),
         ({"image_checkpoint": "b.pt"}, True),
         ({"image_views": 3}, True),
+        ({"image_mirror_mean": True}, True),
+        ({"image_mirror_mean": True, "split": "val"}, True),
         ({"image_views": 3, "split": "val"}, False),
         ({"dataset": {"flip": 0.25}}, False),  # without views nothing is drawn
         ({"dataset": {"image_size": 64}}, False),  # that of the model counts

@@ -27,6 +27,7 @@ def extract_by_timm(
     pretrained: bool,
     image_size: int,
     out_index: int = -1,
+    mirror_mean: bool = False,
     **options: Any,
 ) -> Path:
     """The grid features of photos by a timm model, see :class:`~itmkit.nn.TimmGrid`.
@@ -40,6 +41,7 @@ def extract_by_timm(
         pretrained: fetch the weights that timm knows.
         image_size: side of the photos in pixels.
         out_index: stage whose features are taken, -1 for the last.
+        mirror_mean: whether features are the mean of those of a photo and of its mirror image.
         **options: see :func:`~itmkit.data.extract_features`.
 
     Returns:
@@ -52,11 +54,13 @@ def extract_by_timm(
         "checkpoint_by_order": checkpoint_by_order,
         "image_size": image_size,
         "out_index": out_index,
+        "mirror_mean": mirror_mean,
         "frozen": True,
     }
     config = {"class_path": "itmkit.nn.TimmGrid", "init_args": arguments}
     backbone = TimmGrid(**arguments)
-    return extract_features(photos, backbone, output, name=model, config=config, **options)
+    name = f"{model}, mean with the mirror image" if mirror_mean else model
+    return extract_features(photos, backbone, output, name=name, config=config, **options)
 
 
 def extract_by_transformers(

@@ -30,6 +30,7 @@ def extract_to_disk(
     views: int = 1,
     crop_scale: tuple[float, float] = (0.5, 1.0),
     flip: float = 0.0,
+    mirror_mean: bool = False,
     seed: int = 0,
     max_pixels: int = 100_000_000,
     follow_links: bool = False,
@@ -70,6 +71,8 @@ def extract_to_disk(
             training draws one by seed, epoch and caption.
         crop_scale: smallest and largest share of the photo that a random crop covers.
         flip: probability of a random crop to be mirrored; captions say left and right, so 0.
+        mirror_mean: whether features are the mean of those of a photo and of its mirror image, turned
+            back: twice the time, and better recall.
         seed: of the random crops.
         max_pixels: most pixels of a photo, before and after scaling; larger ones are an error.
         follow_links: whether a link inside ``images`` may lead out of it.
@@ -145,6 +148,7 @@ def extract_to_disk(
             pretrained=pretrained,
             image_size=own.size,
             out_index=out_index,
+            mirror_mean=mirror_mean,
             augmented=augmented if views > 1 else None,
             views=views,
             seed=seed,

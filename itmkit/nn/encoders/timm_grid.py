@@ -32,6 +32,8 @@ class TimmGrid(TimmBackbone):
         model_args: further arguments of ``timm.create_model``.
         positions: add a learned embedding of the row and one of the column to each cell of the
             backbone's grid, before the projection.
+        mirror_mean: each grid is the mean of that of the image and that of its mirror image, turned
+            back, which halves the noise of a backbone at twice its time.
         frozen: the backbone is never trained: no gradient, always in eval mode.
         projection: an image encoder of tokens in place of Linear and LayerNorm, for instance
             :class:`RegionProjection`; with its width of output as attribute ``dim``.
@@ -68,6 +70,7 @@ class TimmGrid(TimmBackbone):
         out_index: int = -1,
         model_args: dict[str, Any] | None = None,
         positions: bool = False,
+        mirror_mean: bool = False,
         frozen: bool = False,
         projection: nn.Module | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class TimmGrid(TimmBackbone):
             model_args=model_args,
             frozen=frozen,
         )
+        self.mirror_mean = mirror_mean
         self.grid: tuple[int, int] = self.grids[0]
         self.projection = projection
         if projection is not None:
@@ -101,6 +105,9 @@ class TimmGrid(TimmBackbone):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tokens:
         (grid,) = self.maps(features, mask)
+        if self.mirror_mean:
+            (mirrored,) = self.maps(features.flip(-1), None)
+            grid = (grid + mirrored.flip(2)) / 2
         if self.row_embedding is not None and self.column_embedding is not None:
             grid = self.add_positions(0, grid, self.row_embedding, self.column_embedding)
         tokens = grid.flatten(1, 2)

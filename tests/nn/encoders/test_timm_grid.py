@@ -48,6 +48,19 @@ def test_smoke(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+def test_mean_with_the_mirror_image(name: str) -> None:
+    encoder = grid(name).eval()
+    x = pixels(encoder)
+    with torch.no_grad():
+        plain, mirrored = (encoder(own)[0].unflatten(1, encoder.grid) for own in (x, x.flip(-1)))
+        encoder.mirror_mean = True
+        both, turned = (encoder(own)[0].unflatten(1, encoder.grid) for own in (x, x.flip(-1)))
+    torch.testing.assert_close(both, (plain + mirrored.flip(2)) / 2)
+    torch.testing.assert_close(both, turned.flip(2))
+    assert not torch.allclose(both, plain)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
 def test_tokens_are_the_grid_row_by_row(name: str) -> None:
     """Against the final map of the model itself, place by place."""
     encoder = grid(name).eval()
