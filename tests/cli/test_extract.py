@@ -88,6 +88,24 @@ def test_normalisation_can_be_chosen(photos: Path) -> None:
             extract(photos, weights, flag)
 
 
+def test_mean_with_the_mirror_image(photos: Path) -> None:
+    """Noted, so that a search makes the same features; a folder has one kind alone."""
+    with Image.open(photos / "images/0.jpg") as photo:
+        pixels = np.array(photo)
+    pixels[:, 25:] = 255
+    Image.fromarray(pixels).save(photos / "images/0.jpg")
+    weights = f"--checkpoint={photos / 'weights.pt'}"
+    extract(photos, weights, "--mirror_mean=true", f"--output={photos / 'both'}")
+    extract(photos, weights)
+    both, plain = (np.load(photos / name / "val_ims.npy")[0] for name in ("both", "features"))
+    assert not np.allclose(both, plain, atol=1e-2)
+    notes = json.loads((photos / "both/val_features.json").read_text())
+    assert notes["config"]["init_args"]["mirror_mean"] is True
+    assert notes["backbone"] == "test_resnet, mean with the mirror image"
+    with pytest.raises(SystemExit):
+        extract(photos, weights, "--mirror_mean=true")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
