@@ -44,8 +44,8 @@ class FrozenFeatureData(ImageTextData):
         image_views: features of so many views of every training photo: the whole one, and others
             that are cropped at random as ``crop_scale`` and ``flip`` of the dataset say. Training
             draws one of them. Extracting takes as many times as long.
-        image_mirror_mean: whether features are the mean of those of a photo and of its mirror image,
-            also those of a search: better recall for twice the time.
+        image_mirror_mean: whether features are the mean of those of a photo and of its mirror
+            image, also those of a search: better recall for twice the time.
         text_model: name or folder of a transformers model, whose last hidden states are taken; the
             text encoder is then a :class:`itmkit.nn.StoredTokens`. None: captions are words.
         cache: folder for the features; None: ``itmkit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.

@@ -229,6 +229,13 @@ def read_preprocessing(path: Path) -> Preprocessing | None:
     return found and Preprocessing.from_dict(found, source=f"preprocessing in {path}")
 
 
+def read_backbone(path: Path) -> dict[str, str] | None:
+    """Which model made extracted features, as ``itmkit extract`` noted it; or None."""
+    notes = read_json(path) if path.exists() else {}
+    keys = ("backbone", "weights")
+    return {key: notes[key] for key in keys} if set(keys) <= set(notes) else None
+
+
 def grid_boxes(height: int, width: int) -> Tensor:
     """The boxes of the cells of a grid, row by row, relative to the image.
 

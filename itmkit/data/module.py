@@ -101,7 +101,8 @@ class ImageTextData(LightningDataModule):
             batch, if ``relation_threshold`` is given for images without boxes; with any batch, if
             more than half of the images of a split were skipped; when a split is opened, if
             ``text_features`` lacks one of its captions, or is of another text model or tokenizer
-            than the other splits, the checkpoint or ``tokenizer``.
+            than the other splits, the checkpoint or ``tokenizer``; or the image features are of
+            another backbone than those of the other splits or of the checkpoint.
     """
 
     def __init__(
@@ -273,6 +274,7 @@ class ImageTextData(LightningDataModule):
             if self.noise_rate and name == self.train_split:
                 dataset = SwappedCaptions(dataset, rate=self.noise_rate, seed=self.noise_seed)
             self._warn_of_shared_photos(dataset)
+            self._check_same_backbone(dataset)
             self._splits[name] = dataset
         return self._splits[name]
 
@@ -419,17 +421,21 @@ class ImageTextData(LightningDataModule):
             source = self._splits[self.train_split].source
             if isinstance(source, StoredFeatures):
                 state["features"] = str(source.features.path.parent.resolve())
+                state["image_backbone"] = source.backbone
         return state | self._tokens.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the words of a checkpoint.
 
         Raises:
-            InputError: if another tokenizer was given to the constructor.
+            InputError: if another tokenizer was given to the constructor, or stored features are
+                of other models than those of the checkpoint.
         """
         saved, own = state_dict.get("preprocessing"), self.preprocessing
         if saved is not None and own is not None and own != Preprocessing.from_dict(saved):
             rank_zero_warn(f"the checkpoint was trained on pixels of {saved}, the data has {own}")
+        for _, source in self._stored():
+            source.check_same_backbone(state_dict.get("image_backbone"), "the checkpoint")
         self._tokens.load_state_dict(state_dict)
 
     def _evaluation(self, split: str, **options: Any) -> Loader:
@@ -471,6 +477,19 @@ class ImageTextData(LightningDataModule):
                     f"such as {shared[0]}: recall on what was trained on means nothing"
                 )
         self._photos[dataset.split] = photos
+
+    def _check_same_backbone(self, dataset: ImageTextDataset) -> None:
+        if isinstance(dataset.source, StoredFeatures):
+            for split, other in self._stored():
+                dataset.source.check_same_backbone(other.backbone, f"those of the split {split!r}")
+
+    def _stored(self) -> list[tuple[str, StoredFeatures]]:
+        """The splits opened so far whose images are stored features."""
+        return [
+            (split, dataset.source)
+            for split, dataset in self._splits.items()
+            if isinstance(dataset.source, StoredFeatures)
+        ]
 
     def _reading(self) -> dict[str, Any]:
         # A generator of its own: making an iterator then draws nothing from torch's global one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from itmkit.data.feature_file import (
     grid_boxes,
     open_split,
     open_views,
+    read_backbone,
     read_grid,
     read_names,
     read_preprocessing,
@@ -41,6 +42,7 @@ class StoredFeatures(ImageSource):
             or ``(R, 4)`` of the regions of a file of images with different numbers; or None.
         relations: a file ``(r, N, N)``, a row of ``features`` each; or None.
         preprocessing: of the pixels that the features were made of, where known.
+        backbone: the model that made them, where known: its name and a hash of its weights.
         views: further files like ``features``, of augmented views of the same images: training
             reads one of all, drawn by the seed of the image; else ``features`` is read.
 
@@ -56,11 +58,30 @@ class StoredFeatures(ImageSource):
         boxes: Tensor | None = None,
         relations: FeatureFile | None = None,
         preprocessing: Preprocessing | None = None,
+        backbone: Mapping[str, str] | None = None,
         views: Sequence[FeatureFile] = (),
     ) -> None:
         self.names, self.features, self.rows, self.boxes = names, features, rows, boxes
         self.relations, self.preprocessing = relations, preprocessing
+        self.backbone = backbone
         self.views, self.augments = [features, *views], bool(views)
+
+    def check_same_backbone(self, expected: Mapping[str, str] | None, source: str) -> None:
+        """Raise unless the features are of the same model as others, where both are known.
+
+        Args:
+            expected: ``backbone`` of the others.
+            source: of the others.
+
+        Raises:
+            InputError: with both models.
+        """
+        own = self.backbone
+        if own is not None and expected is not None and dict(own) != dict(expected):
+            made = [f"{one['backbone']!r} (weights {one['weights']})" for one in (own, expected)]
+            raise InputError(
+                f"{self.features.path} was made by {made[0]}; expected {made[1]}, as {source}"
+            )
 
     def image(self, row: int) -> Regions:
         """The regions of an image, features as float32."""
@@ -164,6 +185,7 @@ def stored_features(
         relations=_open_relations(folder, split, features, every),
         views=open_views(folder, split, features) if views else (),
         preprocessing=read_preprocessing(folder / f"{split}_features.json"),
+        backbone=read_backbone(folder / f"{split}_features.json"),
     )
 
 

@@ -71,8 +71,8 @@ def extract_to_disk(
             training draws one by seed, epoch and caption.
         crop_scale: smallest and largest share of the photo that a random crop covers.
         flip: probability of a random crop to be mirrored; captions say left and right, so 0.
-        mirror_mean: whether features are the mean of those of a photo and of its mirror image, turned
-            back: twice the time, and better recall.
+        mirror_mean: whether features are the mean of those of a photo and of its mirror image,
+            turned back: twice the time, and better recall.
         seed: of the random crops.
         max_pixels: most pixels of a photo, before and after scaling; larger ones are an error.
         follow_links: whether a link inside ``images`` may lead out of it.

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,8 @@ import torch
 from full_disk import files_of_at_most
 from torch import Tensor, nn
 
+from itmkit.checks import InputError
+from itmkit.data import ImageTextData
 from itmkit.data.extract import extract_features
 from itmkit.data.images import BadSampleError, Regions
 from itmkit.data.karpathy import KarpathyDataset
@@ -357,3 +360,24 @@ def test_error_of_a_backbone_with_padding(photos: Photos, tmp_path: Path) -> Non
 
     with pytest.raises(ValueError, match="with padding; expected"):
         extract(dataset(photos), Padded(), tmp_path / "features")
+
+
+def test_error_of_splits_and_checkpoints_of_another_backbone(
+    photos: Photos, tmp_path: Path
+) -> None:
+    def data(folder: Path) -> ImageTextData:
+        made = ImageTextData(partial(PrecompDataset, root=folder), vocabulary_min_count=1)
+        made.setup("fit")
+        return made
+
+    for folder, scale in (("mixed", 2.0), ("own", 1.0), ("other", 2.0)):
+        for split in ("train", "val"):
+            backbone = Patches(scale=1.0 if folder == "mixed" and split == "train" else scale)
+            extract(dataset(photos, split), backbone, tmp_path / folder, name="patches")
+    expected = r"val_ims.npy was made by 'patches' \(weights \w+\); expected 'patches' \(weights "
+    with pytest.raises(InputError, match=expected + r"\w+\), as those of the split 'train'"):
+        data(tmp_path / "mixed")
+    state = data(tmp_path / "own").state_dict()
+    data(tmp_path / "own").load_state_dict(state)
+    with pytest.raises(InputError, match=r"train_ims.npy was made by .* as the checkpoint"):
+        data(tmp_path / "other").load_state_dict(state)
