@@ -43,10 +43,10 @@ photos: env
 	test -f "$(ANNOTATIONS)"  # DATA=folder, with dataset_*.json in it
 	$(BIN)/itmkit extract --annotations "$(ANNOTATIONS)" --images "$(DATA)/images" --split train \
 		--model tf_efficientnet_lite0 $(IMAGE_WEIGHTS) --text_model "$(TEXT_MODEL)" \
-		--views $(VIEWS) --output "$(FEATURES)"
+		--views $(VIEWS) --mirror_mean true --output "$(FEATURES)"
 	$(BIN)/itmkit extract --annotations "$(ANNOTATIONS)" --images "$(DATA)/images" --split val \
 		--model tf_efficientnet_lite0 $(IMAGE_WEIGHTS) --text_model "$(TEXT_MODEL)" \
-		--output "$(FEATURES)"
+		--mirror_mean true --output "$(FEATURES)"
 	$(BIN)/itmkit fit --config $(SYSTEM)/karpathy --captions "$(ANNOTATIONS)" \
 		--features "$(FEATURES)" --text_features "$(FEATURES)" --name photos
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from itmkit.systems import Matcher, WarmupCosine
 
 Build = Callable[..., Matcher]
 BATCH_SIZES = {"pooled heads + InfoNCE": 1024, "VSE++": 1024, "VSE∞": 256, "SCAN t2i": 128}
+COLUMNS = (("i2t_r1", 13), ("t2i_r1", 13), ("rsum", 14))
 
 
 def peers() -> dict[str, Build]:
@@ -38,36 +40,44 @@ def main() -> None:
     parser.add_argument("features", type=Path, help="folder that `itmkit extract` wrote")
     parser.add_argument("--captions", type=Path, required=True, help="Karpathy's dataset_*.json")
     parser.add_argument("--steps", type=int, default=150, help="of every peer but CCA")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--split", default="val", help="to measure recall on")
     parser.add_argument("--only", nargs="*", help="names of peers; all by default")
     arguments = parser.parse_args()
-    dataset = partial(KarpathyDataset, annotations=arguments.captions, features=arguments.features)
-    chosen = peers()
-    print(f"{'':24}{'i2t R@1':>9}{'t2i R@1':>9}{'rSum':>8}{'minutes':>9}{'steps':>7}{'batch':>7}")
-    for name in arguments.only or ["CCA", *chosen]:
-        batch = BATCH_SIZES.get(name, 1)
-        data = ImageTextData(
-            dataset,
-            text_features=arguments.features,
-            batch_size=batch,
-            val_split=arguments.split,
-            seed=arguments.seed,
-        )
-        seed_everything(arguments.seed, verbose=False)
-        start = time.monotonic()
-        matcher: Matcher
-        if name == "CCA":
-            matcher, steps = fitted_cca(data), 0
-        else:
-            matcher, steps = trained(chosen[name], data, arguments.steps), arguments.steps
-        minutes = (time.monotonic() - start) / 60
-        found = evaluate(matcher, encode(matcher, data.val_dataloader()))
-        print(
-            f"{name:24}{found['i2t_r1']:9.1f}{found['t2i_r1']:9.1f}{found['rsum']:8.1f}"
-            f"{minutes:9.1f}{steps:7}{batch if steps else '':>7}",
-            flush=True,
-        )
+    print(
+        f"{'':24}{'i2t R@1':>13}{'t2i R@1':>13}{'rSum':>14}{'minutes':>9}{'steps':>7}{'batch':>7}"
+    )
+    for name in arguments.only or ["CCA", *peers()]:
+        seeds = arguments.seeds[:1] if name == "CCA" else arguments.seeds  # CCA draws nothing
+        found = [measured(name, seed, arguments) for seed in seeds]
+        cells = "".join(f"{spread([one[key] for one in found]):>{width}}" for key, width in COLUMNS)
+        steps, batch = ("", "") if name == "CCA" else (arguments.steps, BATCH_SIZES[name])
+        minutes = statistics.mean(one["minutes"] for one in found)
+        print(f"{name:24}{cells}{minutes:9.1f}{steps:>7}{batch:>7}", flush=True)
+
+
+def measured(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Recall of a peer with a seed, and the minutes of its training."""
+    folder, captions = arguments.features, arguments.captions
+    data = ImageTextData(
+        partial(KarpathyDataset, annotations=captions, features=folder),
+        text_features=folder,
+        batch_size=BATCH_SIZES.get(name, 1),
+        val_split=arguments.split,
+        seed=seed,
+    )
+    seed_everything(seed, verbose=False)
+    start = time.monotonic()
+    matcher: Matcher
+    matcher = fitted_cca(data) if name == "CCA" else trained(peers()[name], data, arguments.steps)
+    minutes = (time.monotonic() - start) / 60
+    return {"minutes": minutes, **evaluate(matcher, encode(matcher, data.val_dataloader()))}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± half of the range."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.1f}"
 
 
 def fitted_cca(data: ImageTextData) -> CCA:

@@ -366,7 +366,9 @@ def test_error_of_splits_and_checkpoints_of_another_backbone(
     photos: Photos, tmp_path: Path
 ) -> None:
     def data(folder: Path) -> ImageTextData:
-        made = ImageTextData(partial(PrecompDataset, root=folder), vocabulary_min_count=1)
+        made = ImageTextData(
+            partial(PrecompDataset, root=folder), vocabulary_min_count=1, batch_size=5
+        )
         made.setup("fit")
         return made
 
