@@ -68,6 +68,7 @@ def test_without_a_query_the_first_by_path(search_page: SearchPage) -> None:
     assert names(search_page.search(where="year >= 2006")) == ["6.jpg", "7.jpg"]
     assert search_page.search(where="year > 3000")["hits"] == []
     assert search_page.search(k=1)["hits"][0]["score"] is None
+    assert len(search_page.search(k=MOST_HITS)["hits"]) == 8
 
 
 def test_note_that_nothing_matches(search_page: SearchPage) -> None:

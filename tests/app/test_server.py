@@ -24,7 +24,7 @@ HERE = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def client(search_page: SearchPage) -> Iterator[Any]:
-    with testclient.TestClient(create_app(search_page, hosts=["photos"]), base_url=HERE) as client:
+    with testclient.TestClient(create_app(search_page, hosts=["Photos"]), base_url=HERE) as client:
         yield client
 
 
@@ -73,6 +73,7 @@ def test_search_by_a_picture(client: Any, search_page: SearchPage) -> None:
     [
         ("/search?q=x&where=nothing+%3E+3", "where is 'nothing > 3'"),
         ("/search?k=many", "k is 'many'; expected a whole number"),
+        ("/search?k=" + "1" * 5000, "expected a whole number"),
         ("/search?k=501", "k is 501; expected at most 500"),
         ("/search?like=14", "item is 14; expected a number below 14"),
         ("/explain/3", "q is empty; expected a sentence"),
@@ -98,6 +99,8 @@ def test_large_pictures_are_refused_before_they_are_read(
 ) -> None:
     monkeypatch.setattr("itmkit.app.server.MOST_BYTES", 1000)
     in_parts = iter([b"x" * 600] * 5)
+    for content in (b"x" * 1000, iter([b"x" * 1000])):  # as many as are allowed
+        assert client.post("/search", content=content).status_code == 400
     for content in (b"x" * 1001, in_parts):
         response = client.post("/search", content=content)
         assert response.status_code == 413

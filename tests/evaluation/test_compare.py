@@ -9,6 +9,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from score_table import Table, gallery
@@ -115,6 +117,17 @@ def test_captions_of_two_lines_and_options_that_are_no_numbers(tmp_path: Path) -
     told = str(compare_runs(runs, samples=10))
     assert re.search(r": two lines \d+$", told, re.MULTILINE)
     assert "options that differ:\n  none" in told
+
+
+def test_queries_that_changed_most_are_listed_by_the_ratio(tmp_path: Path) -> None:
+    runs = [written(tmp_path, name, 0, "a: 1") for name in "ab"]
+    for folder, first in zip(runs, ([1, 20, 7], [3, 30, 7]), strict=True):
+        table = pq.read_table(folder / "queries.parquet")
+        ranks = pa.array([*first, *[1] * (len(table) - 3)], pa.int32())
+        place = table.schema.get_field_index("rank")
+        pq.write_table(table.set_column(place, "rank", ranks), folder / "queries.parquet")
+    (changes,) = compare_runs(runs, samples=10).changes
+    assert changes == [("a", None, 1, 3), ("b", None, 20, 30)]
 
 
 def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:

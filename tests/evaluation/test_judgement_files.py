@@ -25,6 +25,7 @@ COCO_val2014:sentid:11,COCO_val2014_000000391895.jpg,3.0,c2i_intrasim
 COCO_val2014:sentid:21,COCO_val2014_000000365325.jpg,2.99,c2i_intrasim
 COCO_val2014:sentid:11,COCO_val2014_000000365325.jpg,4.97,c2i_original
 COCO_val2014:sentid:12,COCO_val2014_000000365325.jpg,5.0,c2i_original
+COCO_val2014:sentid:12,COCO_val2014_000000365325.jpg,3.5,c2i_intrasim
 COCO_val2014:sentid:21,COCO_val2014_000000391895.jpg,4.8,c2i_original
 COCO_val2014:sentid:22,COCO_val2014_000000391895.jpg,2.47,c2i_original
 COCO_val2014:sentid:31,COCO_val2014_000000060623.jpg,4.0,c2i_original
@@ -152,6 +153,7 @@ def test_captions_without_ids_are_looked_up_by_their_words(
         (SITS.replace("3.0", "high"), r"sits_test.csv, line 2 is .*, 'high'; expected such as"),
         (SITS.replace("agg_score", "score"), "expected one of 'agg_score'"),
         (SITS.replace("000000391895", "000000000007"), "judges the image 7, which the split 'test"),
+        (SITS.replace("4.97", "5.01"), "line 4 is .*, '5.01'; expected such as"),
         (SITS.replace("4.97", "nan"), "line 4 is .*, 'nan'; expected such as"),
         (SITS.replace("sentid:11", "sentid:" + "9" * 5000), "line 2 is 'COCO_val2014:sentid:999"),
         (SITS.replace("sentid:31", "sentid:99"), "judges 5 captions, of which .* not have 1, such"),

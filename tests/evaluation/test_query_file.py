@@ -12,7 +12,7 @@ from score_table import Table, gallery, naive_order
 
 from itmkit.checks import InputError
 from itmkit.evaluation import read_queries, write_queries, write_trec
-from itmkit.metrics import Protocol, QueryRanks
+from itmkit.metrics import Judgements, Protocol, QueryRanks
 from itmkit.metrics.query_ranks import recall_of_folds
 from itmkit.retrieval import rank_queries
 
@@ -116,6 +116,29 @@ def test_error(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="folds has no best items; expected those of rank_qu"):
             call()
     assert not (tmp_path / "new").exists()
+
+
+def test_files_of_trec(tmp_path: Path) -> None:
+    """Only judgements of queries; grades from 1; places from 1; scores that tell fp32 apart."""
+    judged = Judgements(
+        torch.tensor([[0, 0], [0, 2], [1, 1], [2, 2]]),
+        torch.tensor([0.3, 1.6, 2.4, 3.0]),
+        image_queries=torch.tensor([0, 1]),
+        caption_queries=torch.tensor([2]),
+    )
+    scores = torch.tensor([[1.0, 2.0, 1.0000001], [3.0, 1 / 3, 0.0], [0.5, 0.25, 5.0]])
+    table = Table(scores)
+    (found,) = rank_queries(table, gallery(torch.arange(3), 3), relevance=judged, keep=2)
+    write_trec(tmp_path, found, tag="mine")
+    content = {path.name: path.read_text().splitlines() for path in tmp_path.iterdir()}
+    assert content["i2t.qrels"] == ["i0 0 t0 1", "i0 0 t2 2", "i1 0 t1 2"]
+    assert content["t2i.qrels"] == ["t2 0 i0 2", "t2 0 i2 3"]
+    assert content["i2t.run"][:3] == [
+        "i0 Q0 t1 1 2 mine",
+        "i0 Q0 t2 2 1.00000012 mine",
+        "i0 Q0 t0 3 1 mine",
+    ]
+    assert content["t2i.run"][0] == "t2 Q0 i2 1 5 mine"
 
 
 @pytest.mark.extras

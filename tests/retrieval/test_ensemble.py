@@ -48,6 +48,7 @@ def test_second_stage_of_the_models_that_have_one() -> None:
     first, second, third = tables(3)
     for model, top_k in ((second, 4), (third, 2)):
         model.rerank_top_k, model.rerank_weight = top_k, 0.6
+    first.rerank_weight = 0.9  # of no candidates
     ensemble = Ensemble([first, second, third], [gallery(OWNERS, N)] * 3)
     assert ensemble.rerank_top_k == 4
     assert ensemble.rerank_weight == pytest.approx(0.4)
