@@ -101,8 +101,8 @@ def test_error(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"does not hold the ranks of queries: .*{message}"):
             read_queries(tmp_path)
     for names, captions, message in (
-        (NAMES[:3], CAPTIONS, "names has 3; expected 8 or more, one an id"),
-        (NAMES, CAPTIONS[:3], "captions has 3; expected 20 or more, one an id"),
+        (NAMES[:7], CAPTIONS, "names has 7; expected 8 or more, one an id"),
+        (NAMES, CAPTIONS[:19], "captions has 19; expected 20 or more, one an id"),
     ):
         with pytest.raises(InputError, match=message):
             write_queries(tmp_path / "new", folds, names, captions)
