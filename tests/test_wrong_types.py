@@ -258,9 +258,12 @@ def test_recall_names_what_is_wrong(name: str) -> None:
 def test_relevance_and_ranks() -> None:
     eye, ids = torch.eye(4), torch.arange(4)
     bools = eye.bool().numpy()
-    told = "is a numpy.ndarray of bool; expected a bool tensor (4, 4)"
-    refused(lambda: cross_modal_recall(eye, ids, ids, relevance=bools), f"relevance {told}")
-    refused(lambda: retrieval_ranks(eye, bools), f"relevant {told}")
+    told = "is a numpy.ndarray of bool; expected a"
+    refused(
+        lambda: cross_modal_recall(eye, ids, ids, relevance=bools),
+        f"relevance {told} tensor (4, 4) of bools or grades, or Judgements",
+    )
+    refused(lambda: retrieval_ranks(eye, bools), f"relevant {told} bool tensor (4, 4)")
     assert recall_from_ranks([0, 7], np.array([0, 2])) == recall_from_ranks(
         torch.tensor([0, 7]), torch.tensor([0, 2])
     )

@@ -52,7 +52,8 @@ class Hit:
     Args:
         path: of the file.
         score: of the model, higher is better; of a search by words and a picture, the mean of the
-            two scores, each in standard deviations from the mean of the gallery.
+            two scores, each in standard deviations from the mean of the pictures that are
+            searched: those that ``where`` leaves.
         probability: an estimate in [0, 1] that the hit is right; None without calibration.
         columns: the user's own columns.
         row: of the picture in ``Index.items``, which changes when the index does; equal hits

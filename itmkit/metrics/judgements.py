@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_bool, check_finite, check_shape, integer_vector, type_of
+from itmkit.checks import InputError, check_finite, check_shape, integer_vector, type_of
 from itmkit.metrics.ranks import has_match, matching_pairs
 
 
@@ -41,7 +41,7 @@ class Judgements:
     caption_queries: Tensor | None = None
 
     def __post_init__(self) -> None:
-        pairs = torch.as_tensor(self.pairs)
+        pairs = _as_tensor("pairs", self.pairs)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0:
             raise InputError(f"pairs has the shape {tuple(pairs.shape)}; expected (p, 2), p > 0")
         columns = [integer_vector("pairs", column) for column in pairs.cpu().unbind(1)]
@@ -52,7 +52,7 @@ class Judgements:
             image, caption = values[counts > 1][0].tolist()
             raise InputError(f"pairs holds image {image} with caption {caption} twice")
         if self.grades is not None:
-            grades = torch.as_tensor(self.grades).cpu()
+            grades = _as_tensor("grades", self.grades).cpu()
             check_shape((len(pairs),), grades=grades)
             object.__setattr__(self, "grades", checked_grades("grades", grades, above_0=True))
         for name in ("image_queries", "caption_queries"):
@@ -119,15 +119,20 @@ def find_matches(
         if text_ids is None:
             raise InputError("relevance is Judgements without text_ids; expected both")
         return _judged(image_ids, text_ids, relevance)
+    if relevance is not None and not isinstance(relevance, Tensor):
+        raise InputError(
+            f"relevance is {type_of(relevance)}; expected a tensor {shape} of bools or grades, or "
+            "Judgements"
+        )
     if relevance is None:
         found = Matches.of(matching_pairs(image_ids, text_image_ids), shape)
-    elif isinstance(relevance, Tensor) and relevance.dtype != torch.bool:
+    elif relevance.dtype != torch.bool:
         check_shape(shape, relevance=relevance)
         grades = checked_grades("relevance", relevance)
         pairs = grades.nonzero()
         found = Matches.of(pairs, shape, grades[pairs[:, 0], pairs[:, 1]])
     else:
-        check_bool(shape, relevance=relevance)
+        check_shape(shape, relevance=relevance)
         found = Matches.of(relevance.nonzero(), shape)
     if not found.captions.all():
         row = int(found.captions.long().argmin())
@@ -170,6 +175,13 @@ def _rows_of(ids: Tensor, wanted: Tensor) -> Tensor:
     ordered, order = ids.sort()
     place = torch.searchsorted(ordered, wanted.contiguous()).clamp(max=len(ids) - 1)
     return order[place].where(ordered[place] == wanted, -1)
+
+
+def _as_tensor(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {type_of(values)}; expected a tensor of numbers") from None
 
 
 def checked_grades(name: str, grades: Tensor, *, above_0: bool = False) -> Tensor:

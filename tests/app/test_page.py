@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import pyarrow as pa
@@ -124,6 +125,28 @@ def test_an_index_that_names_other_files(
     search_page.index.items = items.set_column(0, "path", paths)
     with pytest.raises(InputError, match="expected a file inside the image folder"):
         search_page.picture(0)
+
+
+def test_a_picture_that_is_gone(search_page: SearchPage, tmp_path: Path) -> None:
+    """Who sees the page is not told where its folder is."""
+    (tmp_path / "photos/3.jpg").unlink()
+    with pytest.raises(InputError, match=r"^3.jpg is no longer in the folder of the pictures$"):
+        search_page.search(like=3)
+
+
+def test_names_and_columns_are_text(search_page: SearchPage) -> None:
+    """Of the page itself here; what the script shows, it shows as text."""
+    evil = '"><script>alert(1)</script>'
+    items = search_page.index.items
+    search_page.index.items = items.rename_columns(
+        [evil if name == "year" else name for name in items.column_names]
+    )
+    html = SearchPage(search_page.index, evil).html()
+    assert html.count("&lt;script&gt;alert(1)") == 4  # title, heading, example and list of columns
+    assert "<script>" not in html
+    script = files("itmkit.app").joinpath("templates/app.js").read_text()
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert way not in script
 
 
 def test_explanation_of_a_model_without_any(search_page: SearchPage) -> None:

@@ -39,6 +39,10 @@ def test_all_that_have_a_match_are_queries_unless_told():
     [
         ({"pairs": torch.zeros(0, 2).long()}, r"pairs has the shape \(0, 2\); expected \(p, 2\)"),
         ({"pairs": torch.zeros(3).long()}, r"pairs has the shape \(3,\); expected \(p, 2\)"),
+        ({"pairs": None}, "pairs is None; expected a tensor of numbers"),
+        ({"pairs": {(0, 1): 3.0}}, "pairs is a dict; expected a tensor of numbers"),
+        ({"pairs": [[0], [1, 2]]}, "pairs is a list of list; expected a tensor of numbers"),
+        ({"grades": ["good"]}, "grades is a list of str; expected a tensor of numbers"),
         ({"pairs": torch.zeros(1, 2)}, "pairs is a torch.float32"),
         ({"pairs": torch.tensor([[1, 2], [1, 2]])}, "holds image 1 with caption 2 twice"),
         ({"grades": torch.tensor([0.0])}, "grades holds 0; expected numbers above 0"),
