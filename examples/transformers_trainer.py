@@ -17,7 +17,7 @@ from itmkit.losses import HECTLoss
 
 
 class ITMTrainer(Trainer):
-    """A Trainer whose batches have ``image_ids``: captions of one image are no negatives."""
+    """A Trainer whose batches have ``image_ids``: captions of one image are not negatives."""
 
     itm_loss = HECTLoss(margin=1.0, temperature=0.5)
 

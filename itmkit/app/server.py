@@ -41,7 +41,7 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
 
     Args:
         page: what it shows.
-        hosts: names of this machine that requests may use, besides addresses in numbers and
+        hosts: names of this machine that requests may use, besides IP addresses and
             ``localhost``.
 
     Raises:
@@ -153,13 +153,13 @@ class Guard:
     """Refuses what another site's page may send, and sets the headers of every response.
 
     A page elsewhere can make its own name lead to this machine (DNS rebinding), and would then read
-    what is served here. Its requests carry its name as ``Host``, which is refused; numbers are no
-    name and cannot be made to lead anywhere else. What it posts to the true address has it as
+    what is served here. Its requests carry its name as ``Host``, which is refused; an IP address
+    cannot be made to lead anywhere else. What it posts to the true address carries its name as
     ``Origin``, which is refused too.
 
     Args:
         app: what is guarded.
-        hosts: further names that are right.
+        hosts: further names that are accepted.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] = ()) -> None:
@@ -183,7 +183,7 @@ class Guard:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_ours(host):
-            error = f"host is {host[:100]!r}; expected localhost or an address in numbers"
+            error = f"host is {host[:100]!r}; expected localhost or an IP address"
             await JSONResponse({"error": error}, 400)(scope, receive, guarded)
         elif origin is not None and not _is_of(origin, host):
             error = f"origin is {origin[:100]!r}; expected this page"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def _lists_ids(path: Path) -> bool:
     return any(aspect in path.name for aspect in _ASPECTS)
 
 
-def _ratings(paths: Iterable[Path]) -> dict[tuple[int, int], float]:
+def _ratings(paths: Sequence[Path]) -> dict[tuple[int, int], float]:
     """Ratings of the pairs that match, by the ids of image and caption."""
     found: dict[tuple[int, int], float] = {}
     for path in paths:
@@ -191,7 +191,11 @@ def _ratings(paths: Iterable[Path]) -> dict[tuple[int, int], float]:
                 pair = (ids[0], ids[1])
                 found[pair] = max(rating, found.get(pair, 0.0))
     if not found:
-        raise InputError(f"protocol_files has no rating of {CXC_LEAST:g} or more; expected some")
+        names = ", ".join(str(path) for path in paths)
+        raise InputError(
+            f"{names} has no rating of {CXC_LEAST:g} or more; expected ratings from 0 to 5, of "
+            "which those match"
+        )
     return found
 
 

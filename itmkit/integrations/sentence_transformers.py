@@ -19,7 +19,7 @@ def loss(
 
     The first column of the data is the image, the second its text, or the other way round; both may
     be texts. A column ``label`` of integers says which rows belong together, as the captions of one
-    image do: these are no negatives of each other. Without it all rows are different.
+    image do: these are not negatives of each other. Without it, no rows belong together.
 
     Args:
         itm_loss: of scores or of vectors, such as ``InfoNCELoss()`` or ``HECTLoss()``; one of

@@ -59,7 +59,7 @@ class GroupTripletLoss(HingeLoss):
     Shape:
         scores ``(B·K, B·K)``, positives bool ``(B·K, B·K)`` or None (the views of each group) →
         ``()``. In place of positives, ``image_ids`` ``(B,)``: the image of each group, as a tensor,
-        a list or an array; groups of one image are no negatives of each other.
+        a list or an array; groups of one image are not negatives of each other.
 
     Raises:
         InputError: for a negative margin, a group size below 1 or unknown ``negatives``; in use, a

@@ -211,7 +211,7 @@ class HECTLoss(nn.Module):
     Shape:
         image, text ``(n, D)``, row i of the one belonging to row i of the other, image_ids ``(n,)``
         or None → ``()``. The ids say the image of each row, as integers in a tensor, a list or an
-        array: rows of one image are no negatives of each other. None: all are different.
+        array: rows of one image are not negatives of each other. None: all are different.
 
     Raises:
         InputError: for a number out of its range; in use, a wrong type or shape.

@@ -53,7 +53,7 @@ class InfoNCELoss(ScoreLoss):
             \operatorname*{mean}_{(i,j) \in P} -\log \frac{e^{S_{ij}/\tau}}
               {e^{S_{ij}/\tau} + \sum_{k:\,(k,j) \notin P} e^{S_{kj}/\tau}}
 
-    Other true pairs of a row or column are no negatives. A true pair without negatives is left out
+    Other true pairs of a row or column are not negatives. A true pair without negatives is left out
     of its mean. Expects cosines, or other scores whose differences are of the size of τ.
 
     van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018; Radford

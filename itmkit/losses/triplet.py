@@ -82,7 +82,7 @@ class TripletLoss(HingeLoss):
             \operatorname*{agg}_{k:\,(k,j) \notin P} [m + S_{kj} - S_{ij}]_+
 
     with agg the maximum (``"hardest"``) or the sum (``"all"``). Each true pair is one anchor in its
-    row and one in its column; other true pairs of the row or column are no negatives. A true pair
+    row and one in its column; other true pairs of the row or column are not negatives. A true pair
     without negatives is left out of its mean. Expects cosines; other scores with a margin that is
     given in their units. ``torch.compile`` traces it whole, except that older torch breaks the
     graph where given positives meet all negatives.

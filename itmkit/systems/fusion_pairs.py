@@ -16,7 +16,7 @@ def hardest_pairs(scores: Tensor, ids: Tensor, most: int | None) -> tuple[Tensor
 
     Args:
         scores: ``(n, n)`` of the first stage.
-        ids: ``(n,)`` images of the rows; those of one image are no negatives of each other.
+        ids: ``(n,)`` images of the rows; those of one image are not negatives of each other.
         most: see above.
 
     Returns:

@@ -147,7 +147,7 @@ def test_filters_and_the_way_back(chromium: Any, address: str) -> None:
         assert tab.get_by_label("Filter").input_value() == ""
         tab.get_by_label("Filter").fill("objects = 9")
         tab.keyboard.press("Enter")
-        tab.get_by_text("No picture meets the filter.").wait_for()
+        tab.get_by_text("No picture matches the filter.").wait_for()
 
 
 def test_error_lines(chromium: Any, address: str, tmp_path: Path) -> None:

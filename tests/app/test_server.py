@@ -167,7 +167,7 @@ def test_foreign_hosts_are_refused(client: Any, host: str) -> None:
         response = client.get(path, headers={"host": host})
         assert response.status_code == 400
         assert response.json() == {
-            "error": f"host is {host!r}; expected localhost or an address in numbers"
+            "error": f"host is {host!r}; expected localhost or an IP address"
         }
 
 

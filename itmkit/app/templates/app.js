@@ -63,7 +63,7 @@ function show(answer) {
   const one = hits.length === 1 ? "picture" : "pictures";
   const listed = !words && !chosen;
   const how = listed ? "the first by path" : `best first, in ${answer.seconds.toFixed(2)} s`;
-  const text = hits.length ? `${hits.length} ${one}, ${how}.` : "No picture meets the filter.";
+  const text = hits.length ? `${hits.length} ${one}, ${how}.` : "No picture matches the filter.";
   byId("status").textContent = text;
   byId("note").textContent = sentence(answer.note);
   list.replaceChildren(...hits.map(card));
