@@ -35,8 +35,8 @@ class RowCrossEntropyLoss(ScoreLoss):
     :class:`InfoNCELoss` of the rows alone, for rows whose columns have nothing in common: a true
     pair and the negatives that were picked for it, as the fusion branch of MATE has them. Unlike a
     hinge it does not stop at a margin, and unlike a loss of one negative it learns most from the
-    hardest of several. Other true pairs of a row are not negatives; a true pair without negatives is
-    left out of the mean. The expected scores are logits.
+    hardest of several. Other true pairs of a row are not negatives; a true pair without negatives
+    is left out of the mean. The expected scores are logits.
 
     Args:
         temperature: τ the scores are divided by, above 0.
