@@ -191,9 +191,8 @@ def _ratings(paths: Sequence[Path]) -> dict[tuple[int, int], float]:
                 pair = (ids[0], ids[1])
                 found[pair] = max(rating, found.get(pair, 0.0))
     if not found:
-        names = ", ".join(str(path) for path in paths)
         raise InputError(
-            f"{names} has no rating of {CXC_LEAST:g} or more; expected ratings from 0 to 5, of "
+            f"{', '.join(map(str, paths))} has no rating of {CXC_LEAST:g} or more; expected ratings from 0 to 5, of "
             "which those match"
         )
     return found
