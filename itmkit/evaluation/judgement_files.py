@@ -192,8 +192,8 @@ def _ratings(paths: Sequence[Path]) -> dict[tuple[int, int], float]:
                 found[pair] = max(rating, found.get(pair, 0.0))
     if not found:
         raise InputError(
-            f"{', '.join(map(str, paths))} has no rating of {CXC_LEAST:g} or more; expected ratings from 0 to 5, of "
-            "which those match"
+            f"{', '.join(map(str, paths))} has no rating of {CXC_LEAST:g} or more; expected "
+            "ratings from 0 to 5, of which those match"
         )
     return found
 
