@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count, type_of
+from itmkit.checks import InputError, check_count, check_finite, type_of
 from itmkit.chunks import chunks
 from itmkit.data import ImageTextDataset, ShapesDataset, Texts, Tokenizer
 from itmkit.data.probes import KINDS, scene_probes
@@ -65,7 +65,7 @@ def probe_scenes(
         there are.
 
     Raises:
-        InputError: another dataset.
+        InputError: another dataset, a gallery without scenes of it, or a score that is not finite.
 
     Example:
         Of a run: ``model, data = load_run(folder)``, then ``probe_scenes(model, encode(model,
@@ -76,6 +76,10 @@ def probe_scenes(
         raise InputError(f"dataset is {type_of(dataset)}; expected the scenes of ShapesDataset")
     rows = {image: row for row, image in enumerate(gallery.image_ids.tolist())}
     probes = [one for one in scene_probes(dataset, seed=seed) if one.image in rows]
+    if not probes:
+        raise InputError(
+            f"gallery has {len(rows)} images, of which dataset has no sentence; expected its scenes"
+        )
     probes.sort(key=lambda one: rows[one.image])
     places: dict[str, int] = {}
     pairs = [  # of a scene with the true and with the false sentence
@@ -137,6 +141,7 @@ def _pair_scores(
                     matcher, images[part].to(matcher.device), texts[columns].to(matcher.device)
                 )
                 found[here] = block.float().cpu()[rows[here, None] - part.start, local]
+    check_finite(found, lambda pair, _: f"matcher.score of image row {int(rows[pair])}")
     return found
 
 

@@ -24,7 +24,7 @@ class Reader(nn.Module):
     """Knows the scene of each image and what each sentence says, as far as it is asked to use it.
 
     Args:
-        kind: ``truth``, ``lies``, ``random`` or ``constant`` scores.
+        kind: ``truth``, ``lies``, ``random``, ``constant`` or ``nan`` scores.
         second: of the second stage; None: without one.
     """
 
@@ -57,8 +57,8 @@ class Reader(nn.Module):
         shape = (len(images), len(texts))
         if kind == "random":
             return torch.randn(shape, generator=self.generator)
-        if kind == "constant":
-            return torch.ones(shape)
+        if kind in ("constant", "nan"):
+            return torch.full(shape, 1.0 if kind == "constant" else torch.nan)
         scenes = [SHAPES.scenes[row] for row in images.vector[:, 0].tolist()]
         said = [self.read[row] for row in texts.vector[:, 0].tolist()]
         true = torch.tensor([[one.holds(scene) for one in said] for scene in scenes]).float()
@@ -144,3 +144,7 @@ def test_every_system(name: str) -> None:
 def test_error() -> None:
     with pytest.raises(InputError, match="expected the scenes of ShapesDataset"):
         probe_scenes(Reader("truth"), gallery(), [], TOKENIZER)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="gallery has 40 images, of which dataset has no sentence"):
+        probe_scenes(Reader("truth"), gallery(ROWS + 40), SHAPES, TOKENIZER)
+    with pytest.raises(InputError, match=r"score of image row 0 is nan; expected a finite"):
+        probe_scenes(Reader("nan"), gallery(), SHAPES, TOKENIZER)
