@@ -55,7 +55,6 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
-    html = page.html()
     style = render("app.css", package="itmkit.app")
     script = files("itmkit.app").joinpath("templates/app.js").read_text(encoding="utf-8")
     threads: list[CapacityLimiter] = []  # made in the loop that it belongs to
@@ -106,7 +105,7 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
         return Response(content, media_type="image/webp", headers={"cache-control": "no-store"})
 
     async def start(request: Request) -> Response:
-        return HTMLResponse(html)
+        return HTMLResponse(page.html())
 
     async def app_css(request: Request) -> Response:
         return Response(style, media_type="text/css")

@@ -48,6 +48,19 @@ def test_page_and_its_parts(client: Any) -> None:
     assert "14 pictures" in html
 
 
+def test_the_page_says_whether_its_folder_is_there_now(
+    client: Any, search_page: SearchPage
+) -> None:
+    root, told = search_page.index.root, "The folder of the pictures is not there"
+    away = root.with_name("away")
+    root.rename(away)
+    try:
+        assert told in client.get("/").text
+    finally:
+        away.rename(root)
+    assert told not in client.get("/").text
+
+
 def test_search(client: Any, search_page: SearchPage) -> None:
     asked = {"q": "a red dog", "k": "3", "where": "objects > 0"}
     answer = client.get("/search", params=asked).json()
