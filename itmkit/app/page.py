@@ -115,7 +115,7 @@ class SearchPage:
             raise InputError(f"k is {k}; expected at most {MOST_HITS}")
         start = perf_counter()
         sentence, condition = words.strip() or None, where.strip() or None
-        image: Any = None if like is None else self._there(like)
+        image: Any = None if like is None else self._existing_file(like)
         if picture is not None:
             side = self.index.encoder.preprocessing.scaled_side
             image = decode_photo(BytesIO(picture), "picture", side=side, max_pixels=MAX_PIXELS)
@@ -141,7 +141,7 @@ class SearchPage:
         check_name(name, self.index.folder)
         return self.index.root / name
 
-    def _there(self, item: int) -> Path:
+    def _existing_file(self, item: int) -> Path:
         """The file of a picture that is read now; the error does not tell where the folder is."""
         path = self.file(item)
         if not path.is_file():
@@ -165,7 +165,7 @@ class SearchPage:
         Raises:
             InputError: as :meth:`file`; the model cannot explain, or matplotlib is not installed.
         """
-        encoder, path = self.index.encoder, self._there(item)
+        encoder, path = self.index.encoder, self._existing_file(item)
         if not isinstance(encoder, Retriever):
             raise InputError(f"model is {type(encoder).__name__}; expected a Retriever")
         require_extra("report", "matplotlib>=3.9")

@@ -123,7 +123,7 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
         assert isinstance(error, HTTPException)
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
-    async def nobody_waits(request: Request, error: Exception) -> Response:
+    async def disconnected(request: Request, error: Exception) -> Response:
         return Response(status_code=400)
 
     async def fault(request: Request, error: Exception) -> Response:
@@ -142,7 +142,7 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
     handlers = {
         InputError: refused,
         HTTPException: http_error,
-        ClientDisconnect: nobody_waits,
+        ClientDisconnect: disconnected,
         Exception: fault,
     }
     return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)
@@ -184,7 +184,7 @@ class Guard:
         if not self._is_ours(host):
             error = f"host is {host[:100]!r}; expected localhost or an IP address"
             await JSONResponse({"error": error}, 400)(scope, receive, guarded)
-        elif origin is not None and not _is_of(origin, host):
+        elif origin is not None and not _same_host(origin, host):
             error = f"origin is {origin[:100]!r}; expected this page"
             await JSONResponse({"error": error}, 403)(scope, receive, guarded)
         else:
@@ -267,8 +267,8 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{number}]:{port}/" if number.version == 6 else f"http://{number}:{port}/"
 
 
-def _is_of(origin: str, host: str) -> bool:
-    """Whether an origin, such as ``http://localhost:8000``, is that of a host."""
+def _same_host(origin: str, host: str) -> bool:
+    """Whether an origin, such as ``http://localhost:8000``, is of the host of the request."""
     with suppress(ValueError):
         return urlsplit(origin).netloc == host
     return False

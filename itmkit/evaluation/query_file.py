@@ -150,11 +150,9 @@ def _check_columns(table: pa.Table) -> None:
     import pyarrow as pa
 
     for name in (*_NUMBERS, *_TEXTS):
-        column, is_kind = (
-            table[name],
-            pa.types.is_integer if name in _NUMBERS else pa.types.is_string,
-        )
-        if not is_kind(column.type) or (column.null_count and name != "caption"):
+        column = table[name]
+        fits = (pa.types.is_integer if name in _NUMBERS else pa.types.is_string)(column.type)
+        if not fits or (column.null_count and name != "caption"):
             raise ValueError(
                 f"column {name!r} has values of {column.type}, {column.null_count} of them missing"
             )

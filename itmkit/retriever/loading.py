@@ -180,7 +180,13 @@ def _from_run(path: Path, backbone: nn.Module | None, trust: Sequence[str]) -> R
     file = best_checkpoint(path / "checkpoints") if path.is_dir() else path
     folder = path if path.is_dir() else path.parent.parent
     source, stored = f"checkpoint '{file}'", _checkpoint(file)
-    options = read_yaml(folder / "config.yaml")["data"].get("init_args", {})
+    section = read_yaml(folder / "config.yaml").get("data")
+    if not isinstance(section, dict):
+        raise InputError(
+            f"{folder / 'config.yaml'} has data: {section!r}; expected the section of the data of "
+            "the run"
+        )
+    options = section.get("init_args", {})
     with weights_follow(stored.get("pretrained")):
         model = restore_system(stored, Matcher, {}, source=source, trust=trust)
         state: Mapping[str, Any] = next(filter(_is_data, stored.values()), {})

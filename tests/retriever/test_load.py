@@ -95,6 +95,23 @@ def test_clip_like_model_scores_as_transformers_does(
     torch.testing.assert_close(retriever.scores(paths, texts), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("", "config.yaml has data: None; expected the section of the data"),
+        ("data: x", "config.yaml has data: 'x'; expected the section of the data"),
+        ("data: [", "config.yaml, line 1 is not YAML"),
+    ],
+)
+def test_error_of_a_broken_configuration(
+    config: str, message: str, pixel_run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(pixel_run.resolve(), tmp_path / "run"))
+    (copy / "config.yaml").write_text(config)
+    with pytest.raises(InputError, match=message):
+        itmkit.load(copy)
+
+
 def test_features_of_a_backbone_that_is_gone(
     feature_run: Path, photos: Path, tmp_path: Path
 ) -> None:
