@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -58,3 +59,26 @@ def test_reliability_counts_hits_with_and_without_right_images(tmp_path):
     assert [(share, count) for _, share, _, count in bins] == [(0.5, 2), (1.0, 2)]
     script["draw"]({"best hit of a query": bins}, tmp_path / "curve.svg")
     assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.extras
+def test_learning_curves_are_of_all_seeds_of_a_system(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs itmkit[report]")
+    script = runpy.run_path(str(FOLDER / "learning_curves.py"))
+    for seed, end in enumerate((300.0, 302.0)):
+        folder = tmp_path / f"mate{seed}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text("model: {class_path: itmkit.systems.MATE}")
+        rows = ["step,train/loss,val/rsum", "0,,2.0", "9,7.5,", "9,,250.0", f"19,,{end}"]
+        (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+        recalls = {f"val/{name}": end / 6 for name in script["COLUMNS"]} | {"val/rsum": end}
+        (folder / "metrics.json").write_text(json.dumps(recalls))
+    systems = script["by_system"]([str(tmp_path / f"mate{seed}") for seed in range(2)])
+    assert [script["curve"](folder) for folder in systems["MATE"]] == [
+        {10: 250.0, 20: 300.0},
+        {10: 250.0, 20: 302.0},
+    ]
+    assert "| MATE | 2 | 50.2 ± 0.2 |" in script["table"](systems)
+    assert script["table"](systems).endswith("| 301.0 ± 1.0 |")
+    lines = script["figure"](systems).axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[250.0, 301.0]]
