@@ -38,7 +38,7 @@ def test_read_text(content: bytes, text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("[]".encode("utf-16"), "text is UTF-16; expected UTF-8"),
         ("[]".encode("utf-16-be"), "text is not JSON: "),
@@ -48,14 +48,14 @@ def test_read_text(content: bytes, text: str, tmp_path: Path) -> None:
         (b"[" * 100_000, "text is not JSON: "),
     ],
 )
-def test_error_of_a_file_that_is_no_json(content: bytes, told: str, tmp_path: Path) -> None:
+def test_error_of_a_file_that_is_no_json(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         read_json(tmp_path / "text")
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"a: 1\nb: [", "text, line 2 is not YAML: "),
         (b"a: \x00", "text is not YAML: unacceptable character #x0000"),
@@ -65,9 +65,9 @@ def test_error_of_a_file_that_is_no_json(content: bytes, told: str, tmp_path: Pa
         (b"\xff\xfea", "text is UTF-16; expected UTF-8"),
     ],
 )
-def test_error_of_a_file_that_has_no_entries(content: bytes, told: str, tmp_path: Path) -> None:
+def test_error_of_a_file_that_has_no_entries(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(content)
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(InputError, match=re.escape(message)):
         read_yaml(tmp_path / "text")
 
 

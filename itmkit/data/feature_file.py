@@ -224,16 +224,21 @@ def read_preprocessing(path: Path) -> Preprocessing | None:
     Raises:
         InputError: if the file is not what ``itmkit extract`` writes.
     """
-    notes = read_json(path) if path.exists() else {}
-    found = notes.get("preprocessing") if isinstance(notes, dict) else None
+    found = _notes(path).get("preprocessing")
     return found and Preprocessing.from_dict(found, source=f"preprocessing in {path}")
 
 
 def read_backbone(path: Path) -> dict[str, str] | None:
     """Which model made extracted features, as ``itmkit extract`` noted it; or None."""
-    notes = read_json(path) if path.exists() else {}
+    notes = _notes(path)
     keys = ("backbone", "weights")
-    return {key: notes[key] for key in keys} if set(keys) <= set(notes) else None
+    return {key: notes[key] for key in keys} if notes.keys() >= set(keys) else None
+
+
+def _notes(path: Path) -> dict[str, Any]:
+    """What was noted beside features; empty where there is nothing, or something else."""
+    notes = read_json(path) if path.exists() else {}
+    return notes if isinstance(notes, dict) else {}
 
 
 def grid_boxes(height: int, width: int) -> Tensor:

@@ -59,9 +59,9 @@ def load_initial_weights(
     for name, why in _embeddings_of_other_words(checkpoint, modules, data).items():
         found[name] = f"{found[name]}; {why}" if name in found else why
     if strict and found:
-        told = misfits_text(model, found, f"init_from '{path}'")
+        misfit = misfits_text(model, found, f"init_from '{path}'")
         with stored_by(checkpoint.get("itmkit_version")):
-            raise InputError(f"{told}; --init_strict false leaves out what does not fit")
+            raise InputError(f"{misfit}; --init_strict false leaves out what does not fit")
     fitting = {n: value for n, value in saved.items() if n not in found.keys() | run_state}
     if not fitting:
         raise InputError(f"init_from '{path}' has no weights that fit the model; expected some")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.data.extract import extract_features
+from itmkit.data.feature_file import read_backbone
 from itmkit.data.images import BadSampleError, Regions
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.precomp import PrecompDataset
@@ -383,3 +384,11 @@ def test_error_of_splits_and_checkpoints_of_another_backbone(
     data(tmp_path / "own").load_state_dict(state)
     with pytest.raises(InputError, match=r"train_ims.npy was made by .* as the checkpoint"):
         data(tmp_path / "other").load_state_dict(state)
+
+
+@pytest.mark.parametrize("content", ["[[1]]", '{"backbone": "patches"}'])
+def test_notes_without_a_backbone_are_of_none(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "train_features.json"
+    assert read_backbone(path) is None
+    path.write_text(content)
+    assert read_backbone(path) is None
