@@ -223,16 +223,17 @@ def _pair_scores(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Pair scores of the candidates of images and of captions, and which of them match.
 
-    A pair that is a candidate in both directions is scored once.
+    A pair that is a candidate in both directions is scored once. Pairs go by caption: captions of
+    one image have candidates in common.
     """
     captions, photos = candidates
     images, texts = gallery.images, gallery.texts
     n, m = len(images), len(texts)
     rows, columns = (torch.arange(count, device=images.device) for count in (n, m))
     keys, places = torch.cat(  # a whole number for each pair
-        [(rows[:, None] * m + captions.rows).ravel(), (photos.rows * m + columns[:, None]).ravel()]
+        [(captions.rows * n + rows[:, None]).ravel(), (columns[:, None] * n + photos.rows).ravel()]
     ).unique(return_inverse=True)
-    pairs = torch.stack([keys // m, keys % m], 1)
+    pairs = torch.stack([keys % n, keys // n], 1)
     if shared:  # whole chunks, so that each pair is scored beside the same others
         share = -(-len(pairs) // (chunk_size * world_size())) * chunk_size
         own = pairs[rank() * share : (rank() + 1) * share]
@@ -240,7 +241,7 @@ def _pair_scores(
         second = gather(second.to(matcher.device)).to(images.device)
     else:
         second = pair_scores(matcher, images, texts, pairs, chunk_size=chunk_size)
-    match = torch.isin(keys, matches[:, 0] * m + matches[:, 1])
+    match = torch.isin(keys, matches[:, 1] * n + matches[:, 0])
     sides = places.split([captions.rows.numel(), photos.rows.numel()])
     shapes = captions.rows.shape, photos.rows.shape
     return (

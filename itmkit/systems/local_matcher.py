@@ -161,7 +161,13 @@ class LocalMatcher(Matcher):
             return super().rerank(images, texts, pairs)
         if torch.compiler.is_exporting():  # whose graph has no loop over values
             return self.local_scores(images, texts)[pairs[:, 0], pairs[:, 1]]
-        # All pairs of an image at once, or all of a caption, whichever are fewer calls.
+        return self.local_pair_scores(images, texts, pairs)
+
+    def local_pair_scores(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
+        """:meth:`local_scores` ``(p,)`` of pairs ``(p, 2)``, row of the image, row of the caption.
+
+        All pairs of an image at once, or all of a caption, whichever are fewer calls.
+        """
         side = int(pairs[:, 1].unique().numel() < pairs[:, 0].unique().numel())
         scores: Tensor | None = None
         for row in pairs[:, side].unique().tolist():

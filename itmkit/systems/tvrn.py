@@ -104,6 +104,9 @@ class TVRN(LocalMatcher):
     def local_scores(self, images: Encoding, texts: Encoding) -> Tensor:
         return self.similarity.score(*self._sides(images, texts))
 
+    def local_pair_scores(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
+        return self.similarity.score_pairs(*self._sides(images, texts), pairs)
+
     def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
         """Where each refined word looks; the reasoning after that has no share of single words."""
         check_pair(image, text)

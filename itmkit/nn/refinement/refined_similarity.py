@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from itmkit.checks import check_choice, check_count
+from itmkit.chunks import chunks
 from itmkit.nn.attention.focal import Focal, check_focal, focal_attention
 from itmkit.nn.attention.scan_attention import ScanAttention, attention_weights
 from itmkit.nn.functional import xavier_linear
@@ -23,6 +24,7 @@ from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
 Reasoning = Literal["sgr", "saf"]
+_CACHED_PAIRS = 64  # so many chosen pairs stay in the caches of a CPU
 
 
 class RefinedSimilarity(nn.Module):
@@ -54,7 +56,8 @@ class RefinedSimilarity(nn.Module):
         smooth: inverse temperature λ of all attention.
         dropout: of the poolings, in [0, 1).
         chunk_pairs: at most this many pairs at a time, at least 1 (one image with its captions, or
-            one caption with its images, is never cut finer than a pair).
+            one caption with its images, is never cut finer than a pair). Of chosen pairs, at most
+            64 on a CPU.
 
     Shape:
         - image: ``(n, N, D)``, text ``(m, L, D)``: unit vectors
@@ -123,11 +126,7 @@ class RefinedSimilarity(nn.Module):
         order, lengths = _by_length(text_mask)
         if order is not None:
             captions = _take(captions, order)
-        sides = _Images(
-            self.textual.image_part(images.context, images.context_mask),
-            images,
-            self._relevance(images),
-        )
+        sides = self._sides(images)
         if torch.compiler.is_exporting():  # chunks would fix the numbers of items
             return self._logits(self._similarities(captions, sides), _node_mask(captions.mask))
         n, m = len(images.vector), len(text)
@@ -163,6 +162,39 @@ class RefinedSimilarity(nn.Module):
             real = [mask for mask in masks if mask is not None]
             scores = self._logits(scores, torch.cat(real) if real else None)
         return scores if order is None else scores[:, order.argsort()]
+
+    def score_pairs(
+        self, images: RefinedImage, text: Tensor, text_mask: Tensor | None, pairs: Tensor
+    ) -> Tensor:
+        """Logits of chosen pairs, those of captions of a length together.
+
+        Args:
+            images: ``n`` refined images.
+            text: ``(m, L, D)`` words.
+            text_mask: ``(m, L)`` bool, or None.
+            pairs: ``(p, 2)`` int64, row of the image and row of the caption.
+
+        Returns:
+            ``(p,)``, at least fp32.
+        """
+        sides = self._sides(images)
+        rows, columns = pairs.unbind(1)
+        order, lengths = _by_length(None if text_mask is None else text_mask[columns])
+        if order is not None:
+            rows, columns = rows[order], columns[order]
+        on_cpu = text.device.type == "cpu"
+        size = min(self.chunk_pairs, _CACHED_PAIRS) if on_cpu else self.chunk_pairs
+        scores = [self.logit.weight.new_zeros(0)]
+        for chunk in chunks(len(pairs), size):
+            used, place = columns[chunk].unique(return_inverse=True)
+            longest = text.shape[1] if lengths is None else lengths[chunk][-1]
+            mask = None if text_mask is None else text_mask[used, :longest]
+            captions = self.textual.caption_part(text[used, :longest], mask)
+            own = _take(captions, place.unsqueeze(1))
+            vectors = self._similarities(own, _take(sides, rows[chunk]))
+            scores.append(self._logits(vectors, _node_mask(own.mask)).squeeze(1))
+        found = torch.cat(scores)
+        return found if order is None else found[order.argsort()]
 
     def contexts(self, tokens: Tensor, mask: Tensor | None, images: RefinedImage) -> Tensor:
         """What refined words find in the refined regions of their image.
@@ -202,6 +234,10 @@ class RefinedSimilarity(nn.Module):
         weights = weights.unflatten(2, (2, -1)).mean(2)
         shares: Tensor = weights.unflatten(3, (2, -1)).sum(3)
         return shares
+
+    def _sides(self, images: RefinedImage) -> _Images:
+        part = self.textual.image_part(images.context, images.context_mask)
+        return _Images(part, images, self._relevance(images))
 
     def _contexts(
         self, tokens: Tensor, mask: Tensor | None, images: RefinedImage, relevance: Tensor | None
@@ -283,8 +319,8 @@ def _by_length(mask: Tensor | None) -> tuple[Tensor | None, list[int] | None]:
 
 
 def _node_mask(mask: Tensor | None, nodes: int = 0) -> Tensor | None:
-    """Which of at least ``nodes`` nodes ``(m, …)`` are real, of captions with mask ``(m, L)``."""
+    """Which of at least ``nodes`` nodes ``(…, nodes)`` are real, for a mask ``(…, L)`` of words."""
     if mask is None:
         return None
-    real = torch.cat([torch.ones_like(mask[:, :1]), mask, mask], dim=1)
-    return F.pad(real, (0, max(0, nodes - real.shape[1])))
+    real = torch.cat([torch.ones_like(mask[..., :1]), mask, mask], dim=-1)
+    return F.pad(real, (0, max(0, nodes - real.shape[-1])))

@@ -31,7 +31,10 @@ class RefinedText(NamedTuple):
 
 
 class CaptionPart(NamedTuple):
-    """What :class:`TextRefinement` needs of ``m`` captions, whatever the image."""
+    """What :class:`TextRefinement` needs of ``m`` captions, whatever the image.
+
+    With a dimension ``n`` in front, each of ``n`` images has ``m`` captions of its own.
+    """
 
     words: Tensor  # (m, L, D)
     mask: Tensor | None  # (m, L)
@@ -142,7 +145,7 @@ class TextRefinement(nn.Module):
         return ImagePart(mask, self.attention.key(context), gates, gram)
 
     def pairs(self, captions: CaptionPart, images: ImagePart) -> RefinedText:
-        """Every caption refined by every image."""
+        """Every caption refined by every image, or by its own."""
         weights = self.weights(captions, images)  # (n, m, L, N)
         flat = weights.flatten(1, 2)  # (n, m·L, N): one product an image
         with autocast_off(flat):  # |Σ a con|², from the Gram matrix
@@ -157,12 +160,13 @@ class TextRefinement(nn.Module):
         )
         gate = torch.cat([captions.gate.expand_as(words), self.pool.gate(tokens)], dim=2)
         tokens = torch.cat([captions.refined.expand_as(words), tokens], dim=2)
-        both = None if captions.mask is None else torch.cat([captions.mask, captions.mask], dim=1)
+        both = None if captions.mask is None else torch.cat([captions.mask] * 2, dim=-1)
         return RefinedText(tokens, both, self.pool.pool(tokens, gate, both))
 
     def weights(self, captions: CaptionPart, images: ImagePart) -> Tensor:
-        """Attention ``(n, m, L, N)`` of the words of every caption to every image."""
-        similarity = torch.einsum("mld,nrd->nmlr", captions.query, images.key)
+        """Attention ``(n, m, L, N)`` of the words of every caption to every image, or its own."""
+        captions_of = "mld" if captions.query.ndim == 3 else "nmld"
+        similarity = torch.einsum(f"{captions_of},nrd->nmlr", captions.query, images.key)
         return attention_weights(
             similarity,
             captions.mask,

@@ -302,6 +302,31 @@ def test_score_of_cached_images() -> None:
 
 
 @each_choice
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("chunk_pairs", [256, 3, 1])
+def test_chosen_pairs_are_those_of_the_matrix(
+    reasoning: str, focal: str, masked: bool, chunk_pairs: int
+) -> None:
+    module = similarity(reasoning, focal, chunk_pairs=chunk_pairs).double().eval()
+    inputs = batch(torch.float64)
+    if not masked:
+        inputs |= {"image_mask": None, "text_mask": None}
+    pairs = torch.tensor([[2, 4], [0, 0], [2, 0], [1, 3], [0, 0], [0, 4], [1, 1]])
+    images = module.visual(inputs["image"], inputs["relations"], inputs["image_mask"])
+    scores = module.score_pairs(images, inputs["text"], inputs["text_mask"], pairs)
+    expected = module(**inputs)[pairs[:, 0], pairs[:, 1]]
+    torch.testing.assert_close(scores, expected, atol=1e-10, rtol=0)
+    parameters = [value for value in module.parameters() if value.requires_grad]
+    ours, theirs = (
+        torch.autograd.grad(found.square().sum(), parameters, allow_unused=True)
+        for found in (scores, expected)
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    nothing = module.score_pairs(images, inputs["text"], inputs["text_mask"], pairs[:0])
+    assert nothing.shape == (0,)
+
+
+@each_choice
 @each_mode
 def test_chunks_change_nothing(reasoning: str, focal: str, training: bool) -> None:
     inputs = batch(torch.float64)
