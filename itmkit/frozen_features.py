@@ -85,13 +85,6 @@ class FrozenFeatureData(ImageTextData):
         self.image_size, self.image_views, self.text_model = image_size, image_views, text_model
         self.image_mirror_mean = image_mirror_mean
 
-    def split(self, name: str) -> ImageTextDataset:
-        """The features of a split; extracted when first asked for, where the cache has none."""
-        if name not in self._splits:
-            photos = super().split(name)
-            self._splits[name] = self._extracted(photos)
-        return self._splits[name]
-
     def text_folder(self, split: str) -> Path:
         """Folder of the token features of a split; extracted when first asked for."""
         if self.text_model is None:
@@ -106,7 +99,8 @@ class FrozenFeatureData(ImageTextData):
             lambda output: self._extract_text(captions, split, output),
         )
 
-    def _extracted(self, photos: ImageTextDataset) -> ImageTextDataset:
+    def _served(self, photos: ImageTextDataset) -> ImageTextDataset:
+        """The features of a split of photos; extracted where the cache has none."""
         source = photos.source
         if not isinstance(source, Photos) or not isinstance(photos, CaptionedImages):
             raise InputError(

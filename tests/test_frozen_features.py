@@ -100,7 +100,7 @@ def test_views_of_training_photos_alone_are_drawn(photos: Path) -> None:
 def test_token_features_are_named_by_the_model_and_the_captions(photos: Path) -> None:
     def name(split: str = "train") -> str:
         own = data(photos, text_model=photos / "text")
-        own._splits[split] = own.dataset(split)  # as if its images were extracted
+        own.split = own.dataset  # as if its images were extracted
         with pytest.raises(Asked) as error:
             own.text_folder(split)
         return str(error.value.args[0])

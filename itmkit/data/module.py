@@ -30,10 +30,9 @@ from itmkit.data.loader import (
     TrainingPairs,
 )
 from itmkit.data.order import EpochOrder, RepeatedOrder, check_batch_size, mixed_seed
-from itmkit.data.photos import Photos
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.data.split_tokens import SplitTokens
-from itmkit.data.stored_features import StoredFeatures
+from itmkit.data.splits import Splits
 from itmkit.data.swapped_captions import SwappedCaptions
 from itmkit.data.tokenizer import Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
@@ -176,8 +175,7 @@ class ImageTextData(LightningDataModule):
         self.noise_seed = noise_seed
         self.on_error = on_error
         self._skips: Skips = {}
-        self._splits: dict[str, ImageTextDataset] = {}
-        self._photos: dict[str, set[Path]] = {}  # of the splits that are opened
+        self._splits = Splits(self._made, self._served)
         self._tokens = SplitTokens(
             self._captions_of,
             tokenizer,
@@ -185,7 +183,6 @@ class ImageTextData(LightningDataModule):
             folder=None if text_features is None else self.text_folder,
             train_split=train_split,
         )
-        self._fingerprints: dict[str, str] = {}
         self._kept: Tensor | None = None  # rows of captions
 
     @property
@@ -212,9 +209,7 @@ class ImageTextData(LightningDataModule):
 
         Checkpoints carry it; data that is loaded from one with another is warned of.
         """
-        opened = [self._splits[self.train_split]] if self.train_split in self._splits else []
-        found = (split.preprocessing for split in [*opened, *self._splits.values()])
-        return next((own for own in found if own is not None), None)
+        return self._splits.preprocessing(self.train_split)
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -267,16 +262,17 @@ class ImageTextData(LightningDataModule):
         Raises:
             InputError: if it has no images.
         """
-        if name not in self._splits:
-            dataset = self.dataset(name)
-            if len(dataset) == 0:
-                raise InputError(f"split {name!r} has no images; expected at least one")
-            if self.noise_rate and name == self.train_split:
-                dataset = SwappedCaptions(dataset, rate=self.noise_rate, seed=self.noise_seed)
-            self._warn_of_shared_photos(dataset)
-            self._check_same_backbone(dataset)
-            self._splits[name] = dataset
-        return self._splits[name]
+        return self._splits.open(name)
+
+    def _made(self, name: str) -> ImageTextDataset:
+        dataset = self.dataset(name)
+        if self.noise_rate and name == self.train_split and len(dataset):
+            return SwappedCaptions(dataset, rate=self.noise_rate, seed=self.noise_seed)
+        return dataset
+
+    def _served(self, dataset: ImageTextDataset) -> ImageTextDataset:
+        """What a split serves, made of its dataset."""
+        return dataset
 
     @property
     def training_captions(self) -> Tensor:
@@ -400,9 +396,11 @@ class ImageTextData(LightningDataModule):
         images, as far as their names tell, with the same captions.
         """
         parts = {"train": self.train_split, "val": self.val_split}
-        for name in self._splits.keys() & parts.values() - self._fingerprints.keys():
-            self._fingerprints[name] = _hash(self._splits[name])
-        found = {part: self._fingerprints[n] for part, n in parts.items() if n in self._splits}
+        found = {
+            part: self._splits.fingerprint(name)
+            for part, name in parts.items()
+            if name is not None and name in self._splits
+        }
         if self.exclude is not None and "train" in found:
             kept = self.training_captions.numpy().tobytes()
             found["train"] = sha256(found["train"].encode() + kept).hexdigest()
@@ -417,11 +415,9 @@ class ImageTextData(LightningDataModule):
         state: dict[str, Any] = {"fingerprints": self.fingerprints()}
         if self.preprocessing is not None:
             state["preprocessing"] = self.preprocessing.to_dict()
-        if self.train_split in self._splits:
-            source = self._splits[self.train_split].source
-            if isinstance(source, StoredFeatures):
-                state["features"] = str(source.features.path.parent.resolve())
-                state["image_backbone"] = source.backbone
+        if source := self._splits.stored_features().get(self.train_split):
+            state["features"] = str(source.features.path.parent.resolve())
+            state["image_backbone"] = source.backbone
         return state | self._tokens.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -434,7 +430,7 @@ class ImageTextData(LightningDataModule):
         saved, own = state_dict.get("preprocessing"), self.preprocessing
         if saved is not None and own is not None and own != Preprocessing.from_dict(saved):
             rank_zero_warn(f"the checkpoint was trained on pixels of {saved}, the data has {own}")
-        for _, source in self._stored():
+        for source in self._splits.stored_features().values():
             source.check_same_backbone(state_dict.get("image_backbone"), "the checkpoint")
         self._tokens.load_state_dict(state_dict)
 
@@ -465,32 +461,6 @@ class ImageTextData(LightningDataModule):
         )
         return WordTokenizer(vocabulary)
 
-    def _warn_of_shared_photos(self, dataset: ImageTextDataset) -> None:
-        source = dataset.source
-        if not isinstance(source, Photos):
-            return  # names of others may be numbers of rows
-        photos = {source.place(row) for row in range(len(source))}
-        for other, theirs in self._photos.items():
-            if other != dataset.split and (shared := sorted(photos & theirs)):
-                rank_zero_warn(
-                    f"the splits {other!r} and {dataset.split!r} share {len(shared)} photos, "
-                    f"such as {shared[0]}: recall on what was trained on means nothing"
-                )
-        self._photos[dataset.split] = photos
-
-    def _check_same_backbone(self, dataset: ImageTextDataset) -> None:
-        if isinstance(dataset.source, StoredFeatures):
-            for split, other in self._stored():
-                dataset.source.check_same_backbone(other.backbone, f"those of the split {split!r}")
-
-    def _stored(self) -> list[tuple[str, StoredFeatures]]:
-        """The splits opened so far whose images are stored features."""
-        return [
-            (split, dataset.source)
-            for split, dataset in self._splits.items()
-            if isinstance(dataset.source, StoredFeatures)
-        ]
-
     def _reading(self) -> dict[str, Any]:
         # A generator of its own: making an iterator then draws nothing from torch's global one.
         return {
@@ -504,11 +474,3 @@ class ImageTextData(LightningDataModule):
 
 def _as_it_is(collated: Collated) -> Collated:
     return collated
-
-
-def _hash(split: ImageTextDataset) -> str:
-    digest = sha256()
-    for text in (*split.names, *split.captions):
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    digest.update(split.caption_images.numpy().tobytes())
-    return digest.hexdigest()
