@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -12,14 +12,17 @@ from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
 
+from PIL import Image
+
 from itmkit.checks import InputError, check_count
 from itmkit.data.captions import check_name
-from itmkit.data.photo import decode_photo
+from itmkit.data.images import BadSampleError
+from itmkit.data.photo import decode_photo, read_photo
 from itmkit.data.pictures import MAX_PIXELS
 from itmkit.extras import require_extra
 from itmkit.index import Index
 from itmkit.index.columns import OWN_COLUMNS
-from itmkit.index.where import matching_rows
+from itmkit.index.where import ConditionError, matching_rows
 from itmkit.report.page import figure_webp, render, webp
 from itmkit.retriever import Retriever
 from itmkit.systems import Matcher
@@ -33,6 +36,14 @@ _SIZES = {"small": (320, 72), "large": (1600, 85)}
 _KEPT = 2000  # small pictures in memory, of about 10 KB
 
 Size = Literal["small", "large"]
+
+
+class RequestError(InputError):
+    """What is wrong with a request: the only error whose text a browser is sent.
+
+    The text names a picture of the index by its path in the folder, and no other path of this
+    machine.
+    """
 
 
 class SearchPage:
@@ -108,22 +119,31 @@ class SearchPage:
             nothing matches; ``seconds``.
 
         Raises:
-            InputError: as :meth:`itmkit.index.Index.search`, and for a number that is out of range.
+            RequestError: a number is out of its range, ``where`` is no condition, a picture cannot
+                be read, or the model compares no pictures.
+            InputError: the index is damaged, or the model gives no numbers.
         """
-        check_count(k=k)
+        with _of_the_request(InputError):
+            check_count(k=k)
         if k > MOST_HITS:
-            raise InputError(f"k is {k}; expected at most {MOST_HITS}")
+            raise RequestError(f"k is {k}; expected at most {MOST_HITS}")
         start = perf_counter()
         sentence, condition = words.strip() or None, where.strip() or None
-        image: Any = None if like is None else self._existing_file(like)
+        image = None if like is None else self._photo(like)
         if picture is not None:
-            side = self.index.encoder.preprocessing.scaled_side
-            image = decode_photo(BytesIO(picture), "picture", side=side, max_pixels=MAX_PIXELS)
+            with _of_the_request(BadSampleError):
+                image = decode_photo(
+                    BytesIO(picture), "picture", side=self._side, max_pixels=MAX_PIXELS
+                )
+        if image is not None:
+            with _of_the_request(InputError):
+                self.index.exact.check_vectors()
         note = ""
         if sentence is None and image is None:
-            found = self._listed(k, condition)
+            with _of_the_request(ConditionError):
+                found = self._listed(k, condition)
         else:
-            with self._model:
+            with self._model, _of_the_request(ConditionError):
                 hits = self.index.search(sentence, k, image=image, where=condition)
             note = self.index.verdict(hits) if image is None else ""
             found = [self._entry(hit.row, hit.score, hit.probability) for hit in hits]
@@ -133,27 +153,35 @@ class SearchPage:
         """The file of a picture of the index.
 
         Raises:
-            InputError: there is no such picture, or its path leads out of the folder.
+            RequestError: there is no such picture, or its path leads out of the folder.
         """
         if not 0 <= item < len(self.index):
-            raise InputError(f"item is {item}; expected a number below {len(self.index)}")
+            raise RequestError(f"item is {item}; expected a number below {len(self.index)}")
         name: str = self.index.items["path"][item].as_py()
-        check_name(name, self.index.folder)
+        with _of_the_request(InputError):
+            check_name(name, "the index")
         return self.index.root / name
 
-    def _existing_file(self, item: int) -> Path:
-        """The file of a picture that is read now; the error does not tell where the folder is."""
+    @property
+    def _side(self) -> int:
+        return self.index.encoder.preprocessing.scaled_side
+
+    def _photo(self, item: int) -> Image.Image:
+        """A picture of the index, for the model."""
         path = self.file(item)
+        name = path.relative_to(self.index.root)
         if not path.is_file():
-            name = path.relative_to(self.index.root)
-            raise InputError(f"{name} is no longer in the folder of the pictures")
-        return path
+            raise RequestError(f"{name} is no longer in the folder of the pictures")
+        try:
+            return read_photo(path, side=self._side, max_pixels=MAX_PIXELS)
+        except BadSampleError as error:
+            raise RequestError(f"{name} cannot be read; expected a picture") from error
 
     def picture(self, item: int, size: Size = "small") -> bytes | None:
         """A picture of the index as WebP; None where its file cannot be read.
 
         Raises:
-            InputError: as :meth:`file`.
+            RequestError: as :meth:`file`.
         """
         with suppress(FileNotFoundError):
             return self._small(item) if size == "small" else self._encoded(item, size)
@@ -163,17 +191,19 @@ class SearchPage:
         """Maps of the words over a picture of the index, as WebP; see ``Retriever.explain``.
 
         Raises:
-            InputError: as :meth:`file`; the model cannot explain, or matplotlib is not installed.
+            RequestError: as :meth:`file`; the picture cannot be read, the model cannot explain, or
+                matplotlib is not installed.
         """
-        encoder, path = self.index.encoder, self._existing_file(item)
+        encoder, photo = self.index.encoder, self._photo(item)
         if not isinstance(encoder, Retriever):
-            raise InputError(f"model is {type(encoder).__name__}; expected a Retriever")
-        require_extra("report", "matplotlib>=3.9")
+            raise RequestError(f"model is {type(encoder).__name__}; expected a Retriever")
+        with _of_the_request(InputError):
+            require_extra("report", "matplotlib>=3.9")
         from matplotlib.figure import Figure
 
         figure = Figure(layout="constrained", facecolor="white")
         with self._model:
-            encoder.explain(path, words, figure=figure)
+            encoder.explain(photo, words, figure=figure)
         return figure_webp(figure, dpi=100, quality=75)
 
     def _encoded(self, item: int, size: Size = "small") -> bytes:
@@ -203,6 +233,15 @@ class SearchPage:
             "probability": probability,
             "columns": {key: value for key, value in own.items() if value is not None},
         }
+
+
+@contextmanager
+def _of_the_request(kind: type[InputError]) -> Iterator[None]:
+    """Within it, errors of a kind say what is wrong with the request, and name no file."""
+    try:
+        yield
+    except kind as error:
+        raise RequestError(str(error)) from error
 
 
 def _plain(value: Any) -> Any:

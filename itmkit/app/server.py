@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from itmkit.app.page import MOST_BYTES, SearchPage, Size
+from itmkit.app.page import MOST_BYTES, RequestError, SearchPage, Size
 from itmkit.checks import InputError, check_count
 from itmkit.extras import require_extra
 from itmkit.report.page import render
@@ -37,7 +37,8 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
     """The page as an ASGI application; needs ``itmkit[app]``.
 
     ``/`` is the page, ``/search`` gives JSON, ``/picture/ITEM`` and ``/explain/ITEM`` give WebP.
-    Errors of a query are ``{"error": "one line"}``.
+    Errors are ``{"error": "one line"}``: the text of a :class:`RequestError`, and of any other
+    error its type alone, for it may name files of this machine; the rest is on the terminal.
 
     Args:
         page: what it shows.
@@ -87,7 +88,7 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
     async def picture(request: Request) -> Response:
         item, size = item_of(request), request.query_params.get("size", "small")
         if size not in ("small", "large"):
-            raise InputError(f"size is {size[:40]!r}; expected small or large")
+            raise RequestError(f"size is {size[:40]!r}; expected small or large")
         tag = f'"{page.index.items["hash"][item].as_py()}-{size}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"etag": tag})
@@ -100,7 +101,7 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
     async def explain(request: Request) -> Response:
         item, words = item_of(request), request.query_params.get("q", "").strip()
         if not words:
-            raise InputError("q is empty; expected a sentence")
+            raise RequestError("q is empty; expected a sentence")
         content = await in_thread(partial(page.explanation, item, words))
         return Response(content, media_type="image/webp", headers={"cache-control": "no-store"})
 
@@ -140,7 +141,7 @@ def create_app(page: SearchPage, *, hosts: Collection[str] = ()) -> ASGIApp:
         Route("/explain/{item:int}", explain),
     ]
     handlers = {
-        InputError: refused,
+        RequestError: refused,
         HTTPException: http_error,
         ClientDisconnect: disconnected,
         Exception: fault,
@@ -290,11 +291,11 @@ async def _picture(request: Request) -> bytes:
         if len(content) > MOST_BYTES:
             raise too_large
     if not content:
-        raise InputError("picture is empty; expected the content of a file")
+        raise RequestError("picture is empty; expected the content of a file")
     return bytes(content)
 
 
 def _number(name: str, text: str) -> int:
     if not text.isdecimal() or len(text) > 12:
-        raise InputError(f"{name} is {text[:40]!r}; expected a whole number")
+        raise RequestError(f"{name} is {text[:40]!r}; expected a whole number")
     return int(text)

@@ -28,6 +28,10 @@ _COMPARING = {*_ORDER, "=", "==", "<>", "!=", "IS", "IN", "BETWEEN"}
 _READING = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
 
 
+class ConditionError(InputError):
+    """A condition that is none, or does not fit the columns."""
+
+
 def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
     """Rows of the items for which an SQL expression over their columns is true.
 
@@ -42,7 +46,7 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
         ``(n,)`` int64, ascending.
 
     Raises:
-        InputError: if it is no such expression, names a column that is not there, or compares
+        ConditionError: if it is no such expression, names a column that is not there, or compares
             numbers with text that is none.
 
     Example:
@@ -51,7 +55,7 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
         [1, 2]
     """
     if not isinstance(where, str):
-        raise InputError(f"where is {type_of(where)}; expected a condition in SQL")
+        raise ConditionError(f"where is {type_of(where)}; expected a condition in SQL")
     words = {word.casefold() for word in re.findall(r"\w+", where)}
     named = [c for c in items.column_names if words & set(re.findall(r"\w+", c.casefold()))]
     plain = {c: str(items.schema.field(c).type) for c in named}
@@ -89,14 +93,14 @@ def matching_rows(items: pa.Table, where: str) -> np.ndarray[Any, Any]:
             if not_numbers:
                 column, text = not_numbers[0]
                 cell, name = text.replace("'", "''"), quoted[named.index(column)]
-                raise InputError(
+                raise ConditionError(
                     f"where is {where!r}, which compares column {column!r} with a number, and it "
                     f"has {text!r}; expected numbers alone, the number in quotes as text, or "
                     f"what leaves the others out first: {name} <> '{cell}' AND ({where})"
                 ) from None
             missing = re.fullmatch(r"no such column: (.*)", str(error))
             hint = did_you_mean(missing[1], items.column_names) if missing else ""
-            raise InputError(
+            raise ConditionError(
                 f"where is {where!r}: {error}; expected a condition on the columns "
                 f"{', '.join(items.column_names)}{hint}"
             ) from error
@@ -110,7 +114,7 @@ def _numbers_compared(where: str, numeric: dict[str, bool]) -> str:
     SQL holds every text to be greater than every number.
 
     Raises:
-        InputError: if it compares a column of numbers with text, or a column twice in a row.
+        ConditionError: if it compares a column of numbers with text, or a column twice in a row.
     """
     columns = {name.casefold(): name for name in numeric}
     found = [match for match in _TOKENS.finditer(where) if match[0] not in ("+", "-")]
@@ -130,14 +134,14 @@ def _numbers_compared(where: str, numeric: dict[str, bool]) -> str:
         pairs = [after[:2], before[:-3:-1]]
         others = [pair[1] for pair in pairs if len(pair) > 1 and pair[0].upper() in _COMPARING]
         if all(pair and pair[0] in _ORDER for pair in pairs):
-            raise InputError(
+            raise ConditionError(
                 f"where is {where!r}, which SQL does not read as a range; expected two conditions, "
                 f"such as {match[0]} > 1 AND {match[0]} < 5"
             )
         if numeric[column]:
             texts = [one for one in others if one[0] == "'" and number_of(one[1:-1]) is None]
             if texts:
-                raise InputError(
+                raise ConditionError(
                     f"where is {where!r}, and column {column!r} holds numbers, not {texts[0]}; "
                     "expected a number"
                 )

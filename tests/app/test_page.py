@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 from pictures import ColourEncoder, save_picture
 
-from itmkit.app.page import MOST_HITS, SearchPage
-from itmkit.checks import InputError
+from itmkit.app.page import MOST_HITS, RequestError, SearchPage
 from itmkit.index import Calibration, Index, build_index
 
 COLOURS = ("red", "green", "blue", "white")
@@ -92,7 +91,7 @@ def test_note_that_nothing_matches(search_page: SearchPage) -> None:
     ],
 )
 def test_errors(search_page: SearchPage, given: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(RequestError, match=message):
         search_page.search(**given)  # type: ignore[arg-type]
 
 
@@ -123,15 +122,21 @@ def test_an_index_that_names_other_files(
     items = search_page.index.items
     paths = pa.array([path, *items["path"].to_pylist()[1:]])
     search_page.index.items = items.set_column(0, "path", paths)
-    with pytest.raises(InputError, match="expected a file inside the image folder"):
+    with pytest.raises(RequestError, match=f"^the index names '{path}'; expected"):
         search_page.picture(0)
 
 
-def test_a_picture_that_is_gone(search_page: SearchPage, tmp_path: Path) -> None:
+def test_a_picture_that_is_gone_or_damaged(search_page: SearchPage, tmp_path: Path) -> None:
     """Who sees the page is not told where its folder is."""
     (tmp_path / "photos/3.jpg").unlink()
-    with pytest.raises(InputError, match=r"^3.jpg is no longer in the folder of the pictures$"):
-        search_page.search(like=3)
+    (tmp_path / "photos/4.jpg").write_bytes(b"no picture")
+    errors = {3: "3.jpg is no longer in the folder of the pictures",
+              4: "4.jpg cannot be read; expected a picture"}  # fmt: skip
+    for item, error in errors.items():
+        for ask in (lambda n: search_page.search(like=n), lambda n: search_page.explanation(n, "")):
+            with pytest.raises(RequestError, match=f"^{error}$"):
+                ask(item)
+    assert search_page.picture(4) is None
 
 
 def test_names_and_columns_are_text(search_page: SearchPage) -> None:
@@ -151,7 +156,7 @@ def test_names_and_columns_are_text(search_page: SearchPage) -> None:
 
 def test_explanation_of_a_model_without_any(search_page: SearchPage) -> None:
     assert not search_page.can_explain
-    with pytest.raises(InputError, match="model is ColourEncoder; expected a Retriever"):
+    with pytest.raises(RequestError, match="model is ColourEncoder; expected a Retriever"):
         search_page.explanation(0, "red")
 
 

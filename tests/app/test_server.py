@@ -230,6 +230,21 @@ def test_a_fault_of_the_program(search_page: SearchPage, monkeypatch: pytest.Mon
     assert response.json()["error"].startswith("ZeroDivisionError; the terminal of itmkit app")
 
 
+def test_only_errors_of_requests_are_sent(
+    client: Any, search_page: SearchPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message may name files of this machine, as that of an index that is damaged does."""
+
+    def damaged(*_: Any, **__: Any) -> None:
+        raise InputError(f"{search_page.index.folder} is cut short")
+
+    monkeypatch.setattr(search_page.index, "search", damaged)
+    safe = testclient.TestClient(client.app, base_url=HERE, raise_server_exceptions=False)
+    response = safe.get("/search?q=dog")
+    assert response.status_code == 500
+    assert response.json() == {"error": "InputError; the terminal of itmkit app has more of it"}
+
+
 def test_addresses() -> None:
     with listen("127.0.0.1", 0) as one:
         port = one.getsockname()[1]
