@@ -201,7 +201,7 @@ class SearchPage:
             require_extra("report", "matplotlib>=3.9")
         from matplotlib.figure import Figure
 
-        figure = Figure(layout="constrained", facecolor="white")
+        figure = Figure(facecolor="white")
         with self._model:
             encoder.explain(photo, words, figure=figure)
         return figure_webp(figure, dpi=100, quality=75)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 COLUMNS = 5
 SIDE = 128  # pixels of a smooth map
 
+# inches: of a panel with its title and the space beside it, and of the title of an explanation
+_WIDTH, _HEIGHT, _HEADING = 1.75, 2.05, 0.65
+_TITLE, _GAP = 0.35, 0.08
+
 # Okabe and Ito's colours, which colour-blind readers tell apart
 _ADDS, _TAKES, _LOOKS = "#d55e00", "#0072b2", "#009e73"
 _STRONGEST = 0.8  # opacity
@@ -97,9 +101,9 @@ def draw_explanations(
     if figure is None:
         from matplotlib import pyplot
 
-        figure = pyplot.figure(layout="constrained")
-    figure.set_size_inches(1.75 * COLUMNS, 2.05 * sum(rows) + 0.6 * len(rows))
-    heights = [2.05 * count + 0.6 for count in rows]
+        figure = pyplot.figure()
+    heights = [_height(count) for count in rows]
+    figure.set_size_inches(_WIDTH * COLUMNS, sum(heights))
     parts = figure.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     grey = _lightened_grey(picture)
     axes = [
@@ -122,7 +126,7 @@ def _draw_one(
     boxes: Tensor | None,
 ) -> Array:
     shares = explanation.kind == "shares"
-    axes: Array = part.subplots(rows, COLUMNS, squeeze=False)
+    axes: Array = part.subplots(rows, COLUMNS, squeeze=False, gridspec_kw=_places(rows))
     maps = {
         text: [(_of_word(one, word, shares=shares), one.grid) for one in explanation.maps]
         for word, text in panels
@@ -130,19 +134,38 @@ def _draw_one(
     }
     layers = {text: _layers(found, boxes) for text, found in maps.items()}
     scale = max((one.strongest for text, one in layers.items() if text != "all words"), default=0)
-    part.suptitle(_title(explanation), fontsize=9, x=0.01, ha="left")
+    top = 1 - _GAP / _height(rows)
+    part.suptitle(_title(explanation), fontsize=9, x=0.01, y=top, ha="left", va="top")
     for axis, (word, text) in zip(axes.flat, panels, strict=False):
         axis.imshow(pictures[word is not None], extent=(0, 1, 1, 0), aspect="auto")
         axis.set_box_aspect(pictures[0].shape[0] / pictures[0].shape[1])
         if word is not None:
             total = sum(float(values.sum()) for values, _ in maps[text])
             title = f"{text}  {total:+.3f}" if shares else text
-            axis.set_title(title, fontsize=8, parse_math=False)
+            axis.set_title(title, fontsize=8, y=1.0, parse_math=False)
             own = layers[text].strongest if text == "all words" else scale
             _overlay(axis, layers[text], own or 1.0, shares=shares)
     for axis in axes.flat:
         axis.set_axis_off()
     return axes
+
+
+def _height(rows: int) -> float:
+    """Inches of an explanation."""
+    return _HEADING + rows * _HEIGHT - _TITLE + _GAP
+
+
+def _places(rows: int) -> dict[str, float]:
+    """Where the panels are; a layout engine would measure every title to find the same."""
+    side, height = _GAP / 2 / (_WIDTH * COLUMNS), _height(rows)
+    return {
+        "left": side,
+        "right": 1 - side,
+        "bottom": _GAP / height,
+        "top": 1 - _HEADING / height,
+        "wspace": _GAP / (_WIDTH - _GAP),
+        "hspace": _TITLE / (_HEIGHT - _TITLE),
+    }
 
 
 def _title(explanation: Explanation) -> str:

@@ -162,7 +162,7 @@ def data_address(content: bytes) -> str:
 def figure_webp(figure: Figure, *, dpi: int = 80, quality: int = 60) -> bytes:
     """A figure of matplotlib in WebP."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
+    figure.savefig(content, format="png", dpi=dpi, pil_kwargs={"compress_level": 0})
     drawn = Image.open(content)
     made = webp(drawn, side=max(drawn.size), quality=quality)
     assert made is not None  # it is no file

@@ -312,7 +312,7 @@ def _map(own: EvaluatedRun, row: int, column: int) -> str:
         array = preprocessing(picture).permute(1, 2, 0).contiguous().numpy()
     text, tokenizer = own.caption(column), own.items.tokenizer
     words = caption_words(tokenizer.words(text), tokenizer.encode(text).words)
-    figure = Figure(layout="constrained", facecolor="white")
+    figure = Figure(facecolor="white")
     draw_explanations(explanations, array, words, boxes, figure=figure)
     return data_address(figure_webp(figure))
 

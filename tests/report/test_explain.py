@@ -93,6 +93,27 @@ def test_regions_have_boxes_and_grids_of_features_are_smooth() -> None:
         draw_explanations(found, picture, words, figure=Figure())
 
 
+@pytest.mark.parametrize("count", [1, 12])
+def test_pictures_and_titles_have_places_of_their_own(count: int) -> None:
+    from itertools import combinations
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    words = caption_words(["dog"] * count, range(count))
+    one = Explanation("shares", "score", [TokenMap(torch.ones(count, 4), (2, 2))], 4.0 * count)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    figure, axes = draw_explanations([one, one], picture, words, figure=Figure())
+    FigureCanvasAgg(figure).draw()
+    used = [axis for axis in axes.flat if axis.images]
+    assert len(used) == 2 * (count + 2)
+    boxes = [axis.get_window_extent() for axis in used]
+    boxes += [axis.title.get_window_extent() for axis in used if axis.get_title()]
+    boxes += [part.texts[0].get_window_extent() for part in figure.subfigs]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert all(figure.bbox.contains(*corner) for box in boxes for corner in box.corners())
+
+
 def test_words_of_word_pieces(tmp_path: Path) -> None:
     from text_models import save_text_model
 
