@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Generator, Tensor
 
 from itmkit._internals import data_module_of
-from itmkit.checks import InputError, check_count, check_positive, type_of
+from itmkit.checks import InputError, check_count, check_finite, check_positive, type_of
 from itmkit.chunks import chunks
 from itmkit.data.order import EpochOrder, mixed_seed
 from itmkit.data.rival_groups import Relevance, Rivals, rival_groups
@@ -58,7 +59,8 @@ class HardNegativeMiner(Callback):
     Raises:
         InputError: for a number out of its range; when a run starts, for data that is no
             :class:`~itmkit.data.ImageTextData`, has ``bucket_batches`` or ``exclude``, or another
-            ``batch_size``, and for ``overfit_batches``.
+            ``batch_size``, and for ``overfit_batches``; when an epoch starts, for scores that are
+            not finite numbers of fp16, as those of a model whose weights are NaN.
 
     Example:
         >>> miner = HardNegativeMiner(4, start_epoch=3, hardening=400)
@@ -185,7 +187,11 @@ class HardNegativeMiner(Callback):
             gallery = Gallery.gathered(parts)
             dataset = data.split(data.train_split)
             size = (len(dataset), len(dataset.captions))
-            return mine(model, gallery, dataset.relevance, self.top_k, size=size)
+            try:
+                return mine(model, gallery, dataset.relevance, self.top_k, size=size)
+            except InputError as error:
+                epoch = trainer.current_epoch
+                raise InputError(f"HardNegativeMiner, in epoch {epoch}: {error}") from error
 
 
 def mine(
@@ -207,6 +213,9 @@ def mine(
 
     Returns:
         The rivals, by the rows of the split; images or captions that the gallery lacks have none.
+
+    Raises:
+        InputError: for a score that is not finite, with the rows of its image and its caption.
     """
     image_ids, text_ids = gallery.image_ids, gallery.text_ids
     captions = _empty(size[0], min(top_k, len(text_ids)))
@@ -215,7 +224,9 @@ def mine(
     with evaluating(model):
         for part, scores in _score_rows(model, gallery.images, texts):
             true = relevance(image_ids[part], text_ids).to(scores.device)
-            wrong = scores.masked_fill(true, -torch.inf).half().cpu()
+            halves = scores.half()
+            check_finite(halves, partial(_name_of_score, image_ids[part], text_ids))
+            wrong = halves.masked_fill(true, -torch.inf).cpu()
             best = wrong.topk(captions[0].shape[1], dim=1)
             _put(captions, image_ids[part], best.values, text_ids[best.indices])
             with autocast_off(wrong):  # which does not know fp16 beside bf16
@@ -232,6 +243,10 @@ def _score_rows(
 ) -> Iterator[tuple[slice, Tensor]]:
     for part in chunks(len(images), _CHUNK):
         yield part, score_block(model, images[part].to(model.device), texts)
+
+
+def _name_of_score(image_ids: Tensor, text_ids: Tensor, row: int, column: int) -> str:
+    return f"the score of image {int(image_ids[row])} and caption {int(text_ids[column])}, in fp16,"
 
 
 def _empty(rows: int, count: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from itmkit.callbacks import HardNegativeMiner
 from itmkit.callbacks.hard_negative_miner import mine
+from itmkit.checks import InputError
 from itmkit.data import ImageTextData, ShapesDataset
 from itmkit.data.images import BadSampleError
 from itmkit.data.order import EpochOrder, mixed_seed
@@ -245,6 +246,29 @@ def mine_in_bf16(mate: MATE) -> Rivals:
     with torch.autocast("cpu", torch.bfloat16):
         gallery = encode(mate, data.evaluation_dataloader("train"))
     return mine(mate, gallery, data.split("train").relevance, 4, size=(8, 40))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(float("nan"), "nan"), (1e6, "inf")],  # the second is finite, but not in fp16
+)
+def test_error_of_scores_that_are_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, shown: str
+) -> None:
+    score = MATE.score
+
+    def broken(self: MATE, images: Any, texts: Any) -> torch.Tensor:
+        return score(self, images, texts).index_fill(1, torch.tensor(9), value)
+
+    mate, miner = make_mate(), HardNegativeMiner(4, start_epoch=1)
+    monkeypatch.setattr(MATE, "score", broken)
+    trainer = quiet_trainer(tmp_path, max_steps=2 * BATCHES, limit_val_batches=0, callbacks=[miner])
+    message = (
+        f"^HardNegativeMiner, in epoch 1: the score of image 0 and caption 9, in fp16, is {shown}"
+    )
+    with pytest.raises(InputError, match=message):
+        trainer.fit(mate, make_data())
+    assert miner.state_dict() == {}  # nothing was mined
 
 
 def test_error_of_an_argument() -> None:
