@@ -42,6 +42,7 @@ class Source(NamedTuple):
 _stored: ContextVar[Mapping[str, Mapping[str, Any]] | None] = ContextVar("stored", default=None)
 _token: ContextVar[str | None] = ContextVar("token", default=None)
 _reached: list[bool] = []
+_fetching = threading.RLock()  # what fetching sets, the libraries keep in globals of theirs
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def fetching(
 ) -> Iterator[None]:
     """Within it, a name may be fetched from the hub; where that cannot be reached, from its cache.
 
-    Without a network the libraries would try for minutes.
+    Without a network the libraries would try for minutes. One thread at a time is within it.
 
     Args:
         option: argument that the name is of.
@@ -131,27 +132,28 @@ def fetching(
     from huggingface_hub import constants
 
     local = os.path.exists(name)
-    online = local or hub_is_reached()
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not online
-    try:
-        if weights_of is not None and online and not local:
-            _announce(weights_of, revision)
-        yield
-    except InputError:
-        raise
-    except (client_error(), OSError, ValueError) as error:
-        if not online:
+    with _fetching:
+        online = local or hub_is_reached()
+        before = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = before or not online
+        try:
+            if weights_of is not None and online and not local:
+                _announce(weights_of, revision)
+            yield
+        except InputError:
+            raise
+        except (client_error(), OSError, ValueError) as error:
+            if not online:
+                raise ModelNotFoundError(
+                    f"{option} is {name!r}, which is not on this machine, and {constants.ENDPOINT} "
+                    "cannot be reached; expected a local folder, a model in the cache, or a network"
+                ) from error
+            reason = " ".join(str(error).split())
             raise ModelNotFoundError(
-                f"{option} is {name!r}, which is not on this machine, and {constants.ENDPOINT} "
-                "cannot be reached; expected a local folder, a model in the cache, or a network"
+                f"{option} is {name!r}; expected a model on the hub or a local folder: {reason}"
             ) from error
-        reason = " ".join(str(error).split())
-        raise ModelNotFoundError(
-            f"{option} is {name!r}; expected a model on the hub or a local folder: {reason}"
-        ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = before
+        finally:
+            constants.HF_HUB_OFFLINE = before
 
 
 def client_error() -> type[Exception]:

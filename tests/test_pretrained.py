@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,27 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(
     with pytest.raises(InputError, match="cannot be reached"):
         TransformersTokenizer("no-one/no-model")
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.usefixtures("no_network")
+def test_threads_that_fetch_at_once_leave_the_hub_as_it_was() -> None:
+    inside, last = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with pretrained.fetching("name_or_path", "no-one/second"):
+            inside.set()
+            assert last.wait(10)
+            assert constants.is_offline_mode()
+
+    with ThreadPoolExecutor(1) as pool:
+        with pretrained.fetching("name_or_path", "no-one/first"):
+            found = pool.submit(second)
+            assert not inside.wait(0.2)
+            with pretrained.fetching("name_or_path", "no-one/nested"):
+                assert constants.is_offline_mode()
+        last.set()
+        found.result(10)
+    assert not constants.is_offline_mode()
 
 
 def test_the_reason_of_the_library_is_told(tmp_path: Path) -> None:
