@@ -1,8 +1,19 @@
-"""Cut a long row of items into chunks of a bounded size."""
+"""Cut a long row of items into chunks of a bounded size, or take some of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most ``most`` numbers below ``count``, evenly spaced.
+
+    Example:
+        >>> evenly_spaced(10, 4), evenly_spaced(2, 4)
+        ([0, 2, 5, 7], [0, 1])
+    """
+    kept = min(count, most)
+    return [number * count // kept for number in range(kept)]
 
 
 def chunks(length: int, size: int) -> Iterator[slice]:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Generator, Tensor
 
 from itmkit.checks import InputError, check_choice, check_count, check_dropout, check_share
+from itmkit.chunks import evenly_spaced
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.exclusion import kept_captions
@@ -355,19 +356,24 @@ class ImageTextData(LightningDataModule):
         """As :meth:`test_dataloader`."""
         return self.test_dataloader()
 
-    def evaluation_dataloader(self, split: str, *, share: tuple[int, int] = (0, 1)) -> Loader:
+    def evaluation_dataloader(
+        self, split: str, *, share: tuple[int, int] = (0, 1), most: int | None = None
+    ) -> Loader:
         """One row an image of any split, with all of its captions, without augmentation.
 
         Args:
             split: its name.
             share: which part of the batches, and of how many parts: (0, 1) for all. The batches are
                 the same whatever the number of parts.
+            most: images, evenly spaced; None: all.
         """
         part, parts = share
-        rows, size = range(len(self.split(split))), self.eval_batch_size
+        count, size = len(self.split(split)), self.eval_batch_size
+        rows = range(count) if most is None else evenly_spaced(count, most)
         length = -(-len(rows) // (size * parts)) * size  # whole batches
         # Where all are wanted, a Trainer may share the rows out as it likes.
-        own = {"sampler": rows[part * length : (part + 1) * length]} if parts > 1 else {}
+        some = parts > 1 or len(rows) < count
+        own = {"sampler": rows[part * length : (part + 1) * length]} if some else {}
         loader = self._evaluation(split, **own)
         images = cast(EvaluationImages, loader.dataset)
         images.source = copy(images.source)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.chunks import chunks
+from itmkit.chunks import chunks, evenly_spaced
 from itmkit.extras import require_extra
 from itmkit.files import user_path
 from itmkit.index import store
@@ -97,10 +97,11 @@ def measured(
     )
     if "vector" not in texts.items() or texts.vector.shape[1] != shape[1]:
         raise InputError("sentences have no vector of the size of the pictures'; expected one")
-    places = spread(count, len(sentences))
+    places = np.array(evenly_spaced(count, len(sentences)), np.int64)
     pictures = Encoding(vector=exact.vectors(places))
     tiles = (tile["vector"] for _, tile in exact.tiles(("vector",)))
-    index = FaissIndex.build(factory, count, tiles, exact.vectors(spread(count, _TRAINED_WITH)))
+    sample = np.array(evenly_spaced(count, _TRAINED_WITH), np.int64)
+    index = FaissIndex.build(factory, count, tiles, exact.vectors(sample))
     right: list[Rows] = []
     alike: list[Rows] = []
     for part in chunks(len(texts), _QUERIES):
@@ -166,18 +167,7 @@ def check_sentences(sentences: Sequence[str]) -> list[str]:
             f"queries has {len(different)} different sentences; expected at least {LEAST_QUERIES}, "
             "to measure what a faiss index finds"
         )
-    return [different[place] for place in spread(len(different), MOST_QUERIES)]
-
-
-def spread(count: int, most: int) -> Rows:
-    """At most so many numbers below ``count``, evenly spread.
-
-    Example:
-        >>> spread(10, 4).tolist(), spread(3, 4).tolist()
-        ([0, 2, 5, 7], [0, 1, 2])
-    """
-    kept = min(count, most)
-    return np.arange(kept, dtype=np.int64) * count // max(kept, 1)
+    return [different[place] for place in evenly_spaced(len(different), MOST_QUERIES)]
 
 
 def faiss_sentences(

@@ -28,6 +28,7 @@ from itmkit.nn.pooling.external_attention import ExternalSpatialAttention
 from itmkit.nn.pooling.feature_discriminability import FeatureDiscriminability
 from itmkit.nn.pooling.global_branch import GlobalBranch
 from itmkit.nn.pooling.guided_pooling import GuidedPooling
+from itmkit.nn.pooling.hubness_correction import HubnessCorrection
 from itmkit.nn.pooling.mean_path import MeanPath
 from itmkit.nn.refinement.graph_reasoning import GraphReasoning
 from itmkit.nn.refinement.refined_similarity import RefinedSimilarity
@@ -49,6 +50,7 @@ __all__ = [
     "GlobalBranch",
     "GraphReasoning",
     "GuidedPooling",
+    "HubnessCorrection",
     "MaskedBatchNorm",
     "MatchingHead",
     "MeanPath",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from itmkit.checks import InputError, check_finite, type_of
+from itmkit.chunks import evenly_spaced
 from itmkit.retrieval.blend import Scale
 from itmkit.retrieval.encode import Gallery, evaluating
 from itmkit.retrieval.encoding import Encoding
@@ -141,7 +142,8 @@ class Ensemble:
         """Mean and spread of the scores of a model."""
         parts = self.galleries[place].images, self.galleries[place].texts
         rows, columns = (
-            _spaced(len(part), most) for part, most in zip(parts, _SAMPLE, strict=True)
+            torch.tensor(evenly_spaced(len(part), most), dtype=torch.int64)
+            for part, most in zip(parts, _SAMPLE, strict=True)
         )
         sample = parts[0][rows], parts[1][columns]
         scores = score_matrix(self.models[place], *sample, chunk_size=_CHUNK)
@@ -157,19 +159,8 @@ class Ensemble:
     def _pair_scale(self, place: int) -> Scale:
         """Mean and spread of the second-stage scores of captions with their image and another."""
         ids, owners = self.gallery.image_ids, self.gallery.text_image_ids
-        columns = _spaced(len(owners), _SAMPLE[0])
+        columns = torch.tensor(evenly_spaced(len(owners), _SAMPLE[0]), dtype=torch.int64)
         own = torch.searchsorted(ids, owners[columns]).clamp(max=len(ids) - 1)
         rows = torch.stack([torch.cat([own, (own + 1) % len(ids)]), columns.repeat(2)], 1)
         with evaluating(self.models[place]):
             return Scale.of(self._pairs(place, rows))
-
-
-def _spaced(count: int, most: int) -> Tensor:
-    """At most so many of ``count`` rows, evenly spaced.
-
-    Example:
-        >>> _spaced(10, 4).tolist(), _spaced(2, 4).tolist()
-        ([0, 2, 5, 7], [0, 1])
-    """
-    wanted = min(count, most)
-    return torch.arange(wanted) * count // max(wanted, 1)

@@ -19,6 +19,7 @@ from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.distributed import gather, gather_all, rank, world_size
 from itmkit.losses import InfoNCELoss
 from itmkit.losses.kind import check_kind
+from itmkit.nn import HubnessCorrection
 from itmkit.nn.contract import Tokens
 from itmkit.nn.pooling.global_branch import GlobalBranch
 from itmkit.retrieval import Encoding
@@ -41,6 +42,7 @@ class LocalMatcher(Matcher):
         local_loss: any loss of scores.
         global_branch: see above; None: none.
         global_loss: any loss of scores; None: :class:`InfoNCELoss` of temperature 0.05.
+        hubness_correction: of the scores of the global branch, outside of its loss; None: none.
         local_weight: of the loss of the local scores beside the global one, at least 0; at 0 what
             the local scores alone read is not trained, and the encoders give one level.
         local_pairs: so many pairs of a global batch, its first, have trained local scores; None:
@@ -59,6 +61,7 @@ class LocalMatcher(Matcher):
         *,
         global_branch: GlobalBranch | None = None,
         global_loss: nn.Module | None = None,
+        hubness_correction: HubnessCorrection | None = None,
         local_weight: float = 1.0,
         local_pairs: int | None = None,
         **kwargs: Any,
@@ -74,6 +77,7 @@ class LocalMatcher(Matcher):
             check_without(
                 "global_branch",
                 global_loss=global_loss,
+                hubness_correction=hubness_correction,
                 local_weight=local_weight != 1.0,
                 local_pairs=local_pairs,
                 rerank_top_k=self.rerank_top_k > 0,
@@ -87,8 +91,11 @@ class LocalMatcher(Matcher):
             global_branch.complete(image_encoder, text_encoder)
             global_loss = global_loss or InfoNCELoss(0.05)
             check_kind("scores", global_loss=global_loss)
+            if hubness_correction is not None:
+                hubness_correction.complete(global_branch.dim)
         check_optional_count(2, local_pairs=local_pairs)
         self.global_loss = global_loss
+        self.hubness_correction = hubness_correction
         self.local_weight = local_weight
         self.local_pairs = local_pairs
         self.warm_up(score_loss=self.score_loss)
@@ -140,7 +147,8 @@ class LocalMatcher(Matcher):
         local = self.local_image(levels, images)
         if self.global_branch is None:
             return local
-        return _joined(local, self.global_branch.image(images.features, images.mask, levels[-1]))
+        vector = self.global_branch.image(images.features, images.mask, levels[-1])
+        return _joined(local, self.corrected(vector, "image"))
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
@@ -148,7 +156,8 @@ class LocalMatcher(Matcher):
         local = self.local_text(levels)
         if self.global_branch is None:
             return local
-        return _joined(local, self.global_branch.text(texts.inputs, texts.mask, levels[-1]))
+        vector = self.global_branch.text(texts.inputs, texts.mask, levels[-1])
+        return _joined(local, self.corrected(vector, "text"))
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)

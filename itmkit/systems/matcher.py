@@ -19,6 +19,7 @@ from itmkit._internals import data_module_of
 from itmkit.checks import InputError, TimeUnit, check_choice, check_count, check_share, type_of
 from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, check_texts
 from itmkit.distributed import gather_all
+from itmkit.nn import HubnessCorrection
 from itmkit.nn.layers.linear import linear
 from itmkit.nn.weights import report_misfits, stored_by
 from itmkit.precision import at_least_float32, autocast_off
@@ -28,6 +29,7 @@ from itmkit.systems.build import restore_system
 from itmkit.systems.evaluation import Evaluation
 from itmkit.systems.explanation import Explanation
 from itmkit.systems.finite_loss import FiniteLoss
+from itmkit.systems.hubness_bank import fill_bank
 from itmkit.systems.optimizer import make_optimizer
 from itmkit.systems.run_start import check_run
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
@@ -120,6 +122,8 @@ class Matcher(LightningModule, ABC):
         self.rerank_top_k = rerank_top_k
         self.rerank_weight = rerank_weight or 0.0
         self.rerank_standardised = rerank_standardised
+        #: of the vectors, of a system that has one
+        self.hubness_correction: HubnessCorrection | None = None
         #: most candidates that a fit of the second stage may choose; None where none is wanted
         self.rerank_most = rerank_top_k if rerank_weight is None else None
         self.model_config: dict[str, Any] | None = None
@@ -204,6 +208,18 @@ class Matcher(LightningModule, ABC):
         scores = self.score(self.encode_image(batch.images), texts)
         scores, ids = gather_all([scores, batch.image_ids], sizes=batch.sizes)
         return scores, ids[:, None] == ids
+
+    def corrected(self, vectors: Tensor, side: str) -> Tensor:
+        """Vectors ``(n, D)`` of a side, ``image`` or ``text``, as they are searched with."""
+        correction = self.hubness_correction
+        if correction is None:
+            return vectors
+        return correction.image(vectors) if side == "image" else correction.text(vectors)
+
+    def uncorrected(self, vectors: Tensor) -> Tensor:
+        """What :meth:`corrected` was given."""
+        correction = self.hubness_correction
+        return vectors if correction is None else correction.without(vectors)
 
     @property
     def has_second_stage(self) -> bool:
@@ -291,6 +307,9 @@ class Matcher(LightningModule, ABC):
     def on_validation_start(self) -> None:
         self._finite_loss.check()
         self._complete_vocabulary()
+        fits = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if self.hubness_correction is not None and fits:
+            fill_bank(self, self.hubness_correction, data_module_of(self.trainer))
 
     def on_test_start(self) -> None:
         self._complete_vocabulary()

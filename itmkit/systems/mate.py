@@ -30,7 +30,7 @@ from itmkit.losses import (
 )
 from itmkit.losses.kind import check_kind
 from itmkit.modes import evaluation_mode
-from itmkit.nn import GlobalBranch, MatchingHead, MeanPath, Tokens
+from itmkit.nn import GlobalBranch, HubnessCorrection, MatchingHead, MeanPath, Tokens
 from itmkit.nn.contract import Fusion, common_width
 from itmkit.nn.weights import freeze_unused
 from itmkit.precision import at_least_float32
@@ -84,6 +84,7 @@ class MATE(Matcher):
         token_drop: probability in [0, 1) that a view of an image drops a token.
         mean_path: vectors of mean features that are joined with those of the tokens (ours), whose
             pooling then starts as the mean; None: the tokens alone, as published.
+        hubness_correction: of the global scores, outside of the losses (ours); None: none.
         triplet: loss of the global scores ``(n·K, n·K)`` of all views and their true pairs, any
             loss of scores; None: :class:`GroupTripletLoss` of K views. The published system sums:
             ``reduction: sum``.
@@ -131,6 +132,7 @@ class MATE(Matcher):
         views: int = 2,
         token_drop: float = 0.2,
         mean_path: MeanPath | None = None,
+        hubness_correction: HubnessCorrection | None = None,
         triplet: nn.Module | None = None,
         hect: nn.Module | None = None,
         distillation: nn.Module | None = None,
@@ -204,6 +206,9 @@ class MATE(Matcher):
             mean_path, views=views, token_drop=token_drop, start_at_mean=mean_path is not None
         )
         self.global_branch.complete(image_encoder, text_encoder)
+        self.hubness_correction = hubness_correction
+        if hubness_correction is not None:
+            hubness_correction.complete(self.global_branch.dim)
         self.fusion = fusion
         self.matching_head = matching_head
         self._taught: tuple[Tensor, Tensor, Tensor] | None = None
@@ -221,7 +226,8 @@ class MATE(Matcher):
         if self.weights["fusion"] and _is_learnt(self.fusion):  # a head reads other outputs of it
             assert self.fusion is not None
             token = next(self.fusion.parameters()).new_ones(1, 1, self.global_branch.token_dim)
-            side = Encoding(vector=token.new_ones(1, self.global_branch.dim), tokens=token)
+            vector = self.corrected(token.new_ones(1, self.global_branch.dim), "image")
+            side = Encoding(vector=vector, tokens=token)
             pair = torch.zeros(1, 2, dtype=torch.int64, device=token.device)
             with evaluation_mode(self.fusion):
                 freeze_unused(self.fusion, self.rerank(side, side, pair))
@@ -245,12 +251,14 @@ class MATE(Matcher):
         check_images(images)
         tokens = Tokens(*self.image_encoder(images.features, images.mask))
         vector = self.global_branch.image(images.features, images.mask, tokens)
+        vector = self.corrected(vector, "image")
         return Encoding(vector=vector, tokens=tokens.tokens, mask=tokens.mask)
 
     def encode_text(self, texts: Texts) -> Encoding:
         check_texts(texts)
         tokens = Tokens(*self.text_encoder(texts.inputs, texts.mask))
         vector = self.global_branch.text(texts.inputs, texts.mask, tokens)
+        vector = self.corrected(vector, "text")
         return Encoding(vector=vector, tokens=tokens.tokens, mask=tokens.mask)
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
@@ -267,7 +275,8 @@ class MATE(Matcher):
 
     def _sides(self, images: Encoding, texts: Encoding) -> tuple[Tensor, ...]:
         """What a fusion encoder reads of both sides."""
-        image, text = map(self.global_branch.attended, (images.vector, texts.vector))
+        vectors = map(self.uncorrected, (images.vector, texts.vector))
+        image, text = map(self.global_branch.attended, vectors)
         return image, images.tokens, images.mask, text, texts.tokens, texts.mask
 
     @property
@@ -343,7 +352,7 @@ class MATE(Matcher):
             fields = batch_sides.items()
             images, texts = (
                 Encoding(
-                    vector=vectors[:: self.views],
+                    vector=self.corrected(vectors[:: self.views], side),
                     tokens=fields[f"{side}_tokens"],
                     mask=fields.get(f"{side}_mask"),
                 )
