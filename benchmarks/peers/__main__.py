@@ -7,6 +7,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from lightning.pytorch import Trainer, seed_everything
 from benchmarks.peers.systems import CCA, SCAN, PooledHeads, VSEInfinity
 from itmkit.data import ImageTextData, KarpathyDataset
 from itmkit.losses import InfoNCELoss, TripletLoss
-from itmkit.retrieval import encode, evaluate
+from itmkit.nn import HubnessCorrection
+from itmkit.retrieval import Encoding, Gallery, encode, evaluate
 from itmkit.systems import Matcher, WarmupCosine
+from itmkit.systems.hubness_bank import fill_bank
 
 Build = Callable[..., Matcher]
 BATCH_SIZES = {"pooled heads + InfoNCE": 1024, "VSE++": 1024, "VSE∞": 256, "SCAN t2i": 128}
-COLUMNS = (("i2t_r1", 13), ("t2i_r1", 13), ("rsum", 14))
+COLUMNS = (("i2t_r1", 13), ("t2i_r1", 13), ("rsum", 14), ("corrected", 14))
 
 
 def peers() -> dict[str, Build]:
@@ -45,12 +48,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of peers; all by default")
     arguments = parser.parse_args()
     print(
-        f"{'':24}{'i2t R@1':>13}{'t2i R@1':>13}{'rSum':>14}{'minutes':>9}{'steps':>7}{'batch':>7}"
+        f"{'':24}{'i2t R@1':>13}{'t2i R@1':>13}{'rSum':>14}{'corrected':>14}"
+        f"{'minutes':>9}{'steps':>7}{'batch':>7}"
     )
     for name in arguments.only or ["CCA", *peers()]:
         seeds = arguments.seeds[:1] if name == "CCA" else arguments.seeds  # CCA draws nothing
         found = [measured(name, seed, arguments) for seed in seeds]
-        cells = "".join(f"{spread([one[key] for one in found]):>{width}}" for key, width in COLUMNS)
+        cells = "".join(
+            f"{spread([one[key] for one in found if key in one]):>{width}}"
+            for key, width in COLUMNS
+        )
         steps, batch = ("", "") if name == "CCA" else (arguments.steps, BATCH_SIZES[name])
         minutes = statistics.mean(one["minutes"] for one in found)
         print(f"{name:24}{cells}{minutes:9.1f}{steps:>7}{batch:>7}", flush=True)
@@ -71,11 +78,29 @@ def measured(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, f
     matcher: Matcher
     matcher = fitted_cca(data) if name == "CCA" else trained(peers()[name], data, arguments.steps)
     minutes = (time.monotonic() - start) / 60
-    return {"minutes": minutes, **evaluate(matcher, encode(matcher, data.val_dataloader()))}
+    gallery = encode(matcher, data.val_dataloader())
+    recall = evaluate(matcher, gallery)
+    if "vector" in gallery.images.items():
+        recall["corrected"] = evaluate(matcher, corrected(matcher, data, gallery))["rsum"]
+    return {"minutes": minutes, **recall}
+
+
+def corrected(matcher: Matcher, data: ImageTextData, gallery: Gallery) -> Gallery:
+    """The same vectors with :class:`HubnessCorrection`, as the systems have it."""
+    correction = HubnessCorrection()
+    correction.complete(gallery.images.vector.shape[1])
+    fill_bank(matcher, correction, data)
+    return replace(
+        gallery,
+        images=Encoding(vector=correction.image(gallery.images.vector)),
+        texts=Encoding(vector=correction.text(gallery.texts.vector)),
+    )
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± half of the range."""
+    """Mean ± half of the range; empty where there are none."""
+    if not values:
+        return ""
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.1f}"
 
