@@ -287,20 +287,21 @@ class MATE(Matcher):
         """Shares of words and regions in the global score, and the attention of the fusion.
 
         The global vectors are sums over tokens, so the cosine is a sum over their pairs; the part
-        of a ``mean_path``, which has no tokens, is left out.
+        of a ``mean_path``, which has no tokens, is left out, and so is a ``hubness_correction``.
         """
         check_pair(image, text)
         regions, words = Tokens(image.tokens, image.mask), Tokens(text.tokens, text.mask)
         shares = self.global_branch.shares(regions, words)[0]
         part = "" if self.global_branch.mean_path is None else "attended part of the "
+        score = "global score" if self.hubness_correction is None else "uncorrected global score"
         maps = token_maps([shares], self.image_encoder)
-        found = [Explanation("shares", f"{part}global score", maps, float(shares.sum()))]
+        found = [Explanation("shares", f"{part}{score}", maps, float(shares.sum()))]
         attention = getattr(self.fusion, "attention", None)
         if attention is not None:
             looks = attention(*self._sides(image, text))
             pair = torch.zeros(1, 2, dtype=torch.int64, device=image.device)
-            maps, score = token_maps([looks[0]], self.image_encoder), self.rerank(image, text, pair)
-            found.append(Explanation("attention", "fusion score", maps, float(score)))
+            maps, fused = token_maps([looks[0]], self.image_encoder), self.rerank(image, text, pair)
+            found.append(Explanation("attention", "fusion score", maps, float(fused)))
         return found
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle, islice, repeat
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from clip_models import clip_config
@@ -25,6 +25,7 @@ from itmkit.nn import (
     FeatureDiscriminability,
     FusionEncoder,
     GlobalBranch,
+    HubnessCorrection,
     MatchingHead,
     MeanPath,
     RegionProjection,
@@ -34,6 +35,7 @@ from itmkit.nn import (
     TimmLevels,
     TransformerLevels,
     TransformerText,
+    l2_normalize,
 )
 from itmkit.systems import DAIM, MATE, TVRN, DualEncoder, Matcher
 
@@ -121,7 +123,9 @@ def _mate(image: nn.Module, text: nn.Module, head: bool = False, **options: Any)
 
 def _mate_groups(image: nn.Module, text: nn.Module) -> MATE:
     fusion = CrossAttentionFusion(DIM, num_heads=2, dropout=0.0)
-    return _mate(image, text, fusion=fusion, fusion_group=7)
+    correction = HubnessCorrection(6, neighbours=2)
+    mate = _mate(image, text, fusion=fusion, fusion_group=7, hubness_correction=correction)
+    return _with_bank(mate)
 
 
 def _mate_mean_path(image: nn.Module, text: nn.Module) -> MATE:
@@ -159,7 +163,24 @@ def _daim_branch(image: nn.Module, text: nn.Module) -> DAIM:
 
 
 def _tvrn_branch(image: nn.Module, text: nn.Module) -> TVRN:
-    return _tvrn(image, text, global_branch=GlobalBranch(), local_weight=0.5, local_pairs=4)
+    options = {"local_weight": 0.5, "local_pairs": 4}
+    correction = HubnessCorrection(6, neighbours=2)
+    branch = GlobalBranch()
+    tvrn = _tvrn(image, text, global_branch=branch, hubness_correction=correction, **options)
+    return _with_bank(tvrn)
+
+
+MatcherT = TypeVar("MatcherT", bound=Matcher)
+
+
+def _with_bank(matcher: MatcherT) -> MatcherT:
+    correction = matcher.hubness_correction
+    assert correction is not None
+    generator = torch.Generator().manual_seed(3)
+    width = correction.image_bank.shape[1]
+    bank = torch.randn(2, correction.size, width, generator=generator)
+    correction.fill(*l2_normalize(bank))
+    return matcher
 
 
 SYSTEMS: dict[str, Case] = {
