@@ -35,11 +35,15 @@ class PictureEncoder(Protocol):
 
 
 class SearchModel(RetrievalModel, Protocol):
-    """A model that says which fields of a picture its first stage reads: every ``Matcher``."""
+    """A model that says what of a picture its first stage reads: every ``Matcher``."""
 
     @property
     def score_fields(self) -> tuple[str, ...] | None:
         """Their names; None for all."""
+        ...
+
+    def uncorrected(self, vectors: Tensor) -> Tensor:
+        """Vectors of pictures without what corrects their scores with sentences."""
         ...
 
 

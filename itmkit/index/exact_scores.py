@@ -49,10 +49,10 @@ class ExactScores:
     def of_pictures(self, pictures: Encoding, rows: Rows | None = None) -> Tensor:
         """Cosines ``(q, n)`` with other pictures."""
         self.check_vectors()
-        own = F.normalize(pictures.vector.float().cpu(), dim=1)
+        own = self._unit_vectors(pictures.vector.float().cpu())
         scores = torch.empty(len(own), self.count if rows is None else len(rows))
         for place, tile in self.tiles(("vector",), rows):
-            cosines = F.normalize(tile["vector"], dim=1) @ own.T
+            cosines = self._unit_vectors(tile["vector"]) @ own.T
             scores[:, place] = _finite(cosines, place.start).T
         return scores
 
@@ -60,10 +60,10 @@ class ExactScores:
         """Two rows and the cosine of their vectors, where it is at least a threshold."""
         self.check_vectors()
         for here, tile in self.tiles(("vector",)):
-            own = F.normalize(tile["vector"], dim=1)
+            own = self._unit_vectors(tile["vector"])
             for there, others in self.tiles(("vector",)):
                 if there.start >= here.start:
-                    units = F.normalize(others["vector"], dim=1)
+                    units = self._unit_vectors(others["vector"])
                     for row, column, cosine in close_pairs(own, units, threshold):
                         if here.start + row < there.start + column:
                             yield here.start + row, there.start + column, cosine
@@ -98,6 +98,10 @@ class ExactScores:
                 f"{type(self.encoder.model).__name__} makes no vector of a picture that could be "
                 "compared with another picture's; expected a search by words"
             )
+
+    def _unit_vectors(self, vectors: Tensor) -> Tensor:
+        """What pictures are compared with each other by: no correction for sentences is in it."""
+        return F.normalize(self.encoder.model.uncorrected(vectors), dim=1)
 
     def _tensor(self, name: str, rows: slice | Rows) -> Tensor:
         tensor = torch.from_numpy(self.fields[name][rows])

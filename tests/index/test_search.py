@@ -18,6 +18,7 @@ from itmkit.index import Index, build_index, exact_scores
 from itmkit.index import search as search_module
 from itmkit.index.exact_scores import best_places
 from itmkit.index.where import matching_rows
+from itmkit.nn import HubnessCorrection, l2_normalize
 from itmkit.report.page import write_hits
 from tests.support.pictures import COLOURS, ColourEncoder, save_picture
 
@@ -194,6 +195,30 @@ def test_by_a_picture(index: Index, tmp_path: Path) -> None:
     for image in (query, Image.open(query)):
         hits = index.search(image=image, k=6)
         assert [int(hit.path.stem) % 4 for hit in hits] == [1] * 6
+
+
+def test_pictures_are_compared_without_a_correction_for_sentences(
+    index: Index, folder: Path, tmp_path: Path
+) -> None:
+    encoder = ColourEncoder("corrected")
+    correction = HubnessCorrection(4, neighbours=2)
+    correction.complete(3)
+    colours = torch.nn.functional.normalize(
+        torch.rand(2, 4, 3, generator=torch.manual_seed(0)), dim=2
+    )
+    correction.fill(*colours)
+    encoder.model.hubness_correction = correction
+    photos = folder.parent / "photos"
+    build_index(encoder, photos, tmp_path / "i", progress=False)
+    corrected = Index(tmp_path / "i", encoder)
+    query = save_picture(tmp_path / "query.jpg", "green", shade=99)
+    for own, theirs in zip(
+        corrected.search(image=query, k=6), index.search(image=query, k=6), strict=True
+    ):
+        assert own.score == pytest.approx(theirs.score, abs=1e-3)
+    assert len(corrected.near_duplicates(0.99)) == len(index.near_duplicates(0.99))
+    words = [(one.path, one.score) for one in corrected.search("red", k=6)]
+    assert words != [(one.path, one.score) for one in index.search("red", k=6)]
 
 
 def test_by_words_and_a_picture(index: Index, tmp_path: Path) -> None:

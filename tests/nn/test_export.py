@@ -144,6 +144,19 @@ class Means(nn.Module):
         return self.part.image(features, mask, self.encoder(features, mask))
 
 
+class Corrected(nn.Module):
+    """Both sides of a correction, with a full bank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.correction = parts.HubnessCorrection(6, neighbours=2)
+        self.correction.complete(D)
+        self.correction.fill(*torch.nn.functional.normalize(torch.randn(2, 6, D), dim=2))
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return self.correction.image(image), self.correction.text(text)
+
+
 #: names of the modules, with what further cases are about, and how they and their inputs are made
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Sizes], Inputs]]] = {
     "AttentionFiltration": (lambda: parts.AttentionFiltration(D), _regions),
@@ -164,6 +177,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Sizes], Inputs]]] = {
     "GlobalBranch": (lambda: Means(branch=True), lambda s: _regions(s, 6)),
     "GraphReasoning": (lambda: parts.GraphReasoning(D), _regions),
     "GuidedPooling": (lambda: parts.GuidedPooling(D, norm="layer"), _regions),
+    "HubnessCorrection": (Corrected, _two_vectors),
     "MaskedBatchNorm": (lambda: parts.MaskedBatchNorm(D), _regions),
     "MatchingHead": (lambda: parts.MatchingHead(D), _two_vectors),
     "MeanPath": (lambda: Means(branch=False), lambda s: _regions(s, 6)),

@@ -58,10 +58,11 @@ class ColourMatcher(Matcher):
 
     def encode_image(self, images: Images) -> Encoding:
         colour = F.normalize(images.features.mean((2, 3)), dim=1)
-        return Encoding(vector=colour, tokens=images.features.flatten(2).mT)
+        tokens = images.features.flatten(2).mT
+        return Encoding(vector=self.corrected(colour, "image"), tokens=tokens)
 
     def encode_text(self, texts: Texts) -> Encoding:
-        return Encoding(vector=F.normalize(texts.ids.float(), dim=1))
+        return Encoding(vector=self.corrected(F.normalize(texts.ids.float(), dim=1), "text"))
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         return cosine_scores(images.vector, texts.vector)
