@@ -203,10 +203,8 @@ def test_pictures_are_compared_without_a_correction_for_sentences(
     encoder = ColourEncoder("corrected")
     correction = HubnessCorrection(4, neighbours=2)
     correction.complete(3)
-    colours = torch.nn.functional.normalize(
-        torch.rand(2, 4, 3, generator=torch.manual_seed(0)), dim=2
-    )
-    correction.fill(*colours)
+    colours = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    correction.fill(*l2_normalize(colours))
     encoder.model.hubness_correction = correction
     photos = folder.parent / "photos"
     build_index(encoder, photos, tmp_path / "i", progress=False)
