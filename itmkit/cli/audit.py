@@ -45,7 +45,7 @@ def audit_run(
     model, data = load_run(folder)
     model.to(usable_device(device))
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-    print(f"run: {folder}, split {split!r}")
+    print(f"run: {folder}, split {split!r}; a caption's own image alone counts as right")
     found = audit(model, loader, limit=images, batch_size=batch_size, seed=seed, report=print)
     sys.exit(1 if found.verdict == "leak" else 0)
 

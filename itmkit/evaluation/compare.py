@@ -272,7 +272,10 @@ def find_queries(run: str | Path) -> Path:
             tests = [file for file in near if _is_of(file, own)]
             if tests:
                 return max(tests, key=lambda file: (file.stat().st_mtime, file))
-    raise FileNotFoundError(f"run is '{run}', without {FILE_NAME}; expected one that was tested")
+    raise FileNotFoundError(
+        f"run is '{run}', without {FILE_NAME}; expected one that was tested: "
+        "itmkit test --ckpt_path FOLDER"
+    )
 
 
 def _is_of(queries: Path, run: Path) -> bool:

@@ -34,6 +34,17 @@ def test_every_name_has_its_file() -> None:
         assert len(name) + len(about) < 130
 
 
+def test_what_was_measured_is_what_its_page_says() -> None:
+    measured = [text for _, text in map(describe, config_names()) if text]
+    assert measured
+    for text in measured:
+        page = re.search(r"\((docs/\w+\.md)\)", text)
+        assert page, text
+        said = (Path(__file__).parents[2] / page[1]).read_text(encoding="utf-8")
+        for number in re.findall(r"rSum [\d.]+|[\d.]+ minutes", text):
+            assert number.removeprefix("rSum ") in said, (text, number)
+
+
 def test_a_class_brings_its_own_arguments() -> None:
     adam = {"class_path": "Adam", "init_args": {"lr": 0.1, "betas": {"a": 1}}}
     below = {"model": {"class_path": "M", "init_args": {"optimizer": adam, "lrs": {"x": 1}}}}
