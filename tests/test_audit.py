@@ -16,8 +16,9 @@ from itmkit.metrics.functional import cross_modal_recall
 from itmkit.retrieval import Encoding
 from itmkit.systems import DAIM, Matcher
 from itmkit.testing import Audit, audit
-from itmkit.testing.audit import Pairs, chance_of
+from itmkit.testing.audit import chance_of
 from itmkit.testing.batches import joined
+from itmkit.testing.pairs import Pairs
 
 IDS = torch.arange(40)
 OWNERS = IDS.repeat_interleave(2)

@@ -5,48 +5,26 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from itmkit.checks import InputError, check_count, check_seed, check_shape, integer_vector, type_of
-from itmkit.data.batch import Batch, Images
-from itmkit.data.padding import padded_regions, padded_texts, trimmed
-from itmkit.metrics.functional import cross_modal_recall
+from itmkit.checks import InputError, check_seed, type_of
+from itmkit.data.batch import Batch
 from itmkit.metrics.query_ranks import LEVELS
-from itmkit.retrieval import Gallery, encode, evaluate
 from itmkit.systems import Matcher
-from itmkit.testing.batches import (
-    Rows,
-    joined,
-    taken,
-)
+from itmkit.testing.batches import taken
+from itmkit.testing.evaluations import Evaluation, MatcherEvaluation, Score, ScoreEvaluation
+from itmkit.testing.pairs import Pairs, as_pairs, derangement, noise, reordered, with_wrong_padding
 
 Verdict = Literal["pass", "leak", "inconclusive"]
-Score = Callable[[Any, Any, Tensor, Tensor], Tensor]
 
 TOLERANCE = 0.1  # points of recall that order, shards, padding and batch size may change
 _KEYS = [f"{side}_r{level}" for side in ("i2t", "t2i") for level in LEVELS]
 _DEVIATIONS = 4.0  # standard errors above chance that chance alone does not explain
 _QUERIES = 100  # images that a check by chance needs; fewer are permuted several times
-
-
-class Pairs(NamedTuple):
-    """What is audited: images and captions, and which belongs to which.
-
-    Args:
-        images: ``n`` of them: :class:`~itmkit.data.Images`, or a tensor with a row an image.
-        texts: ``m`` of them: :class:`~itmkit.data.Texts`, or a tensor with a row a caption.
-        image_ids: ``(n,)`` integers, each once.
-        text_image_ids: ``(m,)`` integers, the id of the image that each caption belongs to.
-    """
-
-    images: Any
-    texts: Any
-    image_ids: Tensor
-    text_image_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -166,11 +144,11 @@ def audit(
         ('leak', 'pairs permuted', 'leak')
     """
     check_seed(seed=seed)
-    pairs = _pairs(data, limit)
+    pairs = as_pairs(data, limit)
     if isinstance(score, Matcher):
-        base: _Evaluation = _MatcherEvaluation(score, batch_size)
+        base: Evaluation = MatcherEvaluation(score, batch_size)
     elif callable(score):
-        base = _ScoreEvaluation(score)
+        base = ScoreEvaluation(score)
     else:
         raise InputError(f"score is {type_of(score)}; expected a function or a Matcher")
     found: list[Check] = []
@@ -184,7 +162,7 @@ def audit(
     return result
 
 
-def _checks(base: _Evaluation, pairs: Pairs, untrained: Score | None, seed: int) -> Iterator[Check]:
+def _checks(base: Evaluation, pairs: Pairs, untrained: Score | None, seed: int) -> Iterator[Check]:
     generator = Generator().manual_seed(seed)
     queries = int(torch.isin(pairs.image_ids, pairs.text_image_ids).sum())
     rounds = range(max(1, -(-_QUERIES // queries)))
@@ -215,211 +193,26 @@ def _checks(base: _Evaluation, pairs: Pairs, untrained: Score | None, seed: int)
     images, texts = pairs.images, pairs.texts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of ties, which noise may have
-        moved = with_images(lambda: taken(images, _moved(len(pairs.image_ids), generator)))
-        yield at_chance("pairs permuted", moved)
-        yield at_chance("images are noise", with_images(lambda: _noise(images, generator)))
-        noisy = (base.recall(pairs._replace(texts=_noise(texts, generator))) for _ in rounds)
+        others = with_images(lambda: taken(images, derangement(len(pairs.image_ids), generator)))
+        yield at_chance("pairs permuted", others)
+        yield at_chance("images are noise", with_images(lambda: noise(images, generator)))
+        noisy = (base.recall(pairs._replace(texts=noise(texts, generator))) for _ in rounds)
         yield at_chance("captions are noise", noisy)
         if untrained is not None:
-            yield at_chance("untrained model", [_ScoreEvaluation(untrained).recall(pairs)])
-        elif isinstance(base, _MatcherEvaluation):
+            yield at_chance("untrained model", [ScoreEvaluation(untrained).recall(pairs)])
+        elif isinstance(base, MatcherEvaluation):
             yield at_chance("untrained model", (base.untrained(pairs, generator) for _ in rounds))
-        yield unchanged("another order", base.recall(_reordered(pairs, generator)))
+        yield unchanged("another order", base.recall(reordered(pairs, generator)))
         try:
             yield unchanged("two shards", base.recall(pairs, shards=2))
         except Exception as error:  # which the whole gallery did not have
             reason = " ".join(str(error).split())[:60]
             expected = f"cannot score shards: {type(error).__name__}: {reason}"
             yield Check("two shards", None, expected, "leak")
-        padded = pairs._replace(images=_wrong_padding(images), texts=_wrong_padding(texts))
+        padded = pairs._replace(images=with_wrong_padding(images), texts=with_wrong_padding(texts))
         if padded.images is not images or padded.texts is not texts:
             yield unchanged("wrong padding", base.recall(padded, trim=False))
         yield unchanged("another batch size", base.recall(pairs, small=True))
-
-
-class _Evaluation(Protocol):
-    """From images and captions to recall."""
-
-    def recall(
-        self, pairs: Pairs, *, shards: int = 1, small: bool = False, trim: bool = True
-    ) -> dict[str, float]:
-        """Recall of the whole; in interleaved shards, in small batches, or without trimming."""
-
-
-@dataclass
-class _ScoreEvaluation:
-    """By a function, which gets the whole gallery in one call unless an argument splits it."""
-
-    score: Score
-
-    @torch.no_grad()
-    def recall(
-        self, pairs: Pairs, *, shards: int = 1, small: bool = False, trim: bool = True
-    ) -> dict[str, float]:
-        n, m = len(pairs.image_ids), len(pairs.text_image_ids)
-        all_rows, all_columns = (
-            list(torch.arange(k).tensor_split(min(k, 5))) if small else _shards(k, shards)
-            for k in (n, m)
-        )
-        scores: Tensor | None = None
-        for rows in all_rows:
-            for columns in all_columns:
-                whole = len(rows) == n and len(columns) == m
-                block = self.score(*(pairs if whole else _part(pairs, rows, columns)))
-                if not isinstance(block, Tensor):
-                    raise InputError(f"score gives {type_of(block)}; expected a tensor (n, m)")
-                check_shape((len(rows), len(columns)), **{"what score gives": block})
-                if scores is None:
-                    scores = block.new_empty(n, m)
-                scores[rows[:, None], columns] = block
-        assert scores is not None
-        return cross_modal_recall(scores, pairs.image_ids, pairs.text_image_ids)
-
-
-@dataclass
-class _MatcherEvaluation:
-    """By what itmkit evaluates with: encodings in batches, scores in blocks, a second stage."""
-
-    matcher: Matcher
-    batch_size: int
-
-    def recall(
-        self, pairs: Pairs, *, shards: int = 1, small: bool = False, trim: bool = True
-    ) -> dict[str, float]:
-        n, m = len(pairs.image_ids), len(pairs.text_image_ids)
-        size = self.batch_size // 3 + 1 if small else self.batch_size
-        parts = [
-            encode(self.matcher, self._batches(pairs, rows, columns, size, trim))
-            for rows, columns in zip(_shards(n, shards), _shards(m, shards), strict=True)
-        ]
-        gallery = Gallery.cat(parts) if shards > 1 else parts[0]
-        return evaluate(self.matcher, gallery, chunk_size=100 if small else 256)
-
-    def _batches(
-        self, pairs: Pairs, rows: Tensor, columns: Tensor, size: int, trim: bool
-    ) -> Iterator[Batch]:
-        count = -(-len(rows) // size)
-        for own, captions in zip(
-            rows.tensor_split(count), columns.tensor_split(count), strict=True
-        ):
-            images, texts, image_ids, owners = _part(pairs, own, captions)
-            if trim:
-                images, texts = trimmed(images), trimmed(texts)
-            yield Batch(images, texts, image_ids, owners, captions)
-
-    def untrained(self, pairs: Pairs, generator: Generator) -> dict[str, float]:
-        """Recall after the values of each parameter have changed places; they are put back."""
-        kept = [(weights, weights.detach().clone()) for weights in self.matcher.parameters()]
-        try:
-            with torch.no_grad():
-                for weights, values in kept:
-                    order = torch.randperm(values.numel(), generator=generator)
-                    weights.copy_(values.flatten()[order.to(values.device)].view_as(values))
-            return self.recall(pairs)
-        finally:
-            with torch.no_grad():
-                for weights, values in kept:
-                    weights.copy_(values)
-
-
-def _pairs(data: Any, limit: int | None) -> Pairs:
-    """The data in one form."""
-    if isinstance(data, tuple) and len(data) == 4 and not isinstance(data[0], Batch):
-        pairs = Pairs(*data)
-    elif isinstance(data, Tensor) or not isinstance(data, (Batch, Iterable)):
-        raise InputError(
-            f"data is {type_of(data)}; expected batches, or images, texts, image_ids and "
-            "text_image_ids"
-        )
-    else:
-        whole = joined([data] if isinstance(data, Batch) else data, limit)
-        pairs = Pairs(whole.images, whole.texts, whole.image_ids, whole.text_image_ids)
-    n, m = len(pairs.images), len(pairs.texts)
-    ids = integer_vector("image_ids", pairs.image_ids, n)
-    owners = integer_vector("text_image_ids", pairs.text_image_ids, m)
-    if n < 2:
-        raise InputError(f"data has {n} images; expected two or more")
-    if len(ids.unique()) != n:
-        raise InputError("image_ids has an id twice; expected each image once")
-    if not m or not torch.isin(owners, ids).all():
-        raise InputError("text_image_ids has an id that no image has; expected captions of images")
-    pairs = pairs._replace(image_ids=ids, text_image_ids=owners)
-    if limit is None or limit >= n:
-        return pairs
-    check_count(2, limit=limit)
-    return _part(pairs, torch.arange(limit), torch.isin(owners, ids[:limit]).nonzero()[:, 0])
-
-
-def _part(pairs: Pairs, rows: Tensor, columns: Tensor) -> Pairs:
-    return Pairs(
-        taken(pairs.images, rows),
-        taken(pairs.texts, columns),
-        pairs.image_ids[rows],
-        pairs.text_image_ids[columns],
-    )
-
-
-def _reordered(pairs: Pairs, generator: Generator) -> Pairs:
-    rows, columns = (
-        torch.randperm(len(ids), generator=generator)
-        for ids in (pairs.image_ids, pairs.text_image_ids)
-    )
-    return _part(pairs, rows, columns)
-
-
-def _shards(count: int, shards: int) -> list[Tensor]:
-    return [torch.arange(first, count, shards) for first in range(shards)]
-
-
-def _moved(count: int, generator: Generator) -> Tensor:
-    """A random order that leaves nothing in its place."""
-    order = torch.randperm(count, generator=generator)
-    return torch.empty_like(order).scatter_(0, order, order.roll(1))
-
-
-def _noise(part: Rows, generator: Generator) -> Rows:
-    """Noise with the spread of what it replaces, and the sizes and masks of other rows."""
-    part = taken(part, _moved(len(part), generator))
-    if isinstance(part, Tensor):
-        return _scattered(part, generator)
-    if isinstance(part, Images):
-        return replace(part, features=_gaussian(part.features, part.mask, generator))
-    features = part.features
-    if features is not None:
-        features = _gaussian(features, part.mask, generator)
-    free = part.mask.clone()
-    last = part.mask.sum(1, keepdim=True) - 1
-    for places in (torch.zeros_like(last), last.clamp(min=0)):
-        if len(part.ids.gather(1, places).unique()) == 1:  # such as [CLS] and [SEP]
-            free.scatter_(1, places, False)
-    ids, words = part.ids.clone(), part.ids[free]
-    ids[free] = words[torch.randperm(len(words), generator=generator)]
-    return replace(part, ids=ids, features=features)
-
-
-def _scattered(values: Tensor, generator: Generator) -> Tensor:
-    """The values of every column in an order of its own."""
-    order = torch.rand(values.shape, generator=generator).argsort(0)
-    return values.gather(0, order.to(values.device))
-
-
-def _gaussian(values: Tensor, mask: Tensor | None, generator: Generator) -> Tensor:
-    """Noise of the mean and spread of every channel of pixels, or feature; zero on padding."""
-    drawn = torch.randn(values.shape, generator=generator)
-    if values.ndim == 4:
-        mean, std = values.mean((0, 2, 3), keepdim=True), values.std((0, 2, 3), keepdim=True)
-        return drawn * std + mean
-    real = values.flatten(0, 1) if mask is None else values[mask]
-    found = drawn * real.std(0) + real.mean(0)
-    return found if mask is None else found * mask[:, :, None]
-
-
-def _wrong_padding(part: Rows) -> Rows:
-    """With other values on the padding; the same object where there is none."""
-    mask = None if isinstance(part, Tensor) else part.mask
-    if isinstance(part, Tensor) or mask is None or bool(mask.all()):
-        return part
-    return padded_regions(part, 0) if isinstance(part, Images) else padded_texts(part, 0)
 
 
 def chance_of(pairs: Pairs) -> dict[str, float]:
