@@ -98,7 +98,9 @@ def _read(folder: Path) -> Stored:
         why = "its making was stopped before the end; run it again" if unfinished else "no index"
         raise FileNotFoundError(f"{folder} has no items.parquet: {why}")
     try:
-        with path.open("rb") as file:  # once: under its name there may soon be another one
+        # Opened once: under its name there may soon be another one. By Arrow, whose threads would
+        # else drop a Python object while the interpreter ends, and abort the process.
+        with pa.OSFile(str(path)) as file:
             items = pq.ParquetFile(file).read()
         manifest = json.loads(items.schema.metadata[_KEY])
         version = int(manifest["format_version"])
