@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -56,19 +55,6 @@ def test_by_words(index: Index) -> None:
     assert hits[0].columns["place"] == "town"
     assert hits[0].probability is None
     assert [index.items["path"][hit.row].as_py() for hit in hits] == [h.path.name for h in hits]
-
-
-def test_no_python_file_is_read_by_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of Arrow's may drop an object of it as the interpreter ends, which aborts the process."""
-    read, sources = pq.ParquetFile, []
-
-    def watched(source: object) -> pq.ParquetFile:
-        sources.append(source)
-        return read(source)
-
-    monkeypatch.setattr(pq, "ParquetFile", watched)
-    Index(folder, ColourEncoder())
-    assert [type(source) for source in sources] == [pa.OSFile]
 
 
 @pytest.mark.parametrize("tile", [1, 100, 1 << 25])
