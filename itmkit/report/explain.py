@@ -84,7 +84,8 @@ def draw_explanations(
         words: of the caption.
         boxes: ``(N, 4)`` corners of the regions relative to the picture, where the tokens are no
             grid that the encoder knows.
-        figure: to draw into; None: a new one of ``pyplot``.
+        figure: to draw into, which gets its size and no layout engine; None: a new one of
+            ``pyplot``.
 
     Returns:
         The figure and its axes, ``(rows, 5)``; those without a picture are switched off.
@@ -102,6 +103,7 @@ def draw_explanations(
         from matplotlib import pyplot
 
         figure = pyplot.figure()
+    figure.set_layout_engine("none")  # all places are known
     heights = [_height(count) for count in rows]
     figure.set_size_inches(_WIDTH * COLUMNS, sum(heights))
     parts = figure.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

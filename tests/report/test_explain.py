@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,8 +94,8 @@ def test_regions_have_boxes_and_grids_of_features_are_smooth() -> None:
         draw_explanations(found, picture, words, figure=Figure())
 
 
-@pytest.mark.parametrize("count", [1, 12])
-def test_pictures_and_titles_have_places_of_their_own(count: int) -> None:
+@pytest.mark.parametrize(("count", "layout"), [(1, "constrained"), (12, None)])
+def test_pictures_and_titles_have_places_of_their_own(count: int, layout: Any) -> None:
     from itertools import combinations
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -103,7 +104,7 @@ def test_pictures_and_titles_have_places_of_their_own(count: int) -> None:
     words = caption_words(["dog"] * count, range(count))
     one = Explanation("shares", "score", [TokenMap(torch.ones(count, 4), (2, 2))], 4.0 * count)
     picture = np.zeros((8, 8, 3), np.uint8)
-    figure, axes = draw_explanations([one, one], picture, words, figure=Figure())
+    figure, axes = draw_explanations([one, one], picture, words, figure=Figure(layout=layout))
     FigureCanvasAgg(figure).draw()
     used = [axis for axis in axes.flat if axis.images]
     assert len(used) == 2 * (count + 2)
