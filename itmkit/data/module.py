@@ -17,7 +17,6 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Generator, Tensor
 
 from itmkit.checks import InputError, check_choice, check_count, check_dropout, check_share
-from itmkit.chunks import evenly_spaced
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.exclusion import kept_captions
@@ -357,7 +356,11 @@ class ImageTextData(LightningDataModule):
         return self.test_dataloader()
 
     def evaluation_dataloader(
-        self, split: str, *, share: tuple[int, int] = (0, 1), most: int | None = None
+        self,
+        split: str,
+        *,
+        share: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
     ) -> Loader:
         """One row an image of any split, with all of its captions, without augmentation.
 
@@ -365,15 +368,15 @@ class ImageTextData(LightningDataModule):
             split: its name.
             share: which part of the batches, and of how many parts: (0, 1) for all. The batches are
                 the same whatever the number of parts.
-            most: images, evenly spaced; None: all.
+            rows: of the images, in their order; None: all.
         """
         part, parts = share
-        count, size = len(self.split(split)), self.eval_batch_size
-        rows = range(count) if most is None else evenly_spaced(count, most)
-        length = -(-len(rows) // (size * parts)) * size  # whole batches
+        wanted = range(len(self.split(split))) if rows is None else rows
+        size = self.eval_batch_size
+        length = -(-len(wanted) // (size * parts)) * size  # whole batches
         # Where all are wanted, a Trainer may share the rows out as it likes.
-        some = parts > 1 or len(rows) < count
-        own = {"sampler": rows[part * length : (part + 1) * length]} if some else {}
+        some = parts > 1 or rows is not None
+        own = {"sampler": wanted[part * length : (part + 1) * length]} if some else {}
         loader = self._evaluation(split, **own)
         images = cast(EvaluationImages, loader.dataset)
         images.source = copy(images.source)

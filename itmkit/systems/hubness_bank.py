@@ -6,8 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.plugins import Precision
+from torch import Tensor
 
 from itmkit.checks import InputError, type_of
+from itmkit.chunks import evenly_spaced
 from itmkit.data import ImageTextData
 from itmkit.nn import HubnessCorrection
 from itmkit.retrieval import encode
@@ -16,35 +19,58 @@ if TYPE_CHECKING:
     from itmkit.systems.matcher import Matcher
 
 
-def fill_bank(matcher: Matcher, correction: HubnessCorrection, data: object) -> None:
-    """Encode images of the training split, evenly spaced, and the first caption of each.
-
-    Every process does the same.
-
-    Args:
-        matcher: makes the vectors, corrected by what is in the bank so far.
-        correction: with the bank.
-        data: what the matcher is trained on.
+def bank_data(data: object) -> ImageTextData:
+    """The data, if a bank can be filled from it.
 
     Raises:
-        InputError: data that has no split to read again.
+        InputError: it has no split to read again.
     """
     if not isinstance(data, ImageTextData):
         raise InputError(
             f"hubness_correction reads the training split again, of ImageTextData; got "
             f"{type_of(data)}"
         )
+    return data
+
+
+def fill_bank(
+    matcher: Matcher,
+    correction: HubnessCorrection,
+    data: ImageTextData,
+    precision: Precision | None = None,
+) -> None:
+    """Encode images that are trained on, evenly spaced, and the first caption of each.
+
+    What is excluded from training is left out. Every process does the same.
+
+    Args:
+        matcher: makes the vectors, corrected by what is in the bank so far.
+        correction: with the bank.
+        data: what the matcher is trained on.
+        precision: that it is evaluated in; None: as it is.
+    """
+    precision = precision or Precision()
+    rows, captions = _bank_rows(data, correction.size)
     images, texts = [], []
-    for batch in data.evaluation_dataloader(data.train_split, most=correction.size):
-        owners = batch.text_image_ids
-        first = torch.cat([owners[:1] == owners[:1], owners[1:] != owners[:-1]])
-        part = replace(
-            batch,
-            texts=batch.texts.rows(first),
-            text_image_ids=owners[first],
-            text_ids=batch.text_ids[first],
-        )
-        found = encode(matcher, [part], matcher.device)
-        images.append(matcher.uncorrected(found.images.vector))
-        texts.append(matcher.uncorrected(found.texts.vector))
+    with precision.forward_context():
+        for batch in data.evaluation_dataloader(data.train_split, rows=rows):
+            own = torch.isin(batch.text_ids, captions)
+            part = replace(
+                batch,
+                texts=batch.texts.rows(own),
+                text_image_ids=batch.text_image_ids[own],
+                text_ids=batch.text_ids[own],
+            )
+            found = encode(matcher, [precision.convert_input(part)], matcher.device)
+            images.append(matcher.uncorrected(found.images.vector))
+            texts.append(matcher.uncorrected(found.texts.vector))
     correction.fill(torch.cat(images), torch.cat(texts))
+
+
+def _bank_rows(data: ImageTextData, size: int) -> tuple[list[int], Tensor]:
+    """Rows of at most so many images that are trained on; the first caption of every image."""
+    kept = data.training_captions
+    owners, order = data.split(data.train_split).caption_images[kept].sort(stable=True)
+    images, counts = owners.unique_consecutive(return_counts=True)
+    first = kept[order[counts.cumsum(0) - counts]]
+    return images[evenly_spaced(len(images), size)].tolist(), first

@@ -29,7 +29,7 @@ from itmkit.systems.build import restore_system
 from itmkit.systems.evaluation import Evaluation
 from itmkit.systems.explanation import Explanation
 from itmkit.systems.finite_loss import FiniteLoss
-from itmkit.systems.hubness_bank import fill_bank
+from itmkit.systems.hubness_bank import bank_data, fill_bank
 from itmkit.systems.optimizer import make_optimizer
 from itmkit.systems.run_start import check_run
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
@@ -129,6 +129,7 @@ class Matcher(LightningModule, ABC):
         self.model_config: dict[str, Any] | None = None
         self.evaluation = Evaluation()
         self._finite_loss = FiniteLoss()
+        self._bank_step = -1  # at which the bank of hubness_correction was filled, in this fit
         self._restored_from: tuple[str, str | None] | None = None  # while weights are loaded
 
     #: fields of an image's encoding that :meth:`score` reads; None: all. An index reads the others
@@ -239,6 +240,9 @@ class Matcher(LightningModule, ABC):
     def on_fit_start(self) -> None:
         self._finite_loss = FiniteLoss()
         check_vocabulary(self, data_module_of(self.trainer))
+        if self.hubness_correction is not None:
+            bank_data(data_module_of(self.trainer))
+        self._bank_step = -1
 
     def on_train_start(self) -> None:
         fit_to_run(self.trainer)
@@ -258,6 +262,9 @@ class Matcher(LightningModule, ABC):
         self.log_dict(parts, batch_size=len(batch))
         self.log("train/loss", terms["loss"].detach(), prog_bar=True, batch_size=len(batch))
         return terms["loss"]
+
+    def on_train_epoch_end(self) -> None:
+        self._fill_bank()  # where no validation has
 
     def on_train_end(self) -> None:
         self._finite_loss.check()
@@ -307,15 +314,23 @@ class Matcher(LightningModule, ABC):
     def on_validation_start(self) -> None:
         self._finite_loss.check()
         self._complete_vocabulary()
-        fits = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-        if self.hubness_correction is not None and fits:
-            fill_bank(self, self.hubness_correction, data_module_of(self.trainer))
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._fill_bank()
 
     def on_test_start(self) -> None:
         self._complete_vocabulary()
 
     def on_predict_start(self) -> None:
         self._complete_vocabulary()
+
+    def _fill_bank(self) -> None:
+        """Fill the bank of a correction, if there is one, once for every state of the weights."""
+        correction, step = self.hubness_correction, self.global_step
+        if correction is None or self._bank_step == step:
+            return
+        data = bank_data(data_module_of(self.trainer))
+        fill_bank(self, correction, data, self.trainer.precision_plugin)
+        self._bank_step = step
 
     def _complete_vocabulary(self) -> None:
         if self.trainer.state.fn != "fit":  # whose start has done it

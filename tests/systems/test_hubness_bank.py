@@ -12,6 +12,7 @@ from itmkit.nn import BiGRU, CrossAttentionFusion, HubnessCorrection, RegionProj
 from itmkit.retrieval import encode
 from itmkit.systems import DAIM, MATE
 from itmkit.systems.hubness_bank import fill_bank
+from itmkit.training import LastCheckpoint
 
 DIM = 8
 
@@ -67,7 +68,69 @@ def test_a_correction_changes_the_search_and_nothing_that_is_trained():
         torch.testing.assert_close(losses[0][name], losses[1][name])
 
 
-def test_errors():
+@pytest.mark.parametrize("options", [{"val_split": None}, {}], ids=["no split", "no batches"])
+def test_a_fit_without_validation_fills_the_bank_before_its_checkpoint(tmp_path, options):
+    model, last = mate(HubnessCorrection(9, neighbours=2)), LastCheckpoint(dirpath=tmp_path)
+    given = {"limit_val_batches": len(options), "callbacks": [last], "enable_checkpointing": True}
+    quiet_trainer(tmp_path, **given).fit(model, data(**options))
+    saved = torch.load(last.path)["state_dict"]
+    assert saved["hubness_correction.centres"].abs().min() > 0
+    refilled = mate(HubnessCorrection(9, neighbours=2))
+    refilled.load_state_dict(saved)
+    fill_bank(refilled, refilled.hubness_correction, data())
+    torch.testing.assert_close(refilled.state_dict(), saved)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_the_bank_is_encoded_as_a_validation_is(tmp_path, precision):
+    model = mate(HubnessCorrection(9, neighbours=2))
+    trainer = quiet_trainer(tmp_path, val_check_interval=3, precision=precision)
+    trainer.fit(model, data())
+    bank, plugin = model.hubness_correction, trainer.precision_plugin
+    with plugin.forward_context():
+        loader = data().evaluation_dataloader("train", rows=[0, 2])
+        own = encode(model, [plugin.convert_input(batch) for batch in loader])
+    found = model.uncorrected(own.images.vector)
+    torch.testing.assert_close(bank.image_bank[:2], found.to(bank.image_bank))
+
+
+class Gaps(ShapesDataset):
+    """Images 1, 4, 7 and 10 have no captions."""
+
+    def __init__(self, split: str, **options) -> None:
+        super().__init__(split, **options)
+        kept = (self.caption_images % 3 != 1).nonzero()[:, 0]
+        self.captions = [self.captions[row] for row in kept.tolist()]
+        self.caption_images = self.caption_images[kept]
+
+    def captions_of(self, row: int) -> list[int]:
+        return (self.caption_images == row).nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("size", [4, 30])
+def test_the_bank_is_of_what_is_trained_on(tmp_path, size):
+    """No image without captions, nothing excluded, and no more than there is."""
+    make = partial(Gaps, length=12, regions=True)
+    train = make("train")
+    first = train.captions_of(3)[0]
+    rows = [f"{train.names[0]},", f'{train.names[3]},"{train.captions[first]}"']
+    (tmp_path / "list.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
+    own = ImageTextData(make, batch_size=4, eval_batch_size=1, exclude=tmp_path / "list.csv")
+    model = mate(HubnessCorrection(size, neighbours=2))
+    fill_bank(model, model.hubness_correction, own)
+    gallery = encode(model, own.evaluation_dataloader("train"))
+    kept = [2, 3, 5, 6, 8, 9, 11]
+    images = [kept[number * 7 // 4] for number in range(4)] if size == 4 else kept
+    captions = [train.captions_of(row)[row == 3] for row in images]
+    for bank, found in (
+        (model.hubness_correction.image_bank, gallery.images.vector[images]),
+        (model.hubness_correction.text_bank, gallery.texts.vector[captions]),
+    ):
+        torch.testing.assert_close(bank[: len(images)], model.uncorrected(found))
+        assert not bank[len(images) :].any()
+
+
+def test_errors(tmp_path):
     with pytest.raises(InputError, match=r"hubness_correction.* global_branch"):
         DAIM(
             RegionProjection(437, DIM, hidden_dim=DIM),
@@ -75,5 +138,9 @@ def test_errors():
             hubness_correction=HubnessCorrection(),
         )
     model = mate(correction := HubnessCorrection())
+    own = data()
+    own.setup("fit")
+    loaders = own.train_dataloader(), own.val_dataloader()
     with pytest.raises(InputError, match="hubness_correction reads the training split"):
-        fill_bank(model, correction, None)
+        quiet_trainer(tmp_path).fit(model, *loaders)  # before the first step
+    assert not correction.centres.any()

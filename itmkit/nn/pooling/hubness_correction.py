@@ -31,8 +31,9 @@ class HubnessCorrection(nn.Module):
     an export or a database of vectors needs no change. Corrected cosines are 1.5 times smaller, and
     less by a constant; *r* is taken up to 0.5 from its mean over the bank.
 
-    A system fills the bank before every validation of a fit, :meth:`fill`; checkpoints hold it.
-    Until then nothing is corrected, and missing rows of a bank are at a cosine of 0.
+    A system fills the bank, :meth:`fill`, before every validation of a fit, and at the end of an
+    epoch without one, from images and captions that are trained on; checkpoints hold it. Until then
+    nothing is corrected, and missing rows of a bank are at a cosine of 0.
 
     The score is that of CSLS (Conneau et al., Word Translation Without Parallel Data, ICLR 2018),
     halved. There the neighbours are those in the searched gallery; here they are in the training
