@@ -409,8 +409,9 @@ class MATE(Matcher):
         """Loss of the fusion branch on pairs of the global batch: n images, their captions."""
         size = self.fusion_group
         if size is None:
-            scores = cosine_scores(image.vector, text.vector)
-            pairs, compared = hardest_pairs(scores, ids, self.fusion_pairs)
+            # Not corrected: what is trained would depend on when a validation filled the bank.
+            vectors = map(self.uncorrected, (image.vector, text.vector))
+            pairs, compared = hardest_pairs(cosine_scores(*vectors), ids, self.fusion_pairs)
         elif len(ids) % size:
             raise InputError(
                 f"the global batch has {len(ids)} pairs; expected a multiple of fusion_group={size}"

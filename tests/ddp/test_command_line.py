@@ -81,6 +81,7 @@ MATE: dict[str, Any] = {
         dropout=0.0,
         attention_dropout=0.0,
     ),
+    "hubness_correction": part("itmkit.nn.HubnessCorrection", size=6, neighbours=2),
     "token_drop": 0.0,
     "triplet_weight": 0.05,
     "momentum": 0.9,

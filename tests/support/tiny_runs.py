@@ -37,6 +37,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
             "class_path": "itmkit.nn.FusionEncoder",
             "init_args": {"dim": DIM, "num_layers": 1, "num_heads": 2},
         },
+        "hubness_correction": {
+            "class_path": "itmkit.nn.HubnessCorrection",
+            "init_args": {"size": 5, "neighbours": 2},
+        },
         "queue_size": 20,
         "momentum": 0.9,
         "warmup": 4,

@@ -7,7 +7,7 @@ import torch
 from quiet_trainer import quiet_trainer
 
 from itmkit.checks import InputError
-from itmkit.data import ImageTextData, ShapesDataset
+from itmkit.data import CaptionNoise, ImageTextData, ShapesDataset
 from itmkit.nn import BiGRU, CrossAttentionFusion, HubnessCorrection, RegionProjection
 from itmkit.retrieval import encode
 from itmkit.systems import DAIM, MATE
@@ -128,6 +128,24 @@ def test_the_bank_is_of_what_is_trained_on(tmp_path, size):
     ):
         torch.testing.assert_close(bank[: len(images)], model.uncorrected(found))
         assert not bank[len(images) :].any()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_model_is_trained_to_the_same_weights_with_a_correction_and_without(tmp_path, workers):
+    """Whatever is drawn at random in training: captions, dropped tokens, dropout, views."""
+    options = {"caption_views": 2, "noise": CaptionNoise(), "num_workers": workers}
+    states = []
+    for correction in (None, HubnessCorrection(9, neighbours=2)):
+        torch.manual_seed(0)
+        fusion = CrossAttentionFusion(DIM, num_heads=2, dropout=0.3)
+        parts = {"fusion": fusion, "optimizer": partial(torch.optim.SGD, lr=0.1)}
+        model = mate(correction, views=2, distillation_weight=1.0, **parts)
+        quiet_trainer(tmp_path, val_check_interval=1).fit(model, data(**options))
+        states.append({**model.state_dict(), "random": torch.get_rng_state()})
+    bank = {name: states[1].pop(name) for name in set(states[1]) - set(states[0])}
+    assert len(bank) == 3
+    assert all(value.any() for value in bank.values())
+    torch.testing.assert_close(*states, atol=1e-5, rtol=1e-5)
 
 
 def test_errors(tmp_path):
