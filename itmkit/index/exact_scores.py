@@ -56,6 +56,13 @@ class ExactScores:
             scores[:, place] = _finite(cosines, place.start).T
         return scores
 
+    def picture_queries(self, pictures: Encoding) -> Encoding:
+        """Vectors whose products with those of the index rank them as :meth:`of_pictures` does."""
+        self.check_vectors()
+        plain = self.encoder.model.uncorrected(pictures.vector)
+        missing = pictures.vector.shape[1] - plain.shape[1]
+        return Encoding(vector=F.pad(plain, (0, missing)))  # products without the correction
+
     def close_pairs(self, threshold: float) -> Iterator[tuple[int, int, float]]:
         """Two rows and the cosine of their vectors, where it is at least a threshold."""
         self.check_vectors()

@@ -115,7 +115,7 @@ def measured(
     for parameters in index.settings():
         index.use(used := parameters)
         of_text = recall(index.candidates(texts.vector.cpu(), RECALL_AT), right)
-        found = index.candidates(pictures.vector, RECALL_AT + 1)
+        found = index.candidates(exact.picture_queries(pictures).vector, RECALL_AT + 1)
         of_image = recall(found, alike) if alike else 1.0
         if min(of_text, of_image) >= LEAST_RECALL:
             break

@@ -235,7 +235,8 @@ class Index:
         rows = None if where is None else matching_rows(self.items, where)
         own = self.encoder.encode_images([image])
         if rows is None and query is None:
-            rows = self._candidates(own, k + 1)[0]  # it may be one of them itself
+            queries = self.exact.picture_queries(own)
+            rows = self._candidates(queries, k + 1)[0]  # it may be one of them itself
         scores = self.exact.of_pictures(own, rows)[0]
         if query is not None:
             words = self.exact.of_texts(self._encoded([query]), rows)[0]

@@ -214,6 +214,10 @@ def test_pictures_are_compared_without_a_correction_for_sentences(
         corrected.search(image=query, k=6), index.search(image=query, k=6), strict=True
     ):
         assert own.score == pytest.approx(theirs.score, abs=1e-3)
+    pictures = encoder.encode_images([query])
+    stored = torch.from_numpy(corrected._stored.fields["vector"])
+    products = 1.5**0.5 * corrected.exact.picture_queries(pictures).vector @ stored.T
+    torch.testing.assert_close(products, corrected.exact.of_pictures(pictures))
     assert len(corrected.near_duplicates(0.99)) == len(index.near_duplicates(0.99))
     words = [(one.path, one.score) for one in corrected.search("red", k=6)]
     assert words != [(one.path, one.score) for one in index.search("red", k=6)]
