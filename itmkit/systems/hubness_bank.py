@@ -12,6 +12,7 @@ from torch import Tensor
 from itmkit.checks import InputError, type_of
 from itmkit.chunks import evenly_spaced
 from itmkit.data import ImageTextData
+from itmkit.data.order import mixed_seed, seeded
 from itmkit.nn import HubnessCorrection
 from itmkit.retrieval import encode
 
@@ -41,7 +42,7 @@ def fill_bank(
 ) -> None:
     """Encode images that are trained on, evenly spaced, and the first caption of each.
 
-    What is excluded from training is left out. Every process does the same.
+    What is excluded from training is left out. Every process does the same, whenever it is done.
 
     Args:
         matcher: makes the vectors, corrected by what is in the bank so far.
@@ -52,7 +53,8 @@ def fill_bank(
     precision = precision or Precision()
     rows, captions = _bank_rows(data, correction.size)
     images, texts = [], []
-    with precision.forward_context():
+    # seeded: a dataset may draw its images at random, and training draws from the same generators
+    with seeded(mixed_seed(data.seed)), precision.forward_context():
         for batch in data.evaluation_dataloader(data.train_split, rows=rows):
             own = torch.isin(batch.text_ids, captions)
             part = replace(

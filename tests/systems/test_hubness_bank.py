@@ -1,13 +1,17 @@
 """Systems whose scores are corrected for hubs, with a bank from the training split."""
 
+from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
 from quiet_trainer import quiet_trainer
+from systems import ALL, make_batch
 
 from itmkit.checks import InputError
 from itmkit.data import CaptionNoise, ImageTextData, ShapesDataset
+from itmkit.data.images import Regions
 from itmkit.nn import BiGRU, CrossAttentionFusion, HubnessCorrection, RegionProjection
 from itmkit.retrieval import encode
 from itmkit.systems import DAIM, MATE
@@ -148,6 +152,56 @@ def test_a_model_is_trained_to_the_same_weights_with_a_correction_and_without(tm
     torch.testing.assert_close(*states, atol=1e-5, rtol=1e-5)
 
 
+def test_every_fit_fills_the_bank_once_for_its_weights_and_an_evaluation_leaves_it(tmp_path):
+    model = mate(HubnessCorrection(9, neighbours=2))
+    bank = model.hubness_correction
+    for _ in range(2):  # both end at the same step
+        with patch.object(bank, "fill", wraps=bank.fill) as fill:
+            quiet_trainer(tmp_path, val_check_interval=3).fit(model, data())
+        assert fill.call_count == 1
+        before = {name: value.clone() for name, value in bank.named_buffers()}
+        fill_bank(model, bank, data())
+        torch.testing.assert_close(dict(bank.named_buffers()), before)
+    bank.centres.zero_()
+    trainer = quiet_trainer(tmp_path)
+    trainer.validate(model, data(), verbose=False)
+    trainer.test(model, data(test_split="val"), verbose=False)
+    assert not bank.centres.any()
+
+
+class Drawn(ShapesDataset):
+    """Images that are drawn at random, in an evaluation too."""
+
+    augments = True
+
+    def image(self, row: int) -> Regions:
+        regions = super().image(row)
+        return replace(regions, features=regions.features + torch.rand(437))
+
+
+def test_the_bank_of_drawn_images_is_always_the_same_and_training_draws_as_without():
+    own = ImageTextData(partial(Drawn, length=12, regions=True), batch_size=4)
+    model = mate(HubnessCorrection(9, neighbours=2))
+    banks, before = [], torch.get_rng_state()
+    for _ in range(2):
+        fill_bank(model, model.hubness_correction, own)
+        banks.append(model.hubness_correction.image_bank.clone())
+    torch.testing.assert_close(*banks, atol=0, rtol=0)
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("name", ["mate_groups", "tvrn_branch"])
+def test_both_sides_of_a_system_are_corrected(name):
+    model, batch = ALL[name].make().eval(), make_batch(ALL[name])
+    correction, encoded = model.hubness_correction, []
+    for one in (correction, None):
+        model.hubness_correction = one
+        encoded.append((model.encode_image(batch.images), model.encode_text(batch.texts)))
+    (image, text), (plain_image, plain_text) = encoded
+    torch.testing.assert_close(image.vector, correction.image(plain_image.vector))
+    torch.testing.assert_close(text.vector, correction.text(plain_text.vector))
+
+
 def test_errors(tmp_path):
     with pytest.raises(InputError, match=r"hubness_correction.* global_branch"):
         DAIM(
@@ -155,10 +209,11 @@ def test_errors(tmp_path):
             BiGRU(64, DIM, DIM),
             hubness_correction=HubnessCorrection(),
         )
-    model = mate(correction := HubnessCorrection())
+    model = mate(HubnessCorrection())
     own = data()
     own.setup("fit")
     loaders = own.train_dataloader(), own.val_dataloader()
+    trainer = quiet_trainer(tmp_path)
     with pytest.raises(InputError, match="hubness_correction reads the training split"):
-        quiet_trainer(tmp_path).fit(model, *loaders)  # before the first step
-    assert not correction.centres.any()
+        trainer.fit(model, *loaders)
+    assert trainer.global_step == 0
