@@ -11,7 +11,7 @@ from systems import ALL, make_batch
 
 from itmkit.checks import InputError
 from itmkit.data import CaptionNoise, ImageTextData, ShapesDataset
-from itmkit.data.images import Regions
+from itmkit.data.images import ImageSource, Regions
 from itmkit.nn import BiGRU, CrossAttentionFusion, HubnessCorrection, RegionProjection
 from itmkit.retrieval import encode
 from itmkit.systems import DAIM, MATE
@@ -188,6 +188,32 @@ def test_the_bank_of_drawn_images_is_always_the_same_and_training_draws_as_witho
         banks.append(model.hubness_correction.image_bank.clone())
     torch.testing.assert_close(*banks, atol=0, rtol=0)
     assert torch.get_rng_state().equal(before)
+
+
+class Augmented(ImageSource):
+    """The images of a dataset, changed at random in training."""
+
+    augments = True
+
+    def __init__(self, dataset: ShapesDataset) -> None:
+        self.names, self.plain = dataset.names, dataset.image
+
+    def image(self, row: int) -> Regions:
+        regions = self.plain(row)
+        return replace(regions, features=regions.features + self.augments * torch.rand(437))
+
+
+class AugmentedShapes(ShapesDataset):
+    source = property(Augmented)
+
+
+def test_the_bank_is_of_images_without_augmentation():
+    banks, model = [], mate(HubnessCorrection(9, neighbours=2))
+    for dataset in (ShapesDataset, AugmentedShapes):
+        own = ImageTextData(partial(dataset, length=12, regions=True), batch_size=4)
+        fill_bank(model, model.hubness_correction, own)
+        banks.append(model.hubness_correction.image_bank.clone())
+    torch.testing.assert_close(*banks)
 
 
 @pytest.mark.parametrize("name", ["mate_groups", "tvrn_branch"])

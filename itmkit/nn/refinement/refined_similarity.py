@@ -184,7 +184,7 @@ class RefinedSimilarity(nn.Module):
             rows, columns = rows[order], columns[order]
         on_cpu = text.device.type == "cpu"
         size = min(self.chunk_pairs, _CACHED_PAIRS) if on_cpu else self.chunk_pairs
-        scores = [self.logit.weight.new_zeros(0)]
+        scores = [at_least_float32(self.logit.weight).new_zeros(0)]
         for chunk in chunks(len(pairs), size):
             used, place = columns[chunk].unique(return_inverse=True)
             longest = text.shape[1] if lengths is None else lengths[chunk][-1]

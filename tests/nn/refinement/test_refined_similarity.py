@@ -326,6 +326,24 @@ def test_chosen_pairs_are_those_of_the_matrix(
     assert nothing.shape == (0,)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_chosen_pairs_in_half_precision_and_of_masks_with_holes(dtype: torch.dtype) -> None:
+    module = similarity("sgr").to(dtype).eval()
+    inputs = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in batch().items()
+    }
+    mask = inputs["text_mask"].clone()
+    mask[0], mask[1, 0] = False, False
+    images = module.visual(inputs["image"], inputs["relations"], inputs["image_mask"])
+    pairs = torch.cartesian_prod(torch.arange(len(images.vector)), torch.arange(len(mask))).flip(0)
+    scores = module.score_pairs(images, inputs["text"], mask, pairs)
+    expected = module.score(images, inputs["text"], mask)[pairs[:, 0], pairs[:, 1]]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(scores, expected, atol=tolerance, rtol=0)
+    assert module.score_pairs(images, inputs["text"], mask, pairs[:0]).dtype == torch.float32
+
+
 @each_choice
 @each_mode
 def test_chunks_change_nothing(reasoning: str, focal: str, training: bool) -> None:
