@@ -27,9 +27,10 @@ def load_initial_weights(
     """Give a model the weights of a checkpoint, and nothing else of it.
 
     Buffers that a module names in ``training_state`` belong to the run that was and keep their
-    values, such as a queue of vectors or a margin that moves. The words are those of the new data.
-    Where they are not those of the checkpoint, its word embedding does not fit, of whatever size:
-    its rows are of other words.
+    values, such as a queue of vectors or a margin that moves. Those in ``refilled_state``, which a
+    fit fills anew, need not fit, such as the bank of a correction of hubs. The words are those of
+    the new data. Where they are not those of the checkpoint, its word embedding does not fit, of
+    whatever size: its rows are of other words.
 
     Args:
         path: of the checkpoint, for what is printed.
@@ -56,13 +57,19 @@ def load_initial_weights(
         for name in getattr(module, "training_state", ())
     }
     found = {name: why for name, why in misfits(model, saved).items() if name not in run_state}
+    refilled: set[str] = set()  # whole, as its parts belong together
+    for prefix, module in modules.items():
+        parts = {f"{prefix}.{name}" for name in getattr(module, "refilled_state", ())}
+        refilled |= parts if parts & found.keys() else set()
     for name, why in _embeddings_of_other_words(checkpoint, modules, data).items():
         found[name] = f"{found[name]}; {why}" if name in found else why
-    if strict and found:
-        misfit = misfits_text(model, found, f"init_from '{path}'")
+    if strict and (wrong := {n: why for n, why in found.items() if n not in refilled}):
+        misfit = misfits_text(model, wrong, f"init_from '{path}'")
         with stored_by(checkpoint.get("itmkit_version")):
             raise InputError(f"{misfit}; --init_strict false leaves out what does not fit")
-    fitting = {n: value for n, value in saved.items() if n not in found.keys() | run_state}
+    fitting = {
+        n: value for n, value in saved.items() if n not in found.keys() | run_state | refilled
+    }
     if not fitting:
         raise InputError(f"init_from '{path}' has no weights that fit the model; expected some")
     model.load_state_dict(fitting, strict=False)

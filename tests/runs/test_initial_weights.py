@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import load, runs, write_config
+from torch import nn
 
 from itmkit.cli import main
+from itmkit.nn import HubnessCorrection
+from itmkit.runs.initial_weights import load_initial_weights
 
 LAST = "checkpoints/last.ckpt"
 
@@ -123,6 +126,26 @@ def test_error_word_embedding_of_other_words(
     name, own = "text_encoder.embedding.weight", load(folder / LAST)
     assert not content["state_dict"][name].equal(own["state_dict"][name])
     assert "zebra" not in own["ImageTextData"]["vocabulary"]
+
+
+@pytest.mark.parametrize("size", [0, 3, 5])
+def test_a_bank_of_hubs_need_not_fit(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a model without a correction, of another size, or of the same."""
+
+    def model(size: int, value: float) -> nn.ModuleDict:
+        parts: dict[str, nn.Module] = {"linear": nn.Linear(2, 2)}
+        if size:
+            correction = HubnessCorrection(size, neighbours=1)
+            correction.complete(2)
+            correction.centres.fill_(value)
+            parts["hubs"] = correction
+        return nn.ModuleDict(parts)
+
+    old, new = model(size, 1.0), model(5, 2.0)
+    load_initial_weights("old.ckpt", {"state_dict": old.state_dict()}, new)
+    assert new["linear"].weight.equal(old["linear"].weight)
+    assert new["hubs"].centres.tolist() == [1.0 if size == 5 else 2.0] * 2
+    assert ("left out: hubs.image_bank" in capsys.readouterr().out) == (size != 5)
 
 
 def test_another_system_where_not_all_must_fit(

@@ -63,6 +63,7 @@ class HubnessCorrection(nn.Module):
     image_bank: Tensor
     text_bank: Tensor
     centres: Tensor
+    refilled_state = ("image_bank", "text_bank", "centres")
 
     def __init__(self, size: int = 2000, *, neighbours: int = 10) -> None:
         super().__init__()
