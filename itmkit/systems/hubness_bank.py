@@ -28,8 +28,8 @@ def bank_data(data: object) -> ImageTextData:
     """
     if not isinstance(data, ImageTextData):
         raise InputError(
-            f"hubness_correction reads the training split again, of ImageTextData; got "
-            f"{type_of(data)}"
+            f"data is {type_of(data)}; expected ImageTextData, whose training split "
+            "hubness_correction reads again"
         )
     return data
 

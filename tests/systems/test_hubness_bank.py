@@ -240,6 +240,6 @@ def test_errors(tmp_path):
     own.setup("fit")
     loaders = own.train_dataloader(), own.val_dataloader()
     trainer = quiet_trainer(tmp_path)
-    with pytest.raises(InputError, match="hubness_correction reads the training split"):
+    with pytest.raises(InputError, match="whose training split hubness_correction reads again"):
         trainer.fit(model, *loaders)
     assert trainer.global_step == 0
