@@ -21,6 +21,7 @@ def run_ensemble(command: str, words: Sequence[str]) -> None:
         raise InputError(
             f"--ensemble is an option of itmkit {' and '.join(STAGES)}; itmkit {command} has none"
         )
+    words = ["--help"] if {"-h", "--help"} & set(words) else words  # before runs are missed
     options = call(ensemble_options, words, f"{command} --ensemble", ARGUMENTS)
 
     from itmkit.files import check_different

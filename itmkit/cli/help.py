@@ -15,6 +15,15 @@ from itmkit.configs.agreement import class_of, locate_class, short_names
 from itmkit.configs.short_options import SHORT_OPTIONS
 
 WIDTH = 100  # columns
+_MEASURES = ("--ckpt_path RUN [options]", "--ensemble RUN RUN ... (see --ensemble --help)")
+#: what is typed after each command, in each of its forms
+USAGES = {
+    "fit": ("--config NAME_OR_PATH [options]",),
+    "validate": _MEASURES,
+    "test": _MEASURES,
+    "predict": ("--ckpt_path RUN [options]",),
+    "doctor": ("[--config NAME_OR_PATH [options]]",),
+}
 
 
 def command_help(command: str, purpose: str) -> str:
@@ -28,7 +37,10 @@ def command_help(command: str, purpose: str) -> str:
     }
     names = textwrap.wrap(", ".join(config_names()), WIDTH - 2)
     lines = [
-        f"usage: itmkit {command} --config NAME_OR_PATH [options]",
+        *(
+            f"{'       ' if number else 'usage: '}itmkit {command} {form}"
+            for number, form in enumerate(USAGES[command])
+        ),
         f"\n{purpose[0].upper()}{purpose[1:]}.",
         *("\noptions:", *_table(OPTIONS)),
         *("\nshort options, for configurations of photos and features:", *_table(short)),
@@ -77,7 +89,8 @@ def _arguments(option: str, kind: Any) -> str:
 
     parser = ArgumentParser(prog="itmkit", usage=f"--{option}.ARGUMENT VALUE", add_help=False)
     parser.add_class_arguments(kind, option, fail_untyped=False)
-    return re.sub(r",\s+known\s+subclasses:[^)]*", "", parser.format_help())
+    text = re.sub(r":[\w:]+:`[~!]?([^`]*)`", r"\1", parser.format_help())  # roles of Sphinx
+    return re.sub(r",\s+known\s+subclasses:[^)]*", "", text)
 
 
 def _table(rows: Mapping[str, str]) -> Iterator[str]:

@@ -69,7 +69,7 @@ def extract_text_features(
     check_choice("dtype", dtype, ("float16", "float32"))
     device = usable_device(device)
     if not captions:
-        raise InputError(f"captions of the split {split!r} are none; expected one or more")
+        raise InputError(f"split {split!r} has no captions; expected one or more")
     if len(tokenizer) > text.vocab_size:
         raise InputError(
             f"tokenizer has {len(tokenizer)} ids; expected at most {text.vocab_size}, those of "

@@ -114,8 +114,8 @@ def check_best(found: Tensor, right: Tensor, query: str) -> None:
     wrong = ((chosen - best).abs() > margin).any(1)
     if wrong.any():
         raise InputError(
-            f"the ONNX files give other best of {query} {int(wrong.nonzero()[0])} than the model: "
-            "nothing is written"
+            f"the ONNX files rank other results best for {query} {int(wrong.nonzero()[0])} than "
+            "the model: nothing is written"
         )
 
 

@@ -32,6 +32,27 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> 
     assert not [name for name in config_names() if name not in text]
 
 
+def test_usage_says_what_a_command_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    def usage(command: str) -> str:
+        return printed(capsys, command, "--help").partition("\n\n")[0]
+
+    assert usage("fit") == "usage: itmkit fit --config NAME_OR_PATH [options]"
+    assert usage("doctor") == "usage: itmkit doctor [--config NAME_OR_PATH [options]]"
+    assert usage("predict") == "usage: itmkit predict --ckpt_path RUN [options]"
+    for command in ("validate", "test"):
+        first, second = usage(command).splitlines()
+        assert first == f"usage: itmkit {command} --ckpt_path RUN [options]"
+        assert second.split()[1:3] == [command, "--ensemble"]
+
+
+@pytest.mark.parametrize("words", ["--ensemble --help", "--ensemble a b -h"])
+def test_help_of_an_ensemble(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["test", *words.split()])
+    assert left.value.code == 0
+    assert "usage: itmkit test --ensemble" in capsys.readouterr().out
+
+
 def test_help_of_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "fit", "--help_trainer")
     for option in ("--trainer.max_epochs", "--checkpoint.monitor", "--last.every_n_train_steps"):
@@ -42,7 +63,10 @@ def test_help_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
     config = ("--config", "mate/shapes")
     assert "--model.triplet_weight" in printed(capsys, "fit", *config, "--model.help")
     assert "--model.warmup" in printed(capsys, "fit", "--model.help")
-    assert "--data.caption_views" in printed(capsys, "fit", "--data.help")
+    text = printed(capsys, "fit", "--data.help")
+    assert "--data.caption_views" in text
+    assert ":attr:" not in text
+    assert "See skipped." in text
     text = printed(capsys, "fit", "--model.image_encoder.help", "TimmGrid")
     assert "--model.image_encoder.out_index" in text
     assert "known subclasses" not in text

@@ -35,6 +35,8 @@ def test_every_loss_is_in_the_registry():
 
 def test_every_loss_is_in_the_table_of_the_documentation():
     page = (Path(__file__).parents[2] / "docs/losses.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     for loss in {type(make()) for make in LOSSES.values()}:
+        assert f"`{loss.__name__}`" in readme
         assert f"| `{loss.__name__}` |" in page
         assert f"losses.{loss.__name__}(" in page
