@@ -16,7 +16,7 @@
 # ls runs/demo/latest/
 
 # %% [markdown]
-# The best checkpoint on the test split, above the same model before training:
+# The best checkpoint on the test split, and the same model before training:
 
 # %% language="bash"
 # itmkit test --ckpt_path runs/demo/latest --untrained true
