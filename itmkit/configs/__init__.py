@@ -94,6 +94,9 @@ def merge(
         above: the same; what it has wins.
         sections: whether the values are sections, which are merged, and not arguments.
 
+    Raises:
+        InputError: an argument of a class is outside of its ``init_args``.
+
     Example:
         >>> adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1, "eps": 1e-6}}
         >>> merge(adam, {"init_args": {"lr": 0.2}})
@@ -102,17 +105,34 @@ def merge(
         {'class_path': 'torch.optim.SGD', 'init_args': {'lr': 0.2}}
     """
     own, old = above.get("class_path"), below.get("class_path")
-    if own is not None and old not in (None, own):
+    if own is not None and old is not None and not _is_same_class(own, old):
         return dict(above)
     result = {**({"class_path": own} if own is not None else {}), **below}
     for key, value in above.items():
+        if key == "class_path" and old is not None:
+            value = max(own, old, key=len)  # the path, where the other is the name alone
         there = result.get(key)
         if isinstance(value, Mapping) and isinstance(there, Mapping):
+            if key != "init_args":
+                _check_places(key, {**there, **value})
             of_class = value and value.keys() <= {"class_path", "init_args"}
             if sections or of_class or key == "init_args":
                 value = merge(there, value, sections=False)
         result[key] = value
     return result
+
+
+def _check_places(name: str, value: Mapping[str, Any]) -> None:
+    of_class = ("class_path", "init_args", "dict_kwargs")
+    outside = [key for key in value if key not in of_class]
+    if outside and len(outside) < len(value):
+        raise InputError(f"{name} has {outside[0]!r} outside of init_args; expected it inside")
+
+
+def _is_same_class(path: str, other: str) -> bool:
+    """Whether two class paths are equal, or one of them is the name of the other alone."""
+    short = "." not in path or "." not in other
+    return path == other or (short and path.rpartition(".")[2] == other.rpartition(".")[2])
 
 
 def describe(name: str) -> tuple[str, str]:

@@ -58,6 +58,12 @@ def test_a_class_brings_its_own_arguments() -> None:
     more = over({"class_path": "Adam", "init_args": {"eps": 1}})["optimizer"]["init_args"]
     assert more == {"lr": 0.1, "betas": {"a": 1}, "eps": 1}
     assert over({"init_args": {"betas": {"b": 2}}})["optimizer"]["init_args"]["betas"] == {"b": 2}
+    path = over({"class_path": "torch.optim.Adam", "init_args": {"eps": 1}})["optimizer"]
+    assert path == {"class_path": "torch.optim.Adam", "init_args": more}
+    again = merge({"loss": path}, {"loss": {"class_path": "Adam", "init_args": {"eps": 2}}})
+    assert again == {"loss": {**path, "init_args": {**more, "eps": 2}}}
+    other = {"class_path": "mine.Adam"}
+    assert merge({"loss": path}, {"loss": other}) == {"loss": other}
     assert over(None, lrs={}) == {"optimizer": None, "lrs": {}}
     assert below["model"]["init_args"]["optimizer"] == adam
 
@@ -68,6 +74,19 @@ def test_a_file_of_a_user_starts_from_others(tmp_path: Path) -> None:
     found, base = load_config(own), load_config("mate/shapes")
     assert found["model"]["init_args"] == {**base["model"]["init_args"], "momentum": 0.5}
     assert "bases" not in found
+
+
+@pytest.mark.parametrize(
+    ("own", "place"),
+    [
+        ({"model": {"triplet_weight": 0.5}}, "model has 'triplet_weight'"),
+        ({"data": {"batch_size": 8}}, "data has 'batch_size'"),
+        ({"model": {"init_args": {"image_encoder": {"dim": 8}}}}, "image_encoder has 'dim'"),
+    ],
+)
+def test_an_argument_outside_of_init_args(own: dict[str, Any], place: str) -> None:
+    with pytest.raises(InputError, match=f"^{place} outside of init_args; expected it inside$"):
+        merge(load_config("mate/shapes"), own)
 
 
 @pytest.mark.parametrize(
