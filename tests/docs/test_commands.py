@@ -40,7 +40,8 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def run(words: list[str]) -> None:
         command, *options = words
-        if command in ("configs", "doctor"):
+        asks = any(word.startswith("--help") or word.endswith(".help") for word in options)
+        if command in ("configs", "doctor") or asks:
             return main(words)
         if command not in TRAINER_COMMANDS or "--ensemble" in options:
             with pytest.raises(Parsed):
