@@ -20,9 +20,9 @@ def app(
 
     Args:
         index: Folder of an index, or NAME of a run for runs/NAME/index.
-        host: Address; 0.0.0.0 for every machine.
-        port: 0 takes a free one.
-        model: Where null, the model the index was made with.
+        host: Address to serve on; 0.0.0.0 lets every machine reach it.
+        port: Port to serve on; 0 takes a free one.
+        model: Model to search with; where null, the one the index was made with.
         device: Where null, a GPU if there is one.
     """
     require_extra("app", "starlette>=1.0", "uvicorn>=0.40")

@@ -29,11 +29,11 @@ def audit_run(
 
     Args:
         run: NAME of a run, for runs/NAME/latest, or its folder.
-        split: of the run's data.
+        split: split of the run's data that is audited.
         images: at most so many of the split, the first ones, are audited; they are held in memory.
         batch_size: images encoded at a time.
-        seed: of permutations and noise.
-        device: such as ``cuda:1``; where null, a GPU if there is one.
+        seed: seed of permutations and noise.
+        device: device of the model, such as ``cuda:1``; where null, a GPU if there is one.
     """
     from itmkit.modes import usable_device
     from itmkit.systems import find_run, load_run

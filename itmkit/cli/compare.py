@@ -14,9 +14,9 @@ def compare(runs: list[str], *, samples: int = 10_000, seed: int = 0, queries: i
     Args:
         runs: Folder of itmkit test or validate; or that of itmkit fit, or NAME for
             runs/NAME/latest, of which the latest evaluation is taken.
-        samples: Draws of the test; of the bootstrap a tenth, 100 at least.
+        samples: Draws of the randomisation test; the bootstrap makes a tenth, at least 100.
         seed: Seed of the draws.
-        queries: Queries listed whose ranks changed most.
+        queries: How many queries are listed, those whose ranks changed most.
     """
     from itmkit.evaluation import compare_runs
 

@@ -18,9 +18,9 @@ def export(
 
     Args:
         run: NAME of a run (for runs/NAME/latest), or its folder; its data must be there.
-        to: form of the files.
+        to: format of the files.
         output: folder of the files; where null, ``onnx`` in that of the run.
-        batches: of the validation split, to compare on.
+        batches: batches of the validation split on which the files are compared with the model.
     """
     from itertools import islice
 

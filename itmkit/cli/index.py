@@ -33,24 +33,25 @@ def index(
 
     Args:
         photos: folder of the pictures.
-        model: NAME of a run (for runs/NAME/latest), folder of a run or of a saved retriever, or a
-            CLIP-like model of transformers by its name on the hub.
+        model: NAME of a run (for runs/NAME/latest), folder of a run or of a saved retriever, or
+            name on the hub of a saved retriever or of a CLIP-like model of transformers.
         output: folder of the index; where null, that of the run: runs/NAME/index.
         table: CSV, TSV, JSONL or Parquet with a row a picture (column file_name, filename, image or
             path), whose other columns ``itmkit search --where`` can ask for.
-        shard: ``i/k``: index part i of k alone; ``merge`` joins them.
+        shard: ``i/k``: index part i of k alone; ``merge`` joins the parts.
         merge: indexes of all parts, to be joined into ``output``; nothing is encoded.
-        dtype: of the stored vectors.
+        dtype: type of the stored vectors.
         batch_size: pictures encoded at a time.
         num_workers: processes that read pictures.
         follow_links: whether links may lead out of the folder.
         calibrate: for a run, learn probabilities of hits from its validation split.
         factory: faiss index that finds candidates for large galleries, such as "IVF64,Flat"
-            (itmkit[faiss]); refused where it finds less than 0.95 of what exact search finds. One
-            that is there is built again when the pictures change.
-        queries: file of sentences, one a line, that this is measured with; where null, the
+            (itmkit[faiss]); refused where it finds less than 0.95 of what exact search finds. An
+            existing one is built again when the pictures change.
+        queries: file of sentences, one a line, that ``factory`` is measured with; where null, the
             validation captions of the run.
-        device: such as ``cpu`` or ``cuda:1``; where null, a GPU if there is one.
+        device: device of the model, such as ``cpu`` or ``cuda:1``; where null, a GPU if there is
+            one.
     """
     from itmkit.index import merge_indexes
     from itmkit.retriever import load

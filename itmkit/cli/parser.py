@@ -58,6 +58,10 @@ class OneLineParser(ArgumentParser):
             args = [re.sub(r"(?<==)None$", "null", word) for word in args]
         return super().parse_args(args, *rest, **named)
 
+    def format_help(self) -> str:
+        """The help, in which a type is its name alone."""
+        return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", super().format_help())
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with status 2, or raise where jsonargparse handles the error itself."""
         if not self.exit_on_error:

@@ -33,7 +33,7 @@ def report(
         run: NAME of a run, for runs/NAME/latest, or its folder.
         other: A second run on the same captions, to compare with.
         output: Where null, report.html in the folder of the run.
-        split: Of the run's data.
+        split: Split of the run's data that is shown.
         protocol: f30k-1k, coco-5k, coco-1k or a number of folds; where null, the whole split is
             searched together.
         photos: Where the photos are, for a run on stored features.

@@ -42,8 +42,9 @@ def search(
         where: Condition on columns, such as 'year > 2019'.
         json: Print a JSON list of path, score and probability.
         html: Write a page with small pictures, too.
-        model: Where null, the model the index was made with.
-        top_k: Best pictures that a second stage puts in order.
+        model: Model to search with; where null, the one the index was made with.
+        top_k: How many of the best pictures a second stage puts in order; where null, as the model
+            says.
         device: Where null, a GPU if there is one.
     """
     from itmkit.report.page import write_hits

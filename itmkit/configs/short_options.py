@@ -49,15 +49,15 @@ SHORT_OPTIONS = {
         "from scratch.",
         _TEXT_MODELS,
     ),
-    "text_checkpoint": ShortOption("The same: folder of a local text model.", _TEXT_MODELS),
+    "text_checkpoint": ShortOption("Text model in a local folder.", _TEXT_MODELS),
     "image_model": ShortOption(
         "Backbone: a name that timm knows.", ("data.image_model", f"{_IMAGE}.model_name")
     ),
     "image_checkpoint": ShortOption(
-        "File with its weights.", ("data.image_checkpoint", f"{_IMAGE}.checkpoint")
+        "File with the weights of --image_model.", ("data.image_checkpoint", f"{_IMAGE}.checkpoint")
     ),
     "image_checkpoint_by_order": ShortOption(
-        "Whether they are matched by order and shape, not by name (true or false).",
+        "Whether these weights are matched by order and shape, not by name (true or false).",
         ("data.image_checkpoint_by_order", f"{_IMAGE}.checkpoint_by_order"),
     ),
 }

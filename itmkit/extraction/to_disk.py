@@ -64,16 +64,16 @@ def extract_to_disk(
         pretrained: fetch the weights that timm knows for the model.
         image_size: side of the photos in pixels; where null, that of the model.
         crop: share of the scaled photo's shorter side that is kept, in (0, 1].
-        mean: of the three channels, subtracted from pixels in [0, 1]; where null, as the model
-            knows it, and so for ``std``.
-        std: of the three channels, divided by.
-        views: stored of a photo: the plain one, and others that are cropped at random, of which
-            training draws one by seed, epoch and caption.
+        mean: mean of the three channels, subtracted from pixels in [0, 1]; where null, that of the
+            model.
+        std: standard deviation of the three channels, divided by; where null, that of the model.
+        views: how many views of a photo are stored: the plain one, and others that are cropped at
+            random, of which training draws one by seed, epoch and caption.
         crop_scale: smallest and largest share of the photo that a random crop covers.
-        flip: probability of a random crop to be mirrored; captions say left and right, so 0.
+        flip: probability that a random crop is mirrored; 0 keeps left and right of captions true.
         mirror_mean: whether features are the mean of those of a photo and of its mirror image,
             turned back: twice the time, and better recall.
-        seed: of the random crops.
+        seed: seed of the random crops.
         max_pixels: most pixels of a photo, before and after scaling; larger ones are an error.
         follow_links: whether a link inside ``images`` may lead out of it.
         out_index: stage whose features are taken, -1 for the last.
@@ -81,10 +81,10 @@ def extract_to_disk(
             embeddings, k the output of layer k, -1 the last, which is taken where null.
         max_length: most tokens of a caption, special ones included; the rest is cut off.
         batch_size: photos or captions at a time; where null, 128 captions, and 64 photos on a GPU
-            and 16 on a CPU, where larger batches cost more memory that is taken anew each time.
+            or 16 on a CPU.
         num_workers: processes that read the photos.
         device: where the model runs; where null, a GPU if there is one.
-        dtype: of the numbers on disk.
+        dtype: type of the numbers on disk.
 
     Returns:
         The path of each file of features, and how much is in it.

@@ -45,6 +45,14 @@ def test_usage_says_what_a_command_needs(capsys: pytest.CaptureFixture[str]) -> 
         assert second.split()[1:3] == [command, "--ensemble"]
 
 
+def test_types_are_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["index", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "folder of the pictures. (required, type: Path)" in text
+    assert "<class" not in text
+
+
 @pytest.mark.parametrize("words", ["--ensemble --help", "--ensemble a b -h"])
 def test_help_of_an_ensemble(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
