@@ -24,7 +24,7 @@ _NOISE = re.compile(
     r"|Expected a path but .* either not accessible or invalid"
 )
 _PLAINER = (
-    (r"<class\s+'(?:builtins\.)?([\w.]+)'>", r"\1"),
+    (r"<class '(?:builtins\.)?([\w.]+)'>", r"\1"),
     (r'Parser key "([^"]+)":', r"\1:"),
     (r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1"),
     (r"Expected a dot import path string: ([^\s;]+)", r"'\1' is no class that is known here"),
@@ -58,9 +58,9 @@ class OneLineParser(ArgumentParser):
             args = [re.sub(r"(?<==)None$", "null", word) for word in args]
         return super().parse_args(args, *rest, **named)
 
-    def format_help(self) -> str:
+    def format_help(self, *rest: Any, **named: Any) -> str:
         """The help, in which a type is its name alone."""
-        return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", super().format_help())
+        return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", super().format_help(*rest, **named))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with status 2, or raise where jsonargparse handles the error itself."""
