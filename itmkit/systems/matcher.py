@@ -129,7 +129,7 @@ class Matcher(LightningModule, ABC):
         self.model_config: dict[str, Any] | None = None
         self.evaluation = Evaluation()
         self._finite_loss = FiniteLoss()
-        self._bank_step = -1  # at which the bank of hubness_correction was filled, in this fit
+        self._bank_batch: int | None = None  # after which the bank was filled, in this fit
         self._restored_from: tuple[str, str | None] | None = None  # while weights are loaded
 
     #: fields of an image's encoding that :meth:`score` reads; None: all. An index reads the others
@@ -242,7 +242,7 @@ class Matcher(LightningModule, ABC):
         check_vocabulary(self, data_module_of(self.trainer))
         if self.hubness_correction is not None:
             bank_data(data_module_of(self.trainer))
-        self._bank_step = -1
+        self._bank_batch = None
 
     def on_train_start(self) -> None:
         fit_to_run(self.trainer)
@@ -324,13 +324,16 @@ class Matcher(LightningModule, ABC):
         self._complete_vocabulary()
 
     def _fill_bank(self) -> None:
-        """Fill the bank of a correction, if there is one, once for every state of the weights."""
-        correction, step = self.hubness_correction, self.global_step
-        if correction is None or self._bank_step == step:
+        """Fill the bank of a correction, if there is one, once after a batch.
+
+        Not once in a step: batches whose gradients are accumulated change running statistics.
+        """
+        correction, batch = self.hubness_correction, self.trainer.fit_loop.total_batch_idx
+        if correction is None or self._bank_batch == batch:
             return
         data = bank_data(data_module_of(self.trainer))
         fill_bank(self, correction, data, self.trainer.precision_plugin)
-        self._bank_step = step
+        self._bank_batch = batch
 
     def _complete_vocabulary(self) -> None:
         if self.trainer.state.fn != "fit":  # whose start has done it

@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from quiet_trainer import quiet_trainer
 from systems import ALL, make_batch
 
@@ -167,6 +168,20 @@ def test_every_fit_fills_the_bank_once_for_its_weights_and_an_evaluation_leaves_
     trainer.validate(model, data(), verbose=False)
     trainer.test(model, data(test_split="val"), verbose=False)
     assert not bank.centres.any()
+
+
+def test_the_bank_is_of_the_running_statistics_of_a_batch_that_is_accumulated(tmp_path):
+    model, same = mate(HubnessCorrection(9, neighbours=2)), []
+
+    def compare(*_) -> None:
+        before = model.hubness_correction.image_bank.clone()
+        fill_bank(model, model.hubness_correction, data())
+        same.append(before.equal(model.hubness_correction.image_bank))
+
+    options = {"accumulate_grad_batches": 3, "val_check_interval": 1, "limit_train_batches": 3}
+    callback = LambdaCallback(on_validation_end=compare)
+    quiet_trainer(tmp_path, max_epochs=1, callbacks=[callback], **options).fit(model, data())
+    assert same == [True] * 3
 
 
 class Drawn(ShapesDataset):
