@@ -137,14 +137,14 @@ def test_a_bank_of_hubs_need_not_fit(size: int, capsys: pytest.CaptureFixture[st
         if size:
             correction = HubnessCorrection(size, neighbours=1)
             correction.complete(2)
-            correction.centres.fill_(value)
+            correction.fill(*torch.tensor([[[1.0, 0.0]], [[value, (1 - value**2) ** 0.5]]]))
             parts["hubs"] = correction
         return nn.ModuleDict(parts)
 
-    old, new = model(size, 1.0), model(5, 2.0)
+    old, new = model(size, 0.5), model(5, 0.75)
     load_initial_weights("old.ckpt", {"state_dict": old.state_dict()}, new)
     assert new["linear"].weight.equal(old["linear"].weight)
-    assert new["hubs"].centres.tolist() == [1.0 if size == 5 else 2.0] * 2
+    assert new["hubs"].centres.tolist() == [0.5 if size == 5 else 0.75] * 2
     assert ("left out: hubs.image_bank" in capsys.readouterr().out) == (size != 5)
 
 

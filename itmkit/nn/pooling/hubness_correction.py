@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,8 +34,9 @@ class HubnessCorrection(nn.Module):
     less by a constant; *r* is taken up to 0.5 from its mean over the bank.
 
     A system fills the bank, :meth:`fill`, before every validation of a fit, and at the end of an
-    epoch without one, from images and captions that are trained on; checkpoints hold it. Until then
-    nothing is corrected, and missing rows of a bank are at a cosine of 0.
+    epoch without one, from images and captions that are trained on; checkpoints hold it, and serve
+    any number of neighbours. Until then nothing is corrected, and missing rows of a bank are at a
+    cosine of 0.
 
     The score is that of CSLS (Conneau et al., Word Translation Without Parallel Data, ICLR 2018),
     halved. There the neighbours are those in the searched gallery; here they are in the training
@@ -71,6 +74,8 @@ class HubnessCorrection(nn.Module):
         if neighbours > size:
             raise InputError(f"neighbours is {neighbours}; expected at most {size}, as size")
         self.size, self.neighbours = size, neighbours
+        # what is loaded may be of another number of neighbours
+        self.register_load_state_dict_post_hook(_centre)  # type: ignore[no-untyped-call]
 
     def complete(self, dim: int) -> None:
         """Make an empty bank for vectors of a width; a system calls it."""
@@ -91,8 +96,7 @@ class HubnessCorrection(nn.Module):
             check_shape((len(vectors), bank.shape[1]), vectors=vectors)
             bank.zero_()
             bank[: len(vectors)] = vectors
-        self.centres[0] = self._closeness(image[: self.size], self.text_bank).mean()
-        self.centres[1] = self._closeness(text[: self.size], self.image_bank).mean()
+        _centre(self)
 
     def image(self, vectors: Tensor) -> Tensor:
         """Unit vectors ``(n, D + 4)`` of images, from those without correction ``(n, D)``."""
@@ -125,3 +129,15 @@ class HubnessCorrection(nn.Module):
         with autocast_off(vectors):
             cosines = F.linear(at_least_float32(vectors), at_least_float32(bank))
             return cosines.topk(self.neighbours, dim=1).values.mean(1)
+
+
+@torch.no_grad()
+def _centre(correction: HubnessCorrection, _: Any = None) -> None:
+    """Set the mean r of either side, over the images or captions that are in the bank."""
+    if not hasattr(correction, "centres"):  # no bank yet
+        return
+    banks = [correction.image_bank, correction.text_bank]
+    for place, (own, other) in enumerate((banks, banks[::-1])):
+        filled = own.any(dim=1)
+        total = correction._closeness(own, other).where(filled, 0).sum()
+        correction.centres[place] = total / filled.sum().clamp(min=1)

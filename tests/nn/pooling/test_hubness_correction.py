@@ -72,6 +72,20 @@ def test_an_empty_bank_corrects_nothing_and_missing_rows_are_at_a_cosine_of_zero
     torch.testing.assert_close(short.centres[0], expected)
 
 
+@pytest.mark.parametrize("count", [7, 4], ids=["full", "rows missing"])
+def test_a_bank_serves_another_number_of_neighbours(count):
+    """The centres that are loaded are those of the number that they are loaded for."""
+    one, other = (HubnessCorrection(7, neighbours=number) for number in (3, 2))
+    for correction in (one, other):
+        correction.complete(DIM)
+        correction.fill(vectors(count, 1), vectors(count, 2))
+    assert (other.centres > one.centres + 0.01).all()
+    loaded = HubnessCorrection(7, neighbours=2)
+    loaded.complete(DIM)
+    loaded.load_state_dict(one.state_dict())
+    torch.testing.assert_close(loaded.state_dict(), other.state_dict(), atol=0, rtol=0)
+
+
 def test_a_hub_loses_its_place():
     """An image that is closest to every caption is found by its own one alone."""
     axes = torch.eye(DIM)
