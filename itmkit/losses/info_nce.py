@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import check_positive
+from itmkit.checks import InputError, check_positive
 from itmkit.losses.scores import Costs, Reduction, Rows, ScoreLoss, both_directions
+
+_LEAST = 0.01  # temperature, where it is learnt
 
 
 def info_nce_loss(
@@ -86,6 +88,10 @@ class InfoNCELoss(ScoreLoss):
     ) -> None:
         super().__init__(reduction=reduction)
         check_positive(temperature=temperature)
+        if learnt and temperature < _LEAST:
+            raise InputError(
+                f"temperature is {temperature}; expected {_LEAST} or more where it is learnt"
+            )
         start = torch.tensor(math.log(temperature))
         self.log_temperature = nn.Parameter(start) if learnt else None
         self._temperature = temperature
@@ -95,7 +101,9 @@ class InfoNCELoss(ScoreLoss):
         """τ, a tensor with a gradient where it is learnt."""
         if self.log_temperature is None:
             return self._temperature
-        return self.log_temperature.clamp(min=math.log(0.01)).exp()
+        # Not by a clamp in the graph: its gradient is 0, and τ would stay there.
+        self.log_temperature.data.clamp_(min=math.log(_LEAST))
+        return self.log_temperature.exp()
 
     def costs(self, rows: Rows) -> Costs:
         return info_nce_costs(rows, self.temperature)

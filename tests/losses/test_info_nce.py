@@ -54,12 +54,17 @@ def test_learnt_temperature_has_a_gradient_and_a_floor():
     with torch.no_grad():
         loss.log_temperature.fill_(-20.0)
     assert loss.temperature.item() == pytest.approx(0.01)
+    loss.zero_grad()
+    loss(-torch.eye(3)).backward()  # the true pairs are the worst ones
+    assert loss.log_temperature.grad < -1  # so that it rises again
     assert list(InfoNCELoss().parameters()) == []
 
 
 def test_errors():
     with pytest.raises(InputError, match="temperature is 0"):
         InfoNCELoss(0)
+    with pytest.raises(InputError, match=r"temperature is 0.009; expected 0.01 or more where it"):
+        InfoNCELoss(0.009, learnt=True)
     with pytest.raises(InputError, match="reduction is 'max'; expected one of 'mean', 'sum'"):
         InfoNCELoss(reduction="max")
     with pytest.raises(InputError, match=r"scores has the shape \(3,\)"):
