@@ -69,8 +69,7 @@ class Table:
             close = next(filter(None, (did_you_mean(name, usual) for name in self.columns)), "")
             raise InputError(
                 f"{self.path} has the columns {self.names}; expected one of "
-                f"{', '.join(map(repr, usual))}{other}{self._delimiter_hint()}"
-                f"{close}"
+                f"{', '.join(map(repr, usual))}{other}{self._delimiter_hint() or close}"
             )
         return found
 

@@ -101,7 +101,9 @@ def extract_to_disk(
         raise InputError("model and text_model are both null; expected one of them, or both")
     check_count(batch_size=1 if batch_size is None else batch_size)
     if model is not None and checkpoint is None and not pretrained:
-        raise InputError("checkpoint is null and pretrained false; the weights would be random")
+        raise InputError(
+            "checkpoint is null and pretrained false; expected one of them: weights would be random"
+        )
     annotations = None if annotations is None else user_path(annotations)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     written: dict[Path, str] = {}

@@ -25,7 +25,10 @@ def index_of(model: str) -> Path:
         return run / "index"
     if (run / "config.yaml").is_file():
         return run.parent / "index"
-    raise InputError(f"output is null, and model {model!r} is no run; expected a folder as output")
+    raise InputError(
+        f"model {model!r} is no run (runs/NAME/latest), and output is null; expected the NAME of a "
+        "run, or a folder as output"
+    )
 
 
 def find_index(name: str) -> Path:

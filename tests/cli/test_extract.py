@@ -109,7 +109,7 @@ def test_mean_with_the_mirror_image(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "checkpoint is null and pretrained false"),
+        ([], "checkpoint is null and pretrained false; expected one of them"),
         (["--checkpoint=weights.pt", "--model=resnet1"], "model is 'resnet1'"),
         (["--checkpoint=nowhere.pt"], "nowhere.pt"),
         (["--pretrained=true", "--split=test"], "no image of the split 'test'"),

@@ -113,7 +113,10 @@ def test_factory(
     [
         (["index", "nowhere", "--model", "mine"], "nowhere' is not a folder"),
         (["index", "."], "model is null; expected the name of a run"),
-        (["index", ".", "--model", "org/clip"], "model 'org/clip' is no run; expected a folder as"),
+        (
+            ["index", ".", "--model", "org/clip"],
+            "model 'org/clip' is no run (runs/NAME/latest)",
+        ),
         (["index", ".", "--model", "mine", "--shard", "2"], "shard is '2'; expected i/k"),
         (["search", "nothing", "a dog"], "index is 'nothing': neither an index nor a run"),
         (["index", ".", "--model", "mine", "--device", "gpu"], "device is 'gpu'; expected one"),

@@ -26,6 +26,7 @@ from itmkit.data.extract import extract_features
 from itmkit.data.images import BadSampleError
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.precomp import PrecompDataset
+from itmkit.data.table import read_table
 from itmkit.data.tokenizer import TransformersTokenizer, WordTokenizer, pad_texts
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.nn import BiGRU
@@ -1168,3 +1169,10 @@ def test_fault(
         assert not Path("unpickled").exists()
     else:
         assert fault.expected(fault.read(tmp_path, fault.make))
+
+
+def test_a_wrong_delimiter_is_the_one_hint(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text("file_name;caption\na.jpg;a dog\n")
+    with pytest.raises(ValueError, match=r"file_column\. Is the delimiter ';'\?$"):
+        read_table(path).needed("file_column", None, ("file_name", "image"))
