@@ -196,7 +196,6 @@ def _read_parts(folder: Path, content: Mapping[str, Any], trust: Sequence[str]) 
             else build_backbone(content[name], source=str(source), trust=trust)
             for name in ("backbone", "text_backbone")
         )
-    model.model_config = content["model"]
     _load_weights(folder / WEIGHTS, _parts(model, backbone, text_backbone))
     return {
         "model": model,

@@ -60,6 +60,8 @@ def build_system(
 ) -> Any:
     """Build the system that the section of a checkpoint describes.
 
+    Its ``model_config`` is what it was built from; none where the arguments are no plain data.
+
     Args:
         config: ``{"class_path": …, "init_args": …}``, whose class paths are checked first.
         kind: class that it must be of; where this derives from the described one, it is built.
@@ -76,7 +78,9 @@ def build_system(
         config["class_path"] = f"{kind.__module__}.{kind.__qualname__}"
     elif not issubclass(system, kind):
         raise InputError(f"{source} is of the system {system.__name__}; expected {kind.__name__}")
-    return build({"model": config}, {"model": kind}, source=source)["model"]
+    model = build({"model": config}, {"model": kind}, source=source)["model"]
+    model.model_config = config if _is_plain(dict(arguments)) else None
+    return model
 
 
 def restore_system(
@@ -105,10 +109,16 @@ def restore_system(
     config = checkpoint["model_config"]
     with stored_by(checkpoint.get("itmkit_version")), weights_follow(checkpoint.get("pretrained")):
         model = build_system(config, kind, arguments, source=source, trust=trust)
-    model.model_config = config
     model.on_load_checkpoint({**checkpoint, "source": source})
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
     return model
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether every checkpoint may hold it."""
+    if isinstance(value, (Mapping, list)):
+        return all(map(_is_plain, value.values() if isinstance(value, Mapping) else value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def check_class_paths(

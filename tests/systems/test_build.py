@@ -16,6 +16,8 @@ from itmkit.checks import InputError
 from itmkit.systems import DAIM, MATE, TVRN, Matcher
 from itmkit.systems.build import build, check_class_paths
 
+SIDES = ("image_encoder", "text_encoder")
+
 
 def checkpoint(folder: Path, class_path: str, **init_args: Any) -> Path:
     """The checkpoint of a model that a configuration described, with weights of its own."""
@@ -48,6 +50,26 @@ def test_arguments_replace_those_of_the_configuration(tmp_path: Path) -> None:
     assert (model.rerank_top_k, model.momentum) == (7, 0.9)
     with open(path, "rb") as file:
         assert MATE.load_from_checkpoint(file).rerank_top_k == 0
+
+
+def test_a_checkpoint_of_a_loaded_model_holds_its_own_arguments_and_class(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, "itmkit.systems.MATE", **SYSTEMS["MATE"])
+
+    def again(model: Matcher, kind: type[Matcher] = Matcher, **arguments: Any) -> Any:
+        content: dict[str, Any] = {"state_dict": model.state_dict()}
+        content["pytorch-lightning_version"] = "2.6.6"
+        model.on_save_checkpoint(content)
+        torch.save(content, tmp_path / "again.ckpt")
+        return kind.load_from_checkpoint(tmp_path / "again.ckpt", **arguments)
+
+    assert again(MATE.load_from_checkpoint(path, momentum=0.5)).momentum == 0.5
+    assert type(again(OurMATE.load_from_checkpoint(path))) is OurMATE
+    assert "momentum" in SYSTEMS["MATE"]
+    encoders = {name: getattr(again(MATE.load_from_checkpoint(path)), name) for name in SIDES}
+    built = MATE.load_from_checkpoint(path, **encoders)
+    assert built.model_config is None  # as of a model that was built in code
+    parts = {"fusion": built.fusion, "hubness_correction": built.hubness_correction}
+    assert again(built, MATE, **encoders, **parts, queue_size=20).momentum == 0.995
 
 
 def test_a_model_built_in_code_is_loaded_as_lightning_does(tmp_path: Path) -> None:
