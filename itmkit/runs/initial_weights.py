@@ -12,7 +12,7 @@ from torch import nn
 
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData, WordTokenizer
-from itmkit.nn import WordEmbedding
+from itmkit.nn import HubnessCorrection, WordEmbedding
 from itmkit.nn.weights import misfits, misfits_text, stored_by
 
 
@@ -28,9 +28,9 @@ def load_initial_weights(
 
     Buffers that a module names in ``training_state`` belong to the run that was and keep their
     values, such as a queue of vectors or a margin that moves. Those in ``refilled_state``, which a
-    fit fills anew, need not fit, such as the bank of a correction of hubs. The words are those of
-    the new data. Where they are not those of the checkpoint, its word embedding does not fit, of
-    whatever size: its rows are of other words.
+    fit fills anew, need not fit: the bank of a correction of hubs, which the model may also lack.
+    The words are those of the new data. Where they are not those of the checkpoint, its word
+    embedding does not fit, of whatever size: its rows are of other words.
 
     Args:
         path: of the checkpoint, for what is printed.
@@ -58,7 +58,8 @@ def load_initial_weights(
     }
     found = {name: why for name, why in misfits(model, saved).items() if name not in run_state}
     refilled: set[str] = set()  # whole, as its parts belong together
-    for prefix, module in modules.items():
+    for prefix in modules.keys() | {name.rpartition(".")[0] for name in saved}:
+        module = modules.get(prefix, HubnessCorrection)  # the model may have none
         parts = {f"{prefix}.{name}" for name in getattr(module, "refilled_state", ())}
         refilled |= parts if parts & found.keys() else set()
     for name, why in _embeddings_of_other_words(checkpoint, modules, data).items():
