@@ -38,6 +38,7 @@ def fit(folder: Path, image_encoder: Any, dataset: Any, system: str = "MATE", **
     if system == "MATE":
         model |= {"fusion": part("itmkit.nn.FusionEncoder", dim=DIM, num_layers=1, num_heads=2)}
         model |= {"rerank_top_k": 2}
+        model |= {"hubness_correction": part("itmkit.nn.HubnessCorrection", size=4, neighbours=2)}
     options = {"vocabulary_min_count": 1, "batch_size": 3, "caption_views": 2}
     content = {
         "seed_everything": 1,
