@@ -400,6 +400,9 @@ class Matcher(LightningModule, ABC):
         if self._restored_from is None:  # a state dict of the user
             return super().load_state_dict(state_dict, strict, assign)
         (source, version), self._restored_from = self._restored_from, None
+        if self.hubness_correction is None:  # as it is chosen now: the weights are the same
+            bank = "hubness_correction."
+            state_dict = {n: one for n, one in state_dict.items() if not n.startswith(bank)}
         with stored_by(version), report_misfits(self, state_dict, source):
             return super().load_state_dict(state_dict, strict, assign)
 

@@ -52,6 +52,20 @@ def test_a_fit_fills_the_bank_and_its_checkpoint_has_it(tmp_path):
     assert bank.centres.abs().min() > 0
 
 
+def test_a_checkpoint_is_measured_without_its_correction(tmp_path):
+    model, plain = mate(HubnessCorrection(9, neighbours=2)), mate(None)
+    trainer = quiet_trainer(tmp_path)
+    trainer.fit(model, data())
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    trainer.validate(plain, data(), ckpt_path=tmp_path / "model.ckpt", verbose=False)
+    batch = next(iter(data().val_dataloader()))
+    found = encode(plain, [batch]).images.vector
+    torch.testing.assert_close(found, model.uncorrected(encode(model, [batch]).images.vector))
+    other = mate(HubnessCorrection(8, neighbours=2))
+    with pytest.raises(InputError, match=r"does not fit MATE: hubness_correction\.image_bank"):
+        trainer.validate(other, data(), ckpt_path=tmp_path / "model.ckpt", verbose=False)
+
+
 def test_a_correction_changes_the_search_and_nothing_that_is_trained():
     batch = next(iter(data().train_dataloader()))
     losses, scores, pair_scores = [], [], []
