@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from benchmarks.report import mean_and_range
 from itmkit.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -322,11 +323,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
                 continue
             seeds = found[shown]
             columns = (
-                _spread([seeds[seed][key] for seed in seeds])
+                mean_and_range([seeds[seed][key] for seed in seeds])
                 for key in ("i2t_r1", "t2i_r1", "rsum")
             )
             shared = [seed for seed in seeds if seed in found.get(base or "", {})]
-            gain = _spread(
+            gain = mean_and_range(
                 [seeds[seed]["rsum"] - found[base][seed]["rsum"] for seed in shared if base],
                 signed=True,
             )
@@ -338,13 +339,6 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _first_stage(name: str) -> str:
     return f"{name}: its global branch"
-
-
-def _spread(values: Sequence[float], *, signed: bool = False) -> str:
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):{'+' if signed else ''}.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.1f}"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

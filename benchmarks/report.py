@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,14 @@ def spread(values: list[float]) -> float:
         return 0.0
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return (high - low) / median
+
+
+def mean_and_range(values: Sequence[float], *, signed: bool = False) -> str:
+    """Mean ± half of the range; the mean alone of one value, empty where there is none."""
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.1f}"
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], topics: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from benchmarks.peers.systems import CCA, SCAN, PooledHeads, VSEInfinity
+from benchmarks.report import mean_and_range
 from itmkit.data import ImageTextData, KarpathyDataset
 from itmkit.losses import InfoNCELoss, TripletLoss
 from itmkit.nn import HubnessCorrection
@@ -55,7 +56,7 @@ def main() -> None:
         seeds = arguments.seeds[:1] if name == "CCA" else arguments.seeds  # CCA draws nothing
         found = [measured(name, seed, arguments) for seed in seeds]
         cells = "".join(
-            f"{spread([one[key] for one in found if key in one]):>{width}}"
+            f"{mean_and_range([one[key] for one in found if key in one]):>{width}}"
             for key, width in COLUMNS
         )
         steps, batch = ("", "") if name == "CCA" else (arguments.steps, BATCH_SIZES[name])
@@ -95,14 +96,6 @@ def corrected(matcher: Matcher, data: ImageTextData, gallery: Gallery) -> Galler
         images=Encoding(vector=correction.image(gallery.images.vector)),
         texts=Encoding(vector=correction.text(gallery.texts.vector)),
     )
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± half of the range; empty where there are none."""
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.1f}"
 
 
 def fitted_cca(data: ImageTextData) -> CCA:
