@@ -117,6 +117,7 @@ class HubnessCorrection(nn.Module):
 
     def _parts(self, vectors: Tensor, bank: Tensor, centre: Tensor) -> tuple[Tensor, ...]:
         """Correction, padding and constant, ``(n, 1)`` each."""
+        check_shape((vectors.shape[0], bank.shape[1]), vectors=vectors)
         with torch.no_grad():
             half = (self._closeness(vectors, bank) - centre) / 2
             half = half.clamp(-_MOST, _MOST).to(vectors.dtype).unsqueeze(1)

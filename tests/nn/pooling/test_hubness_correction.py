@@ -121,3 +121,6 @@ def test_errors():
         HubnessCorrection(0)
     with pytest.raises(InputError, match="vectors has the shape"):
         filled().fill(torch.eye(3), torch.eye(3))
+    for side in (filled().image, filled().text):
+        with pytest.raises(InputError, match=r"vectors has the shape \(3, 3\); expected \(3, 5\)"):
+            side(torch.eye(3))
