@@ -314,6 +314,9 @@ class Matcher(LightningModule, ABC):
     def on_validation_start(self) -> None:
         self._finite_loss.check()
         self._complete_vocabulary()
+
+    def on_validation_epoch_start(self) -> None:
+        # Not earlier: a callback that averages weights has now put them in place.
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._fill_bank()
 

@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import EMAWeightAveraging, LambdaCallback
 from quiet_trainer import quiet_trainer
 from systems import ALL, make_batch
 
@@ -196,6 +196,20 @@ def test_the_bank_is_of_the_running_statistics_of_a_batch_that_is_accumulated(tm
     callback = LambdaCallback(on_validation_end=compare)
     quiet_trainer(tmp_path, max_epochs=1, callbacks=[callback], **options).fit(model, data())
     assert same == [True] * 3
+
+
+def test_the_bank_is_of_averaged_weights_where_these_are_validated(tmp_path):
+    model = mate(HubnessCorrection(9, neighbours=2), optimizer=partial(torch.optim.SGD, lr=0.5))
+    averaging = EMAWeightAveraging(decay=0.5)
+    trainer = quiet_trainer(tmp_path, val_check_interval=3, callbacks=[averaging])
+    trainer.fit(model, data())  # whose end copies the average
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    saved = torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"]
+    refilled = mate(HubnessCorrection(9, neighbours=2))
+    refilled.load_state_dict(saved)
+    fill_bank(refilled, refilled.hubness_correction, data())
+    for state in (saved, model.state_dict()):
+        torch.testing.assert_close(state, refilled.state_dict())
 
 
 class Drawn(ShapesDataset):
