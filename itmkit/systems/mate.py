@@ -160,6 +160,7 @@ class MATE(Matcher):
                 "fusion encoder",
                 matching_head=matching_head,
                 fusion_loss=fusion_loss,
+                fusion_weight=fusion_weight not in (0, 1),
                 fusion_pairs=fusion_pairs,
             )
         elif not isinstance(fusion, Fusion):

@@ -282,6 +282,7 @@ def test_parameter_groups_follow_lr_factors():
         ),
         ({"fusion": None, "fusion_pairs": 4}, "fusion_pairs is given, but there is no fusion enc"),
         ({"fusion": None, "fusion_loss": SigLIPLoss()}, "fusion_loss is given, but there is no"),
+        ({"fusion": None, "fusion_weight": 0.5}, "fusion_weight is given, but there is no fusion"),
         (
             {"triplet_weight": 0, "hect_weight": 0, "distillation_weight": 0, "fusion_weight": 0},
             "the weights of all losses are 0; expected one above 0",
