@@ -134,10 +134,13 @@ class HubnessCorrection(nn.Module):
 
 @torch.no_grad()
 def _centre(correction: HubnessCorrection, _: Any = None) -> None:
-    """Set the mean r of either side, over the images or captions that are in the bank."""
+    """Set the mean r of either side, over the images or captions that are in the bank.
+
+    In float32, so that it is the same of a bank that was cast to float64.
+    """
     if not hasattr(correction, "centres"):  # no bank yet
         return
-    banks = [correction.image_bank, correction.text_bank]
+    banks = [correction.image_bank.float(), correction.text_bank.float()]
     for place, (own, other) in enumerate((banks, banks[::-1])):
         filled = own.any(dim=1)
         total = correction._closeness(own, other).where(filled, 0).sum()

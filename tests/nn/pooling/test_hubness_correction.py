@@ -86,6 +86,14 @@ def test_a_bank_serves_another_number_of_neighbours(count):
     torch.testing.assert_close(loaded.state_dict(), other.state_dict(), atol=0, rtol=0)
 
 
+def test_a_state_dict_round_trip_changes_nothing_in_float64():
+    state = filled().double().state_dict()
+    loaded = HubnessCorrection(7, neighbours=3)
+    loaded.complete(DIM)
+    loaded.double().load_state_dict(state)
+    torch.testing.assert_close(loaded.state_dict(), state, atol=0, rtol=0)
+
+
 def test_a_hub_loses_its_place():
     """An image that is closest to every caption is found by its own one alone."""
     axes = torch.eye(DIM)
