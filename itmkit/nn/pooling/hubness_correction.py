@@ -14,6 +14,8 @@ from itmkit.vectors import l2_normalize
 
 _MOST = 0.25  # largest correction of an item, of either sign
 _SCALE = (1 + 2 * _MOST) ** 0.5  # norm of the vectors before it is divided out
+_CHUNK = 1024  # rows of a bank that are compared with the other one at a time
+_ROUNDING = 1e-3  # by which centres may differ, as those of a bank that was cast
 
 
 class HubnessCorrection(nn.Module):
@@ -75,7 +77,7 @@ class HubnessCorrection(nn.Module):
             raise InputError(f"neighbours is {neighbours}; expected at most {size}, as size")
         self.size, self.neighbours = size, neighbours
         # what is loaded may be of another number of neighbours
-        self.register_load_state_dict_post_hook(_centre)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_check_centres)  # type: ignore[no-untyped-call]
 
     def complete(self, dim: int) -> None:
         """Make an empty bank for vectors of a width; a system calls it."""
@@ -96,7 +98,7 @@ class HubnessCorrection(nn.Module):
             check_shape((len(vectors), bank.shape[1]), vectors=vectors)
             bank.zero_()
             bank[: len(vectors)] = vectors
-        _centre(self)
+        self.centres.copy_(self._mean_closeness())
 
     def image(self, vectors: Tensor) -> Tensor:
         """Unit vectors ``(n, D + 4)`` of images, from those without correction ``(n, D)``."""
@@ -125,6 +127,15 @@ class HubnessCorrection(nn.Module):
             other = torch.full_like(half, _MOST**0.5)
         return half / _MOST**0.5 / _SCALE, pad / _SCALE, other / _SCALE
 
+    def _mean_closeness(self) -> Tensor:
+        """Means of r ``(2,)`` over the images and over the captions that are in the bank."""
+        banks, means = (self.image_bank, self.text_bank), []
+        for own, other in (banks, banks[::-1]):
+            filled = own.any(dim=1)
+            parts = [self._closeness(part, other) for part in own.split(_CHUNK)]
+            means.append(torch.cat(parts).where(filled, 0).sum() / filled.sum().clamp(min=1))
+        return torch.stack(means)
+
     def _closeness(self, vectors: Tensor, bank: Tensor) -> Tensor:
         """R ``(n,)``: the mean of the largest cosines with a bank."""
         with autocast_off(vectors):
@@ -133,15 +144,10 @@ class HubnessCorrection(nn.Module):
 
 
 @torch.no_grad()
-def _centre(correction: HubnessCorrection, _: Any = None) -> None:
-    """Set the mean r of either side, over the images or captions that are in the bank.
-
-    In float32, so that it is the same of a bank that was cast to float64.
-    """
-    if not hasattr(correction, "centres"):  # no bank yet
+def _check_centres(correction: HubnessCorrection, _: Any) -> None:
+    """Replace centres that were loaded with a bank and are of another number of neighbours."""
+    if not hasattr(correction, "centres") or correction.centres.is_meta:
         return
-    banks = [correction.image_bank.float(), correction.text_bank.float()]
-    for place, (own, other) in enumerate((banks, banks[::-1])):
-        filled = own.any(dim=1)
-        total = correction._closeness(own, other).where(filled, 0).sum()
-        correction.centres[place] = total / filled.sum().clamp(min=1)
+    own = correction._mean_closeness().to(correction.centres)
+    if not own.allclose(correction.centres, atol=_ROUNDING):
+        correction.centres.copy_(own)

@@ -86,11 +86,12 @@ def test_a_bank_serves_another_number_of_neighbours(count):
     torch.testing.assert_close(loaded.state_dict(), other.state_dict(), atol=0, rtol=0)
 
 
-def test_a_state_dict_round_trip_changes_nothing_in_float64():
-    state = filled().double().state_dict()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_state_dict_round_trip_changes_nothing_after_a_cast(dtype):
+    state = filled().to(dtype).state_dict()
     loaded = HubnessCorrection(7, neighbours=3)
     loaded.complete(DIM)
-    loaded.double().load_state_dict(state)
+    loaded.to(dtype).load_state_dict(state)
     torch.testing.assert_close(loaded.state_dict(), state, atol=0, rtol=0)
 
 
