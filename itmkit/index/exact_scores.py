@@ -18,6 +18,7 @@ from itmkit.retrieval.score import score_block
 
 _TILE_BYTES = 1 << 25  # of fp32 that is scored at a time
 _ROWS = 1024  # of vectors that are compared at a time
+_ROUNDING = 2e-6  # of a cosine in fp32
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -118,6 +119,8 @@ class ExactScores:
 def close_pairs(one: Tensor, other: Tensor, threshold: float) -> list[tuple[int, int, float]]:
     """Pairs of rows of two stacks of unit vectors whose cosine is at least a threshold.
 
+    Equal vectors have the cosine 1 but for rounding, and so reach a threshold of 1.
+
     Returns:
         Row of the one, row of the other, and their cosine, in the order of the rows.
 
@@ -128,7 +131,8 @@ def close_pairs(one: Tensor, other: Tensor, threshold: float) -> list[tuple[int,
     pairs = []
     for start in range(0, len(one), _ROWS):
         cosines = one[start : start + _ROWS] @ other.T
-        rows, columns = (cosines >= threshold).nonzero(as_tuple=True)
+        cosines.clamp_(max=1)
+        rows, columns = (cosines >= threshold - _ROUNDING).nonzero(as_tuple=True)
         values = cosines[rows, columns].tolist()
         pairs += list(zip((rows + start).tolist(), columns.tolist(), values, strict=True))
     return pairs

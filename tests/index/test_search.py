@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from itmkit.checks import InputError
 from itmkit.index import Index, build_index, exact_scores
 from itmkit.index import search as search_module
-from itmkit.index.exact_scores import best_places
+from itmkit.index.exact_scores import best_places, close_pairs
 from itmkit.index.where import matching_rows
 from itmkit.nn import HubnessCorrection, l2_normalize
 from itmkit.report.page import write_hits
@@ -272,6 +273,12 @@ def test_near_duplicates(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert naive
     assert {pair[:2] for pair in pairs} == naive
+
+
+def test_equal_vectors_reach_a_threshold_of_one() -> None:
+    units = F.normalize(torch.randn(50, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert close_pairs(units, units, 1.0) == [(row, row, pytest.approx(1.0)) for row in range(50)]
+    assert all(cosine <= 1 for *_, cosine in close_pairs(units, units, 0.5))
 
 
 def test_ties_come_in_the_order_of_rows() -> None:
