@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import unicodedata
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -204,6 +205,12 @@ def _decoded(name: str, file: IO[bytes], side: int, max_pixels: int) -> Image.Im
             # decoded at half, a quarter or an eighth, where that is large enough
             photo.draft("RGB", (2 * side, 2 * side))
         return upright_rgb(photo)
+
+
+def decoded_formats() -> list[str]:
+    """The formats that can be decoded here, those of optional packages included."""
+    optional = {"AVIF": features.check("avif"), "HEIF": find_spec("pillow_heif") is not None}
+    return [*FORMATS, *(name for name, is_there in optional.items() if is_there)]
 
 
 def _formats(name: str, start: bytes) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError, check_choice, check_count
 from itmkit.data.captions import fits_a_line
-from itmkit.data.photo import check_inside, find_photo_names
+from itmkit.data.photo import check_inside, decoded_formats, find_photo_names
 from itmkit.files import read_json, user_path, write_text
 from itmkit.index import store
 from itmkit.index.columns import check_columns, own_columns
@@ -100,7 +100,8 @@ def build_index(
     made_here = not folder.exists()
     try:
         with store.writing(folder):
-            work = _Work(encoder, root, folder, names, dtype, shard)
+            tried_with = f"{max_pixels} pixels, {' '.join(decoded_formats())}"
+            work = _Work(encoder, root, folder, names, dtype, shard, tried_with)
             if part == 1:
                 work.found.skip_names(name for name in every if not fits_a_line(name))
             reading = {"batch_size": batch_size, "num_workers": num_workers}
@@ -123,6 +124,7 @@ class _Work:
         names: list[str],
         dtype: str,
         shard: tuple[int, int],
+        tried_with: str,
     ) -> None:
         self.encoder, self.root, self.folder, self.dtype = encoder, root, folder, dtype
         self.partial = folder / "partial"
@@ -143,7 +145,8 @@ class _Work:
             self._hold(self.old)
         self.before = {} if self.old is None else listed_files(self.old.items)
         bad = [] if self.old is None else self.old.manifest["skipped"]
-        self.found = FoundFiles(root, names, self.before, [Skipped(**one) for one in bad])
+        skipped = [Skipped(**one) for one in bad]
+        self.found = FoundFiles(root, names, self.before, skipped, tried_with)
 
     def _check_identity(self, found: Mapping[str, Any], folder: Path) -> None:
         for key, own in self.identity.items():

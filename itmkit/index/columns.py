@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite, nan
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from itmkit.checks import InputError
+from itmkit.data.captions import plain_name
 from itmkit.data.table import FILE_COLUMNS, read_table
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def check_columns(names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
     """
     column_arrays(names, columns)
     given = next(iter(columns.values()), {})
-    if given and not any(name in own for own in columns.values() for name in names):
+    known = {_plain(path) for own in columns.values() for path in own}
+    if given and known.isdisjoint(map(_plain, names)):
         raise InputError(
             f"columns are of pictures such as {next(iter(given))!r}, and none of these is there; "
             f"expected paths such as {names[0]!r}"
@@ -57,7 +59,7 @@ def column_arrays(
     content = {}
     for column, values in columns.items():
         try:
-            content[column] = pa.array([values.get(name) for name in names])
+            content[column] = pa.array(list(_values_of(names, values)))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(f"column {column!r} has values of several types: {error}") from error
         except (OverflowError, UnicodeEncodeError) as error:
@@ -66,6 +68,17 @@ def column_arrays(
                 "of at most 64 bits and text in UTF-8"
             ) from error
     return content
+
+
+def _values_of(names: Sequence[str], values: Mapping[str, Any]) -> Iterator[Any]:
+    """The value of every picture; None where a table has none."""
+    plain = {_plain(path): value for path, value in values.items()}
+    return (values[name] if name in values else plain.get(_plain(name)) for name in names)
+
+
+def _plain(path: str) -> str:
+    """A path as paths are compared: ``./a.jpg`` is ``a.jpg``, and accents are one character."""
+    return str(PurePosixPath(plain_name(path)))
 
 
 def own_columns(items: pa.Table) -> dict[str, dict[str, Any]]:

@@ -58,7 +58,9 @@ class FoundFiles:
         names: of the files.
         listed: of an index that there is (:func:`listed_files`): the hash of a file that did not
             change is taken from there.
-        skipped: files that this index could not read: those that did not change are skipped again.
+        skipped: files that this index could not read: those that did not change, and were tried
+            with the same, are skipped again.
+        tried_with: see :class:`~itmkit.index.Skipped`.
 
     Attributes:
         states: of all files.
@@ -72,11 +74,12 @@ class FoundFiles:
         names: Iterable[str],
         listed: Mapping[str, tuple[FileState, str]],
         skipped: Iterable[Skipped] = (),
+        tried_with: str = "",
     ) -> None:
-        self.root, self.states = root, file_states(root, names)
+        self.root, self.states, self.tried_with = root, file_states(root, names), tried_with
         self.hashes: dict[str, str] = {}
         self.skipped: list[Skipped] = []
-        bad = {one.path: one for one in skipped}
+        bad = {one.path: one for one in skipped if one.tried_with == tried_with}
         for name, state in self.states.items():
             path = root / name
             if name in bad and (bad[name].size, bad[name].mtime) == state:
@@ -88,12 +91,12 @@ class FoundFiles:
             else:
                 try:
                     self.hashes[name] = file_hash(path)
-                except OSError as error:
-                    self.skip(name, f"{path}: {error.strerror}")
+                except OSError as error:  # may be gone next time, while the file stays as it is
+                    self.skipped.append(Skipped(name, f"{path}: {error.strerror}", *state))
 
     def skip(self, name: str, reason: str) -> None:
         """Note that a file is not read."""
-        self.skipped.append(Skipped(name, reason, *self.states[name]))
+        self.skipped.append(Skipped(name, reason, *self.states[name], self.tried_with))
 
     def skip_names(self, names: Iterable[str]) -> None:
         """Note files whose names an index cannot hold."""

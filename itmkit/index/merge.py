@@ -14,6 +14,8 @@ from itmkit.files import user_path
 from itmkit.index import store
 from itmkit.index.update import Skipped, Update, duplicates
 
+_SAME = ("fingerprint", "preprocessing", "dtype")  # of an index, whatever its pictures
+
 
 def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
     """Join indexes of shards of one folder: what one process alone would have made.
@@ -24,7 +26,8 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
 
     Raises:
         InputError: if they are of different models, folders or types, hold a picture twice, or a
-            shard is missing.
+            shard is missing; or ``output`` is the index of another model, type, or folder that is
+            still there.
     """
     import pyarrow as pa
 
@@ -32,12 +35,7 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
     if not held:
         raise InputError("indexes is empty; expected at least one folder")
     for other in held[1:]:
-        for key in ("fingerprint", "preprocessing", "root", "dtype"):
-            if other.manifest[key] != held[0].manifest[key]:
-                raise InputError(
-                    f"{other.folder} has the {key} {other.manifest[key]!r}; expected "
-                    f"{held[0].manifest[key]!r}, that of {held[0].folder}"
-                )
+        _check_same(held[0], other, *_SAME, "root")
     try:
         items = pa.concat_tables([each.items for each in held], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -62,7 +60,12 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
     }
     folder = user_path(output)
     with store.writing(folder):
-        generation = store.read(folder).manifest["generation"] + 1 if store.exists(folder) else 1
+        generation = 1
+        if store.exists(folder):
+            old = store.read(folder)
+            moved = not Path(old.manifest["root"]).is_dir()
+            _check_same(held[0], old, *_SAME, *(() if moved else ("root",)))
+            generation += old.manifest["generation"]
         sources = {name: [each.fields[name] for each in held] for name in held[0].fields}
         store.write(folder, manifest, items.take(order), sources, places, generation=generation)
         calibrations = (store.read_calibration(each.folder) for each in held)
@@ -70,6 +73,15 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
         if known is not None:
             store.write_calibration(folder, known)
     return Update(len(paths), len(paths), skipped=skipped, duplicates=duplicates(items))
+
+
+def _check_same(first: store.Stored, other: store.Stored, *keys: str) -> None:
+    for key in keys:
+        if other.manifest[key] != first.manifest[key]:
+            raise InputError(
+                f"{other.folder} has the {key} {other.manifest[key]!r}; expected "
+                f"{first.manifest[key]!r}, that of {first.folder}"
+            )
 
 
 def _check_shards(held: list[store.Stored]) -> None:

@@ -13,12 +13,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Skipped:
-    """A picture that could not be read, as the file was then."""
+    """A picture that could not be read, as the file was then.
+
+    Args:
+        path: inside the folder.
+        reason: why not.
+        size: of the file in bytes.
+        mtime: time of its change in nanoseconds.
+        tried_with: largest size and formats that were read; while these and the file stay as they
+            are, it is skipped without being read. Empty: it is tried again.
+    """
 
     path: str
     reason: str
     size: int
     mtime: int
+    tried_with: str = ""
 
 
 @dataclass

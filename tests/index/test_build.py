@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,19 @@ from filelock import FileLock
 from torch import Tensor
 
 from itmkit.checks import InputError
-from itmkit.index import Calibration, Index, build_index, merge_indexes, store
+from itmkit.data.photo import read_photo
+from itmkit.index import (
+    Calibration,
+    Index,
+    build,
+    build_index,
+    items,
+    merge_indexes,
+    pictures,
+    store,
+)
 from itmkit.index.columns import picture_columns
+from itmkit.index.items import file_hash
 from itmkit.retrieval import Encoding
 from tests.support.pictures import ColourEncoder, save_picture
 
@@ -123,6 +136,49 @@ def test_unreadable_pictures_are_listed_and_not_tried_again(photos: Path, tmp_pa
     assert len(update.skipped) == 1
 
 
+def test_skipped_pictures_are_tried_again_with_what_may_read_them(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_picture(photos / "large.jpg", side=40)
+    (photos / "broken.jpg").write_bytes(b"no picture")
+
+    def skipped(**options: int) -> list[str]:
+        output = tmp_path / "index"
+        update = build_index(ColourEncoder(), photos, output, progress=False, **options)
+        return [one.path for one in update.skipped]
+
+    read: list[str] = []
+    monkeypatch.setattr(
+        pictures, "read_photo", lambda path, **k: read.append(path.name) or read_photo(path, **k)
+    )
+    assert skipped(max_pixels=1000) == ["broken.jpg", "large.jpg"]
+    read.clear()
+    assert skipped(max_pixels=1000) == ["broken.jpg", "large.jpg"]
+    assert read == []
+    assert skipped(max_pixels=2000) == ["broken.jpg"]
+    assert sorted(read) == ["broken.jpg", "large.jpg"]
+    read.clear()
+    monkeypatch.setattr(build, "decoded_formats", lambda: ["JPEG", "NEW"])
+    assert skipped(max_pixels=2000) == ["broken.jpg"]
+    assert read == ["broken.jpg"]
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> str:
+        if path.name == "0-red.jpg":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return file_hash(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(items, "file_hash", refused)
+        update = build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+        assert [one.reason for one in update.skipped] == [f"{photos}/0-red.jpg: Permission denied"]
+    update = build_index(ColourEncoder(), photos, tmp_path / "index", progress=False)
+    assert (update.added, update.skipped) == (1, [])
+
+
 def test_shards_make_what_one_process_makes(photos: Path, tmp_path: Path) -> None:
     (photos / "broken.jpg").write_bytes(b"no picture")
     build_index(ColourEncoder(), photos, tmp_path / "whole", progress=False)
@@ -144,6 +200,23 @@ def test_shard_that_is_missing(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"part3 \(3/3\); expected all parts 1/k to k/k"):
         merge_indexes([parts[0], parts[2]], tmp_path / "all")
     assert not (tmp_path / "all").exists()
+
+
+def test_merged_into_an_index_of_other_pictures_or_another_model(
+    photos: Path, tmp_path: Path
+) -> None:
+    build_index(ColourEncoder(), photos, tmp_path / "part", progress=False)
+    save_picture(tmp_path / "mine" / "a.jpg")
+    build_index(ColourEncoder(), tmp_path / "mine", tmp_path / "other", progress=False)
+    build_index(ColourEncoder("x"), photos, tmp_path / "model", progress=False)
+    for output, what in (("other", "root"), ("model", "fingerprint")):
+        before = content(tmp_path / output)
+        with pytest.raises(InputError, match=rf"/{output} has the {what} .*; expected"):
+            merge_indexes([tmp_path / "part"], tmp_path / output)
+        assert content(tmp_path / output) == before
+    shutil.rmtree(tmp_path / "mine")
+    assert merge_indexes([tmp_path / "part"], tmp_path / "other").count == 5
+    assert store.read(tmp_path / "other").manifest["generation"] == 2
 
 
 def test_shards_keep_probabilities_and_columns(photos: Path, tmp_path: Path) -> None:
@@ -555,6 +628,28 @@ def test_numbers_of_a_table(tmp_path: Path, cells: list[str], expected: list[obj
     table = tmp_path / "captions.csv"
     table.write_text("image,x\n" + "".join(f"{row}.jpg,{cell}\n" for row, cell in enumerate(cells)))
     assert list(picture_columns(table)["x"].values()) == expected
+
+
+def test_columns_of_names_that_are_written_otherwise(photos: Path, tmp_path: Path) -> None:
+    both = [unicodedata.normalize(form, "été.jpg") for form in ("NFC", "NFD")]
+    save_picture(photos / both[1])
+    columns = {"year": {both[0]: 2018, "./0-red.jpg": 2019, "trip//white.jpg": 2020}}
+
+    def years() -> dict[str, int | None]:
+        table = store.read(tmp_path / "i").items
+        return dict(zip(table["path"].to_pylist(), table["year"].to_pylist(), strict=True))
+
+    build_index(ColourEncoder(), photos, tmp_path / "i", columns=columns, progress=False)
+    expected = {both[1]: 2018, "0-red.jpg": 2019, "trip/white.jpg": 2020}
+    assert {name: year for name, year in years().items() if year} == expected
+    save_picture(photos / both[0], "blue")  # both on a file system that tells them apart
+    columns["year"][both[1]] = 2021
+    build_index(ColourEncoder(), photos, tmp_path / "i", columns=columns, progress=False)
+    assert {name: year for name, year in years().items() if year} == {
+        **expected,
+        both[0]: 2018,
+        both[1]: 2021,
+    }
 
 
 def test_columns_of_a_table(photos: Path, tmp_path: Path) -> None:
