@@ -52,7 +52,7 @@ def audit_run(
 
 def audit(words: Sequence[str]) -> None:
     """Run the command with the words after ``itmkit audit``."""
-    if words and words[0].partition("=")[0] == "--data":
+    if any(word.partition("=")[0] == "--data" for word in words):
         from itmkit.cli.audit_data import audit_data
 
         audit_data(words)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from itmkit.data.tokenizer import Tokenizer, WordTokenizer
+from itmkit.data.tokenizer import CaptionTokens, Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import split_words
 
 _SHOWN = 3
@@ -23,7 +23,8 @@ class CaptionStatistics:
         count: number of captions.
         words: fewest, median and most words of a caption.
         cut: share that the tokenizer cuts.
-        unknown: share of the tokens that it does not know; None where it has no such token.
+        unknown: share of the tokens that it does not know, start and end not counted; None where
+            it has no such token.
         unknown_words: the commonest that a word vocabulary lacks, with their counts.
         scripts: share of captions by the script of most of their letters (``LATIN``, ``CJK`` …, as
             Unicode names them); ``NONE`` without letters.
@@ -66,16 +67,15 @@ def caption_statistics(
     images: dict[str, set[int]] = defaultdict(set)
     unknown: Counter[str] = Counter()
     scripts: Counter[str] = Counter()
-    lengths, cut, lost, tokens = [], 0, 0, 0
+    lengths, cut = [], 0
+    encoded = list(map(tokenizer.encode, captions))
+    unk_id = tokenizer.unk_id
     vocabulary = tokenizer.vocabulary if isinstance(tokenizer, WordTokenizer) else None
-    for caption, image in zip(captions, caption_images.tolist(), strict=True):
+    for caption, image, (ids, _) in zip(captions, caption_images.tolist(), encoded, strict=True):
         words = split_words(caption)
         lengths.append(len(words))
         images[" ".join(words)].add(image)
         scripts[script_of(caption)] += 1
-        ids = tokenizer.encode(caption).ids
-        tokens += len(ids)
-        lost += sum(one == tokenizer.unk_id for one in ids)
         cut += tokenizer.max_length is not None and len(ids) >= tokenizer.max_length
         if vocabulary is not None:
             unknown.update(word for word in words if word not in vocabulary)
@@ -85,7 +85,7 @@ def caption_statistics(
         count=len(captions),
         words=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
         cut=cut / len(captions),
-        unknown=None if tokenizer.unk_id is None else lost / max(tokens, 1),
+        unknown=None if unk_id is None else CaptionTokens(encoded).share(unk_id),
         unknown_words=unknown.most_common(),
         scripts={name: count / len(captions) for name, count in scripts.most_common()},
         shared=shared.most_common(),

@@ -16,6 +16,7 @@ from itmkit.cli import main
 from itmkit.data import ImageTextData, ShapesDataset, Vocabulary, WordTokenizer
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.table import read_table, write_table
+from itmkit.data.tokenizer import CaptionTokens
 from itmkit.data_audit import audit_data, caption_statistics, duplicate_images, rank_mismatches
 from itmkit.systems import Matcher
 
@@ -138,8 +139,9 @@ def test_statistics_of_captions() -> None:
     assert found.scripts == {"LATIN": 0.8, "CYRILLIC": 0.2}
     assert dict(found.unknown_words) == {"cat": 1, "собака": 1, "тут": 1}
     assert found.cut == pytest.approx(0.2)
-    assert found.unknown is not None
-    assert 0 < found.unknown < 0.5
+    assert found.unknown == pytest.approx(3 / 12)  # of words: start and end are none
+    whole = CaptionTokens(map(tokenizer.encode, captions))
+    assert found.unknown == whole.share(tokenizer.unk_id)
 
 
 def test_command(
@@ -171,6 +173,8 @@ def test_any_caption_is_written_so_that_it_is_read_again(tmp_path: Path) -> None
         ("--data mate/shapes --threshold x", "expected a cosine"),
         ("--data mate/shapes --mismatches false --output", "--output is empty; expected a folder"),
         ("--data mate/shapes --dat.seed 3", "unknown option"),
+        ("--mismatches maybe --data mate/shapes", "expected true or false"),
+        ("mine --data mate/shapes", "unexpected 'mine'"),
     ],
 )
 def test_wrong_words(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
