@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_count
 from itmkit.data.captions import check_name
 from itmkit.data.images import BadSampleError
 from itmkit.files import check_folder
@@ -117,6 +117,25 @@ def upright_rgb(photo: Image.Image) -> Image.Image:
     turned = rgb.transpose(turn)
     turned.info = {}  # with its EXIF it would be turned again
     return turned
+
+
+def check_max_pixels(max_pixels: int, side: int = 1) -> None:
+    """Raise unless photos of so many pixels can be decoded, and scaled to a shorter side.
+
+    Raises:
+        InputError: with the limit.
+    """
+    check_count(max_pixels=max_pixels)
+    if max_pixels < side**2:
+        raise InputError(
+            f"max_pixels is {max_pixels}; expected {side**2} or more, the square of the side that "
+            "photos are scaled to"
+        )
+    most = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
+    if most and max_pixels > most:
+        raise InputError(
+            f"max_pixels is {max_pixels}; expected at most {most}, twice PIL.Image.MAX_IMAGE_PIXELS"
+        )
 
 
 def photo_names(folder: Path, follow_links: bool) -> list[str]:

@@ -16,7 +16,13 @@ from itmkit.checks import InputError, check_count, did_you_mean
 from itmkit.data.captions import Captions, plain_name
 from itmkit.data.dataset import CaptionedImages
 from itmkit.data.images import BadSampleError, ImageSource
-from itmkit.data.photo import check_inside, decode_photo, find_photo, read_photo
+from itmkit.data.photo import (
+    check_inside,
+    check_max_pixels,
+    decode_photo,
+    find_photo,
+    read_photo,
+)
 from itmkit.data.picture_files import PictureFile, open_pictures
 from itmkit.data.preprocessing import (
     IMAGENET_MEAN,
@@ -59,12 +65,7 @@ class Photos(ImageSource):
     ) -> None:
         self.preprocessing: Preprocessing = preprocessing or Preprocessing()
         check_augmentation(crop_scale, flip)
-        side = self.preprocessing.scaled_side
-        if max_pixels < side**2:
-            raise InputError(
-                f"max_pixels is {max_pixels}; expected {side**2} or more, the square of the side "
-                "that photos are scaled to"
-            )
+        check_max_pixels(max_pixels, self.preprocessing.scaled_side)
         self.split, self.names, self.max_pixels = split, names, max_pixels
         self.augments, self.crop_scale, self.flip = augment, crop_scale, flip
 

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from itmkit.checks import InputError, check_choice, check_count
 from itmkit.data.captions import fits_a_line
-from itmkit.data.photo import check_inside, decoded_formats, find_photo_names
+from itmkit.data.photo import (
+    check_inside,
+    check_max_pixels,
+    decoded_formats,
+    find_photo_names,
+)
 from itmkit.files import read_json, user_path, write_text
 from itmkit.index import store
 from itmkit.index.columns import check_columns, own_columns
@@ -76,7 +81,8 @@ def build_index(
             holds other files, or an argument is out of its range.
     """
     root, folder = user_path(photos), user_path(output)
-    check_count(batch_size=batch_size, chunk_size=chunk_size, max_pixels=max_pixels)
+    check_count(batch_size=batch_size, chunk_size=chunk_size)
+    check_max_pixels(max_pixels, encoder.preprocessing.scaled_side)
     check_count(0, num_workers=num_workers)
     check_choice("dtype", dtype, DTYPES)
     part, parts = shard

@@ -288,9 +288,11 @@ def test_links_that_lead_out_are_found_at_once(photos: Photos, tmp_path: Path) -
     KarpathyDataset("val", annotations, images, follow_links=True)
 
 
-def test_error_of_an_image_too_small_for_max_pixels(photos: Photos) -> None:
+def test_error_of_max_pixels_that_no_photo_or_decoder_takes(photos: Photos) -> None:
     with pytest.raises(ValueError, match="max_pixels is 99; expected 100 or more"):
         KarpathyDataset("val", *photos(), image_size=10, max_pixels=99)
+    with pytest.raises(ValueError, match="max_pixels is 200000000; expected at most 178956970"):
+        KarpathyDataset("val", *photos(), image_size=10, max_pixels=200_000_000)
 
 
 def test_error_of_missing_paths(photos: Photos, tmp_path: Path) -> None:

@@ -382,6 +382,11 @@ class TestErrors:
         )
         assert update.count == 6
 
+    @pytest.mark.parametrize("most", [255, 178_956_971])
+    def test_max_pixels(self, photos: Path, tmp_path: Path, most: int) -> None:
+        with pytest.raises(InputError, match=f"max_pixels is {most}; expected"):
+            build_index(ColourEncoder(), photos, tmp_path / "i", max_pixels=most, progress=False)
+
     @pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing", "link to itself"])
     def test_what_is_no_file_is_skipped(self, photos: Path, tmp_path: Path, kind: str) -> None:
         odd = photos / "odd.jpg"
