@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -199,6 +200,7 @@ def _find_table(split: str, captions: str | Path | None, photos: Path | None) ->
 def _names(table: Table, column: str, photos: Path | None, inside: Path) -> list[str]:
     """The paths of the photos in their folder, where the table is relative to one ``inside``."""
     found: dict[str, str] = {}
+    roots = () if photos is None else (photos, Path(os.path.abspath(photos)))
     for row, value in enumerate(table.columns[column]):
         if not isinstance(value, str) or not value.strip():
             raise InputError(
@@ -207,8 +209,8 @@ def _names(table: Table, column: str, photos: Path | None, inside: Path) -> list
             )
         if value not in found:
             path = PurePosixPath(value.strip())
-            within = photos is not None and path.is_absolute() and path.is_relative_to(photos)
-            name = str(path.relative_to(photos) if photos and within else inside / path)
+            own = [root for root in roots if path.is_absolute() and path.is_relative_to(root)]
+            name = str(path.relative_to(own[0]) if own else inside / path)
             check_name(name, table.at(row))
             found[value] = name
     return [found[value] for value in table.columns[column]]

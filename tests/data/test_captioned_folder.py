@@ -105,6 +105,19 @@ def test_tables_without_options(
     assert pixels.shape == (3, 16, 16)
 
 
+def test_whole_paths_of_photos_in_a_folder_that_is_given_otherwise(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_csv(tmp_path / "t.csv", [("path", "text"), (str(folder / "p0.jpg"), "a dog")])
+    monkeypatch.chdir(folder / "a")
+    for photos in (folder, "..", "../../photos"):
+        data = CaptionedFolder("train", photos, table, shares={"train": 1.0})
+        assert data.names == ["p0.jpg"]
+    write_csv(tmp_path / "t.csv", [("path", "text"), (str(tmp_path / "p0.jpg"), "a dog")])
+    with pytest.raises(ValueError, match="expected a file inside the image folder"):
+        CaptionedFolder("train", "..", table, shares={"train": 1.0})
+
+
 def test_columns_and_delimiter_by_options(folder: Path, tmp_path: Path) -> None:
     rows = [("path", "photo", "comment", "part"), ("x", "p0.jpg", "a dog", "A")]
     table = write_csv(tmp_path / "t.csv", rows, delimiter=";")

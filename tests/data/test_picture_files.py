@@ -123,6 +123,13 @@ def test_pictures_and_captions_are_those_of_the_files(tmp_path: Path, write: Wri
     assert torch.equal(pickle.loads(pickle.dumps(found.source)).read(rows).features, pixels)
 
 
+def test_a_caption_of_a_tar_file_is_a_line(tmp_path: Path) -> None:
+    (name, content), *_ = PICTURES.items()
+    text = "a\u2028dog\r\n\nthree\x0bcats\n"
+    tar = write_tar(tmp_path / "photos.tar", {name: content, f"{name[:-4]}.txt": text}.items())
+    assert captioned(tar).captions == ["a dog", "three cats"]
+
+
 @pytest.mark.parametrize("write", [tar_with_texts, parquet_of_structs])
 def test_captions_of_their_own_file(tmp_path: Path, write: Write) -> None:
     photos = write(tmp_path)

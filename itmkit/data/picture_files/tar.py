@@ -15,10 +15,12 @@ from itmkit.data.photo import SUFFIXES
 from itmkit.data.picture_files.base import NAME_COLUMN
 from itmkit.data.picture_files.index import Index, Place, cached_places, write_places
 
+_READING = "2"  # changes when texts are read otherwise
+
 
 def index_tar(path: Path) -> Index:
     """The pictures of a tar file, and what the files of their keys say."""
-    _, places, beside = cached_places(path, partial(_find_pictures, path))
+    _, places, beside = cached_places(path, partial(_find_pictures, path), of=_READING)
     keys = dict.fromkeys(key for row in beside for key in row)
     columns = {key: [row.get(key) for row in beside] for key in keys}
     return Index(path, places, columns, [f"file {place.name}" for place in places])
@@ -70,7 +72,8 @@ def _beside(content: bytes, ending: str, source: str) -> dict[str, Any]:
     try:
         text = content.decode("utf-8-sig")
         if ending != "json":
-            return {"caption": [line for line in text.splitlines() if line.strip()]}
+            # not str.splitlines: a caption may contain rarer separators
+            return {"caption": [line for line in text.split("\n") if line.strip()]}
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         kind = "JSON" if ending == "json" else "text in UTF-8"
