@@ -61,8 +61,9 @@ def index(
     if merge is not None:
         if output is None:
             raise InputError("output is null; expected a folder for the merged index")
-        if factory or queries:
-            raise InputError("merge is given with factory or queries; expected them in a later run")
+        for name, value in {"table": table, "factory": factory, "queries": queries}.items():
+            if value is not None:
+                raise InputError(f"merge is given with {name}; expected it in a later run")
         print(f"{merge_indexes(merge, output)}\nindex: {output}")
         return
     if model is None:
@@ -82,7 +83,7 @@ def index(
         num_workers=num_workers,
         follow_links=follow_links,
         factory=factory,
-        queries=None if queries is None else read_text(queries).splitlines(),
+        queries=None if queries is None else read_text(queries).split("\n"),
     )
     print(f"{made.update}\nindex: {folder}")
     if made.faiss is not None:

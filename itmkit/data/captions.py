@@ -160,6 +160,8 @@ def check_unique(names: Sequence[str], path: Path) -> None:
     Raises:
         InputError: with the file and the name.
     """
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path} names {name!r} {times} times; expected each image once a split")
+    for name, times in Counter(names).most_common(1):
+        if times > 1:
+            raise InputError(
+                f"{path} names {name!r} {times} times; expected each image once a split"
+            )

@@ -231,6 +231,9 @@ def write_captions(
     lines = [" ".join(text.split()) for group in captions for text in group]
     if lines:
         write_text(folder / f"{split}_caps.txt", "".join(f"{line}\n" for line in lines))
+        assigned = folder / f"{split}_cap_images.txt"
         if Counter(map(len, captions)).keys() != {5}:
             rows = "".join(f"{row}\n" * len(group) for row, group in enumerate(captions))
-            write_text(folder / f"{split}_cap_images.txt", rows)
+            write_text(assigned, rows)
+        else:
+            assigned.unlink(missing_ok=True)  # of the captions that were there before

@@ -122,7 +122,11 @@ def test_factory(
         (["index", ".", "--model", "mine", "--device", "gpu"], "device is 'gpu'; expected one"),
         (
             ["index", ".", "--merge", "[a]", "--output", "b", "--factory", "Flat"],
-            "merge is given with factory or queries; expected them in a later run",
+            "merge is given with factory; expected it in a later run",
+        ),
+        (
+            ["index", ".", "--merge", "[a]", "--output", "b", "--table", "t.csv"],
+            "merge is given with table; expected it in a later run",
         ),
         (["search", "nothing"], "query is null; expected a sentence, or --image"),
         (["search", "mine", "a dog", "--html", "runs"], "html is 'runs', a folder; expected the"),

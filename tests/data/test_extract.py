@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
-from itmkit.data.extract import extract_features
+from itmkit.data.extract import extract_features, write_captions
 from itmkit.data.feature_file import read_backbone
 from itmkit.data.images import BadSampleError, Regions
 from itmkit.data.karpathy import KarpathyDataset
 from itmkit.data.precomp import PrecompDataset
+from itmkit.data.stored_features import extracted_features
 
 Photos = Callable[..., tuple[Path, Path]]
 
@@ -220,6 +221,13 @@ def test_other_numbers_of_captions_are_kept(photos: Photos, tmp_path: Path) -> N
     assert again.captions == data.captions
 
 
+def test_numbers_of_captions_that_were_there_before_are_gone(tmp_path: Path) -> None:
+    write_captions(tmp_path, "val", ["a"], [["one", "two"]])
+    assert (tmp_path / "val_cap_images.txt").read_text() == "0\n0\n"
+    write_captions(tmp_path, "val", ["a"], [["one", "two", "three", "four", "five"]])
+    assert not (tmp_path / "val_cap_images.txt").exists()
+
+
 def test_features_of_photos_without_captions(photos: Photos, tmp_path: Path) -> None:
     annotations, images = photos({"val": 3})
     (images / "val_1.jpg").rename(images / "café 1.JPG")
@@ -351,6 +359,13 @@ def test_error_of_features_of_other_photos(photos: Photos, tmp_path: Path) -> No
     message = "val_ids.txt lacks 'val_3.jpg', in all 2 of the 5 images of the split 'val'"
     with pytest.raises(ValueError, match=re.escape(message)):
         KarpathyDataset("val", annotations, features=output)
+
+
+def test_error_of_features_of_no_photos(tmp_path: Path) -> None:
+    np.save(tmp_path / "val_ims.npy", np.zeros((0, 1, 2), np.float32))
+    (tmp_path / "val_ids.txt").write_text("")
+    with pytest.raises(InputError, match=r"val_ids\.txt lacks 'a\.jpg', in all 1 of"):
+        extracted_features("val", ["a.jpg"], tmp_path)
 
 
 def test_error_of_a_backbone_with_padding(photos: Photos, tmp_path: Path) -> None:
