@@ -23,9 +23,10 @@ class Calibration:
     """A logistic regression from the scores of a query's best hits to "this hit is right".
 
     It reads the score of the hit, how far it stands above the best of the others, or below it, and
-    how far above the mean of the :data:`HITS` best. It is learnt on queries whose right images are
-    known: each once with them in the gallery and once without, as in a search nobody knows whether
-    there is anything to find.
+    how far above the mean of the :data:`HITS` best: scores of the first stage, as a second stage
+    changes the order of hits alone. It is learnt on queries whose right images are known: each once
+    with them in the gallery and once without, as in a search nobody knows whether there is anything
+    to find.
 
     Args:
         weights: of the three, and the constant.
@@ -104,7 +105,7 @@ class Calibration:
         return _probabilities(scores.double()[None], torch.tensor(self.weights).double())[0].float()
 
     def verdict(self, probability: float) -> str:
-        """That nothing matches, where the best hit's probability says so; else empty.
+        """That nothing matches, where the largest probability of a hit says so; else empty.
 
         A model that seldom reaches the threshold, also where there is something to find, cannot
         tell: then that no hit is sure.

@@ -54,7 +54,8 @@ class Hit:
         score: of the model, higher is better; of a search by words and a picture, the mean of the
             two scores, each in standard deviations from the mean of the pictures that are
             searched: those that ``where`` leaves.
-        probability: an estimate in [0, 1] that the hit is right; None without calibration.
+        probability: an estimate in [0, 1] that the hit is right, by the scores of the first stage;
+            None without calibration.
         columns: the user's own columns.
         row: of the picture in ``Index.items``, which changes when the index does; equal hits
             may have different ones.
@@ -269,17 +270,20 @@ class Index:
             scored = self._scored_texts(texts, rows, wanted)
             for own, (scores, places) in enumerate(scored):
                 values, found = self._best(scores, places, wanted)
+                chances = self.calibration.probabilities(values) if self.calibration else None
                 if top_k and len(found):
-                    values, found = self._reranked(texts[own], found, top_k, weight)
-                chances = self.calibration.probabilities(values)[:k] if self.calibration else None
+                    values, order = self._reranked(texts[own], found, top_k, weight)
+                    found = found[order]
+                    chances = None if chances is None else chances[order]
                 hits.append(self._hits(values[:k], found[:k], chances))
         return hits
 
     def verdict(self, hits: Sequence[Hit]) -> str:
-        """That nothing matches, where the best hit's probability says so; else empty."""
-        if self.calibration is None or any(hit.probability is None for hit in hits[:1]):
+        """That nothing matches, where the probabilities of all hits say so; else empty."""
+        chances = [hit.probability for hit in hits if hit.probability is not None]
+        if self.calibration is None or len(chances) < len(hits):
             return ""
-        return self.calibration.verdict(hits[0].probability or 0.0 if hits else 0.0)
+        return self.calibration.verdict(max(chances, default=0.0))
 
     def near_duplicates(self, threshold: float = 0.98) -> list[tuple[str, str, float]]:
         """Pairs of pictures whose vectors are nearly the same, the closest first.
@@ -355,7 +359,7 @@ class Index:
     def _reranked(
         self, text: Encoding, found: Tensor, top_k: int, weight: float | None
     ) -> tuple[Tensor, Tensor]:
-        """The rows that were found, in the order of the second stage."""
+        """Scores of both stages, best first, and in this order the places of what was found."""
         scores, order = best_images(
             self.encoder.model,
             text,
@@ -364,7 +368,7 @@ class Index:
             top_k=top_k,
             weight=weight,
         )
-        return scores[0], found[order[0]]
+        return scores[0], order[0]
 
     def _check_gallery_size(self, size: int) -> None:
         if len(self) > 3 * size:

@@ -74,6 +74,25 @@ def test_errors() -> None:
         Calibration.fit(*made_up(60, 50, 0), threshold=1)
 
 
+@pytest.mark.parametrize("standardised", [False, True])
+def test_a_second_stage_leaves_hits_their_probabilities(tmp_path: Path, standardised: bool) -> None:
+    for row in range(12):
+        save_picture(tmp_path / "photos" / f"{row}.jpg", ("red", "green")[row % 2], shade=row)
+    encoder = ColourEncoder(second_stage=True, rerank_top_k=8, rerank_standardised=standardised)
+    build_index(encoder, tmp_path / "photos", tmp_path / "index", progress=False)
+    index = Index(tmp_path / "index", encoder)
+    index.calibrate(Calibration((40.0, 1.0, 1.0, -30.0), 12, 0.5, 0.9, 0.8))
+    first, both = index.search("red", k=12, top_k=0), index.search("red", k=12)
+    assert [hit.path for hit in first] != [hit.path for hit in both]
+    chances = {hit.path: hit.probability for hit in first}
+    assert chances == {hit.path: hit.probability for hit in both}
+    assert max(chances.values()) > 0.9
+    assert min(chances.values()) < 0.1
+    assert index.verdict(both) == index.verdict(both[::-1]) == ""
+    assert "nothing matches" in index.verdict([hit for hit in both if hit.probability < 0.5])
+    assert "nothing matches" in index.verdict([])
+
+
 def test_hits_of_an_index(tmp_path: Path) -> None:
     for row in range(12):
         save_picture(tmp_path / "photos" / f"{row}.jpg", ("red", "green")[row % 2], shade=row)
