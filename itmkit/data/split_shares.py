@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -57,6 +58,13 @@ def draw_splits(names: Iterable[str], shares: Mapping[str, float], seed: int) ->
     }
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write a file by way of one of this process: several runs may draw at the same time."""
+    own = path.with_name(f".{path.name}.{os.getpid()}")
+    write_text(own, text)
+    os.replace(own, path)
+
+
 def kept_splits(
     path: Path, names: Sequence[str], shares: Mapping[str, float], seed: int
 ) -> dict[str, str]:
@@ -97,5 +105,5 @@ def kept_splits(
 
         text = json.dumps({**settings, "splits": {**old, **new}}, ensure_ascii=False, indent=0)
         with suppress(OSError):
-            rank_zero_only(write_text)(path, text + "\n")
+            rank_zero_only(_replace)(path, text + "\n")
     return splits

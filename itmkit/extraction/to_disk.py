@@ -199,7 +199,8 @@ def _captions(annotations: Path | None, images: Path | None, split: str) -> list
             raise InputError("annotations is null; expected where the captions are, for text_model")
         return table_captions(split, inside).sentences
     if _is_table(annotations):
-        return table_captions(split, annotations).sentences
+        photos = None if images is None else user_path(images)
+        return table_captions(split, annotations, photos=photos).sentences
     if annotations.is_dir():
         return PrecompDataset(split, annotations).captions
     return karpathy_captions(split, annotations, max_captions=None).sentences

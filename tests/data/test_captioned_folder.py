@@ -21,6 +21,7 @@ from torch import Tensor
 from itmkit.data.captioned_folder import CaptionedFolder
 from itmkit.data.module import ImageTextData
 from itmkit.data.split_shares import DEFAULT_SHARES, draw_splits
+from itmkit.extraction.to_disk import _captions
 
 Write = Callable[..., Path]
 
@@ -108,11 +109,14 @@ def test_tables_without_options(
 def test_whole_paths_of_photos_in_a_folder_that_is_given_otherwise(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = write_csv(tmp_path / "t.csv", [("path", "text"), (str(folder / "p0.jpg"), "a dog")])
+    table = write_csv(
+        tmp_path / "t.csv", [("path", "text", "split"), (str(folder / "p0.jpg"), "a dog", "train")]
+    )
     monkeypatch.chdir(folder / "a")
     for photos in (folder, "..", "../../photos"):
-        data = CaptionedFolder("train", photos, table, shares={"train": 1.0})
+        data = CaptionedFolder("train", photos, table)
         assert data.names == ["p0.jpg"]
+        assert _captions(table, Path(photos), "train") == ["a dog"]  # for a text model
     write_csv(tmp_path / "t.csv", [("path", "text"), (str(tmp_path / "p0.jpg"), "a dog")])
     with pytest.raises(ValueError, match="expected a file inside the image folder"):
         CaptionedFolder("train", "..", table, shares={"train": 1.0})
@@ -223,6 +227,17 @@ def test_photos_that_come_later_leave_the_others_in_their_splits(
     (tmp_path / "t.splits.json").write_text("[]")
     with pytest.raises(ValueError, match=r"t.splits.json is no draw of splits"):
         CaptionedFolder("train", folder, tmp_path / "t.csv")
+
+
+def test_drawn_by_several_runs_at_a_time(folder: Path, tmp_path: Path) -> None:
+    note, table = tmp_path / "t.splits.json", twenty(tmp_path / "t.csv")
+    with open(tmp_path / f".{note.name}.part", "w") as other:  # of another run, which is slower
+        splits = drawn(folder, table)
+        whole = note.read_text()
+        other.write("half of ")
+    assert note.read_text() == whole
+    assert drawn(folder, table) == splits
+    assert sorted(map(str, tmp_path.glob(".*"))) == [other.name]
 
 
 def test_drawn_splits_where_nothing_can_be_written(
