@@ -100,6 +100,15 @@ ROWS = (
         distillation_weight=0,
     ),
     _mate("distillation", "mate, no distillation", distillation_weight=0),
+    _mate("distillation", "mate, no soft targets", distillation__alpha=0),
+    _mate(  # the softmax over a batch that the distillation brings, without the teacher
+        "distillation",
+        "mate, InfoNCE in place of triplet and distillation",
+        triplet={"class_path": "itmkit.losses.InfoNCELoss", "init_args": {"temperature": 0.07}},
+        triplet_weight=1,
+        distillation_weight=0,
+        warmup=0,
+    ),
     Row("", "daim", "daim/shapes"),
     _daim(
         "discriminability",
