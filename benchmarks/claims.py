@@ -76,6 +76,11 @@ def _nested(options: Options) -> Options:
 
 
 _POOLED, _UNREFINED = "benchmarks.variants.PooledMATE", "benchmarks.variants.UnrefinedTVRN"
+_INFO_NCE: Options = {
+    "triplet": {"class_path": "itmkit.losses.InfoNCELoss", "init_args": {"temperature": 0.07}},
+    "triplet_weight": 1,
+    "warmup": 0,
+}
 ROWS = (
     Row("", "mate", "mate/shapes"),
     _mate("ESA", "mate, mean pooling", model=_POOLED, pooling="mean"),
@@ -101,13 +106,12 @@ ROWS = (
     ),
     _mate("distillation", "mate, no distillation", distillation_weight=0),
     _mate("distillation", "mate, no soft targets", distillation__alpha=0),
+    _mate("distillation", "mate, InfoNCE in place of triplet", **_INFO_NCE),
     _mate(  # the softmax over a batch that the distillation brings, without the teacher
         "distillation",
         "mate, InfoNCE in place of triplet and distillation",
-        triplet={"class_path": "itmkit.losses.InfoNCELoss", "init_args": {"temperature": 0.07}},
-        triplet_weight=1,
+        **_INFO_NCE,
         distillation_weight=0,
-        warmup=0,
     ),
     Row("", "daim", "daim/shapes"),
     _daim(
@@ -120,6 +124,11 @@ ROWS = (
         "daim, fixed margin",
         loss="itmkit.losses.TripletLoss",
         loss__reduction="sum",
+    ),
+    _daim(
+        "adaptive margin",
+        "daim, InfoNCE in place of adaptive margin",
+        loss={"class_path": "itmkit.losses.InfoNCELoss", "init_args": {"temperature": 0.07}},
     ),
     Row("", "tvrn", "tvrn/shapes", cost=2),
     _tvrn("text refinement", "tvrn, words as they are", model=_UNREFINED, text_refinement=False),
