@@ -76,7 +76,7 @@ def _nested(options: Options) -> Options:
 
 
 _POOLED, _UNREFINED = "benchmarks.variants.PooledMATE", "benchmarks.variants.UnrefinedTVRN"
-_INFO_NCE: Options = {
+_INFO_NCE: dict[str, Any] = {
     "triplet": {"class_path": "itmkit.losses.InfoNCELoss", "init_args": {"temperature": 0.07}},
     "triplet_weight": 1,
     "warmup": 0,
@@ -86,6 +86,15 @@ ROWS = (
     _mate("ESA", "mate, mean pooling", model=_POOLED, pooling="mean"),
     _mate("ESA", "mate, generalised pooling", model=_POOLED, pooling="generalised"),
     Row("fusion", "mate, fusion", "mate/shapes_fused", {}, "mate", cost=5),
+    Row(
+        "fusion",
+        "mate, fusion after InfoNCE",
+        "mate/shapes_fused",
+        _nested(_INFO_NCE | {"distillation_weight": 0}),
+        "mate, InfoNCE in place of triplet and distillation",
+        one_seed=True,
+        cost=5,
+    ),
     _mate("HECT", "mate, no HECT", hect_weight=0),
     _mate("HECT", "mate, HECT in place of triplet", triplet_weight=0, hect_weight=0.256),
     _mate(
