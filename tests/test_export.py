@@ -71,7 +71,7 @@ def test_other_best_are_found_and_ties_are_not() -> None:
     tied = right.clone()
     tied[0, 0] = 0.50002
     check_best(tied, right, "image")
-    with pytest.raises(InputError, match="other best"):
+    with pytest.raises(InputError, match="other results best"):
         check_best(right.flip(1), right, "image")
 
 

@@ -161,7 +161,7 @@ def test_error_of_a_feature_that_is_not_finite_names_the_caption(tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"captions": []}, "captions of the split 'train' are none"),
+        ({"captions": []}, "split 'train' has no captions"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"device": "gpu"}, "device is 'gpu'; expected one of this machine"),
