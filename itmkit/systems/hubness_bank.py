@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.plugins import Precision
 from torch import Tensor
 
+from itmkit._internals import data_module_of
 from itmkit.checks import InputError, type_of
 from itmkit.chunks import evenly_spaced
 from itmkit.data import ImageTextData
@@ -18,6 +19,26 @@ from itmkit.retrieval import encode
 
 if TYPE_CHECKING:
     from itmkit.systems.matcher import Matcher
+
+
+class BankFilling:
+    """Fills the bank of a system's correction, if it has one, once after a batch of a fit.
+
+    Not once in a step: batches whose gradients are accumulated change running statistics.
+    """
+
+    def __init__(self) -> None:
+        self._filled_after: int | None = None  # how many batches of the fit
+
+    def fill(self, matcher: Matcher) -> None:
+        """Fill it, unless that was done after the last batch."""
+        correction, trainer = matcher.hubness_correction, matcher.trainer
+        batches = trainer.fit_loop.total_batch_idx
+        if correction is None or self._filled_after == batches:
+            return
+        data = bank_data(data_module_of(trainer))
+        fill_bank(matcher, correction, data, trainer.precision_plugin)
+        self._filled_after = batches
 
 
 def bank_data(data: object) -> ImageTextData:

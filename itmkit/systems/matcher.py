@@ -29,7 +29,7 @@ from itmkit.systems.build import restore_system
 from itmkit.systems.evaluation import Evaluation
 from itmkit.systems.explanation import Explanation
 from itmkit.systems.finite_loss import FiniteLoss
-from itmkit.systems.hubness_bank import bank_data, fill_bank
+from itmkit.systems.hubness_bank import BankFilling
 from itmkit.systems.optimizer import make_optimizer
 from itmkit.systems.run_start import check_run
 from itmkit.systems.schedule import fit_to_run, scale_by_lr_factor, scheduler_config
@@ -129,7 +129,7 @@ class Matcher(LightningModule, ABC):
         self.model_config: dict[str, Any] | None = None
         self.evaluation = Evaluation()
         self._finite_loss = FiniteLoss()
-        self._bank_batch: int | None = None  # after which the bank was filled, in this fit
+        self._bank_filling = BankFilling()
         self._restored_from: tuple[str, str | None] | None = None  # while weights are loaded
 
     #: fields of an image's encoding that :meth:`score` reads; None: all. An index reads the others
@@ -238,11 +238,8 @@ class Matcher(LightningModule, ABC):
             complete_embeddings(self, data_module_of(self.trainer))
 
     def on_fit_start(self) -> None:
-        self._finite_loss = FiniteLoss()
+        self._finite_loss, self._bank_filling = FiniteLoss(), BankFilling()
         check_vocabulary(self, data_module_of(self.trainer))
-        if self.hubness_correction is not None:
-            bank_data(data_module_of(self.trainer))
-        self._bank_batch = None
 
     def on_train_start(self) -> None:
         fit_to_run(self.trainer)
@@ -264,7 +261,7 @@ class Matcher(LightningModule, ABC):
         return terms["loss"]
 
     def on_train_epoch_end(self) -> None:
-        self._fill_bank()  # where no validation has
+        self._bank_filling.fill(self)  # where no validation has
 
     def on_train_end(self) -> None:
         self._finite_loss.check()
@@ -318,25 +315,13 @@ class Matcher(LightningModule, ABC):
     def on_validation_epoch_start(self) -> None:
         # Not earlier: a callback that averages weights has now put them in place.
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._fill_bank()
+            self._bank_filling.fill(self)
 
     def on_test_start(self) -> None:
         self._complete_vocabulary()
 
     def on_predict_start(self) -> None:
         self._complete_vocabulary()
-
-    def _fill_bank(self) -> None:
-        """Fill the bank of a correction, if there is one, once after a batch.
-
-        Not once in a step: batches whose gradients are accumulated change running statistics.
-        """
-        correction, batch = self.hubness_correction, self.trainer.fit_loop.total_batch_idx
-        if correction is None or self._bank_batch == batch:
-            return
-        data = bank_data(data_module_of(self.trainer))
-        fill_bank(self, correction, data, self.trainer.precision_plugin)
-        self._bank_batch = batch
 
     def _complete_vocabulary(self) -> None:
         if self.trainer.state.fn != "fit":  # whose start has done it
