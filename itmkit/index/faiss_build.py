@@ -220,11 +220,4 @@ def stored_build(folder: Path) -> FaissBuild | None:
     Raises:
         InputError: if its file has wrong or missing entries.
     """
-    content = store.read_faiss(folder)
-    try:
-        return None if content is None else FaissBuild.from_dict(content)
-    except TypeError as error:
-        raise InputError(
-            f"{folder / 'faiss.json'} has wrong or missing entries: {error}; expected what a build "
-            "wrote, or no such file"
-        ) from error
+    return store.read_faiss(folder, FaissBuild.from_dict)

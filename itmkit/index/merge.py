@@ -68,7 +68,7 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
             generation += old.manifest["generation"]
         sources = {name: [each.fields[name] for each in held] for name in held[0].fields}
         store.write(folder, manifest, items.take(order), sources, places, generation=generation)
-        calibrations = (store.read_calibration(each.folder) for each in held)
+        calibrations = (store.read_calibration(each.folder, dict) for each in held)
         known = next((one for one in calibrations if one is not None), None)
         if known is not None:
             store.write_calibration(folder, known)

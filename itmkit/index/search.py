@@ -106,14 +106,7 @@ class Index:
                 "index them again into the same folder: nothing is encoded twice",
                 stacklevel=2,
             )
-        stored = store.read_calibration(self.folder)
-        try:
-            self.calibration = None if stored is None else Calibration.from_dict(stored)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.folder / 'calibration.json'} has wrong or missing entries: {error}; "
-                "expected what calibrate wrote, or no such file"
-            ) from error
+        self.calibration = store.read_calibration(self.folder, Calibration.from_dict)
         self.exact = ExactScores(self._stored, encoder)
         self._last_build = stored_build(self.folder)
         self._opened: FaissIndex | None = None

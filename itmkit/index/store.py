@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ _AGAIN = "remove this index and make it again"
 _BLOCK = 4096  # rows copied at a time
 
 Array = np.ndarray[Any, Any]
+Kind = TypeVar("Kind")
 
 
 @dataclass
@@ -189,19 +190,25 @@ def _gather(target: Path, arrays: list[Array], places: Array) -> None:
             file.write(rows.tobytes())
 
 
-def read_calibration(folder: Path) -> Any:
-    """The calibration of an index as a dictionary; None where there is none."""
-    return _read_beside(folder / "calibration.json", "itmkit index learns it again")
+def read_calibration(folder: Path, make: Callable[[Any], Kind]) -> Kind | None:
+    """What is made of the calibration of an index, a dictionary; None where there is none."""
+    again = "itmkit index learns it again"
+    return _read_beside(folder / "calibration.json", make, "calibrate", again)
 
 
-def _read_beside(path: Path, again: str) -> Any:
-    """What a file that an index can do without holds; None where there is none."""
+def _read_beside(path: Path, make: Callable[[Any], Kind], writer: str, again: str) -> Kind | None:
+    """What is made of a file that an index can do without; None where there is none."""
     if not path.is_file():
         return None
     try:
-        return read_json(path)
+        return make(read_json(path))
     except InputError as error:
         raise InputError(f"{error}; remove this file: {again}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} has wrong or missing entries: {error}; expected what {writer} wrote, or no "
+            "such file"
+        ) from error
 
 
 def write_calibration(folder: Path, content: Mapping[str, Any]) -> None:
@@ -209,9 +216,10 @@ def write_calibration(folder: Path, content: Mapping[str, Any]) -> None:
     write_text(folder / "calibration.json", json.dumps(content, indent=2) + "\n")
 
 
-def read_faiss(folder: Path) -> Any:
-    """What is known of the faiss index of an index, as a dictionary; None where there is none."""
-    return _read_beside(folder / "faiss.json", "itmkit index --factory builds it again")
+def read_faiss(folder: Path, make: Callable[[Any], Kind]) -> Kind | None:
+    """What is made of what is known of the faiss index, a dictionary; None where there is none."""
+    again = "itmkit index --factory builds it again"
+    return _read_beside(folder / "faiss.json", make, "a build", again)
 
 
 def new_faiss_file(folder: Path) -> str:
