@@ -13,12 +13,11 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.extras import require_extra
+from itmkit.index.exact_scores import Rows
 
 _CRASHES = r"[A-Za-z]0+(?!\d)|HNSW0*1(?!\d)"  # in a factory string, as of faiss 1.15
 _PER_HIT = 10  # candidates that are scored exactly for every hit that is wanted
 _LEAST_CANDIDATES = 100
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class FaissIndex:

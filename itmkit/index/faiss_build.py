@@ -1,4 +1,4 @@
-"""A faiss index of an index, built for the recall that is measured against exact search."""
+"""The faiss index of an index, built for the recall that is measured against exact search."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from itmkit.checks import InputError
 from itmkit.chunks import chunks, evenly_spaced
 from itmkit.extras import require_extra
-from itmkit.files import user_path
+from itmkit.files import atomic_write, user_path
 from itmkit.index import store
-from itmkit.index.candidates import FaissIndex, Rows
+from itmkit.index.candidates import FaissIndex
 from itmkit.index.encoder import QueryEncoder
-from itmkit.index.exact_scores import ExactScores
+from itmkit.index.exact_scores import ExactScores, Rows
 from itmkit.retrieval import Encoding
 
 LEAST_RECALL = 0.95  # of sentences; below it a build is refused
@@ -73,6 +73,76 @@ class FaissBuild:
             TypeError: if entries are missing or unknown.
         """
         return cls(**content)
+
+
+class FaissSearch:
+    """The faiss index that searches of an index use, where there is one of its state.
+
+    Args:
+        stored: the index.
+    """
+
+    def __init__(self, stored: store.Stored) -> None:
+        self._stored = stored
+        self._generation = int(stored.manifest["generation"])
+        self._last = stored_build(stored.folder)  # of whatever state
+        self._opened: FaissIndex | None = None
+
+    @property
+    def build(self) -> FaissBuild | None:
+        """How the one that searches use was built; None where they are exact."""
+        return None if self._last is None or self.is_old else self._last
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the one that is there is of another state."""
+        return self._last is not None and self._last.generation != self._generation
+
+    def replace(
+        self, exact: ExactScores, factory: str | None, queries: Sequence[str] | None
+    ) -> FaissBuild:
+        """Build another one; see :meth:`itmkit.index.Index.build_faiss`."""
+        if self._last is not None:
+            factory = self._last.factory if factory is None else factory
+            queries = self._last.queries if queries is None else queries
+        if not isinstance(factory, str):
+            raise InputError(f"factory is {factory!r}; expected a string such as 'IVF64,Flat'")
+        check_faiss_model(exact.encoder)
+        exact.check_vectors()
+        sentences = check_sentences(queries or ())
+        folder = self._stored.folder
+        with store.writing(folder):
+            if store.read(folder).manifest["generation"] != self._generation:
+                raise InputError(f"{folder} has changed; expected to be opened again")
+            file_name = store.new_faiss_file(folder)
+            index, build = measured(exact, factory, sentences, self._generation, file_name)
+            with atomic_write(folder / build.file) as file:
+                index.write(file)
+            store.write_faiss(folder, build.to_dict())
+        self._last, self._opened = build, index
+        return build
+
+    def candidates(self, queries: Encoding, wanted: int) -> list[Rows | None]:
+        """Rows that it finds for every query; None where all are to be searched."""
+        index = self._index()
+        if index is None or "vector" not in queries.items():
+            return [None] * len(queries)
+        return index.candidates(queries.vector.cpu(), wanted)
+
+    def _index(self) -> FaissIndex | None:
+        """The faiss index, read when it is first needed."""
+        build = self.build
+        if build is None or self._opened is not None:
+            return self._opened
+        folder, shape = self._stored.folder, self._stored.fields["vector"].shape
+        try:
+            self._opened = FaissIndex.read(folder / build.file, shape, build.parameters)
+        except FileNotFoundError:
+            now = stored_build(folder)
+            if now is not None and now.file == build.file:
+                raise
+            self._last = None  # another process has built another one
+        return self._opened
 
 
 def measured(

@@ -19,21 +19,13 @@ from itmkit.checks import (
     check_share,
     type_of,
 )
-from itmkit.files import atomic_write, user_path
+from itmkit.files import user_path
 from itmkit.index import store
 from itmkit.index.calibration import HITS, Calibration
-from itmkit.index.candidates import FaissIndex
 from itmkit.index.columns import OWN_COLUMNS
 from itmkit.index.encoder import QueryEncoder
 from itmkit.index.exact_scores import ExactScores, Rows, best_places
-from itmkit.index.faiss_build import (
-    LEAST_RECALL,
-    FaissBuild,
-    check_faiss_model,
-    check_sentences,
-    measured,
-    stored_build,
-)
+from itmkit.index.faiss_build import LEAST_RECALL, FaissBuild, FaissSearch
 from itmkit.index.update import Update
 from itmkit.index.where import matching_rows
 from itmkit.retrieval import Encoding, best_images
@@ -108,8 +100,7 @@ class Index:
             )
         self.calibration = store.read_calibration(self.folder, Calibration.from_dict)
         self.exact = ExactScores(self._stored, encoder)
-        self._last_build = stored_build(self.folder)
-        self._opened: FaissIndex | None = None
+        self._faiss = FaissSearch(self._stored)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -143,8 +134,7 @@ class Index:
     @property
     def faiss(self) -> FaissBuild | None:
         """How the faiss index was built; None where searches are exact."""
-        build = self._last_build
-        return build if build and build.generation == self._generation else None
+        return self._faiss.build
 
     def build_faiss(self, factory: str | None = None, queries: Sequence[str] | None = None) -> None:
         """Find candidates with faiss from now on, which are then scored as before.
@@ -164,24 +154,7 @@ class Index:
                 than one vector; the sentences are too few; less than 0.95 of the pictures that
                 exact search finds for them would be found. The index is then as it was.
         """
-        last = self._last_build
-        if last is not None:
-            factory = last.factory if factory is None else factory
-            queries = last.queries if queries is None else queries
-        if not isinstance(factory, str):
-            raise InputError(f"factory is {factory!r}; expected a string such as 'IVF64,Flat'")
-        check_faiss_model(self.encoder)
-        self.exact.check_vectors()
-        sentences = check_sentences(queries or ())
-        with store.writing(self.folder):
-            if store.read(self.folder).manifest["generation"] != self._generation:
-                raise InputError(f"{self.folder} has changed; expected to be opened again")
-            file_name = store.new_faiss_file(self.folder)
-            index, build = measured(self.exact, factory, sentences, self._generation, file_name)
-            with atomic_write(self.folder / build.file) as file:
-                index.write(file)
-            store.write_faiss(self.folder, build.to_dict())
-        self._last_build, self._opened = build, index
+        build = self._faiss.replace(self.exact, factory, queries)
         if build.image_recall < LEAST_RECALL:
             warnings.warn(f"pictures as queries: {build}", stacklevel=2)
 
@@ -190,7 +163,7 @@ class Index:
 
         Where that is refused, a warning says why, and searches are exact.
         """
-        if self._last_build is not None and self.faiss is None:
+        if self._faiss.is_old:
             try:
                 self.build_faiss()
             except InputError as error:
@@ -230,7 +203,7 @@ class Index:
         own = self.encoder.encode_images([image])
         if rows is None and query is None:
             queries = self.exact.picture_queries(own)
-            rows = self._candidates(queries, k + 1)[0]  # it may be one of them itself
+            rows = self._faiss.candidates(queries, k + 1)[0]  # it may be one of them itself
         scores = self.exact.of_pictures(own, rows)[0]
         if query is not None:
             words = self.exact.of_texts(self._encoded([query]), rows)[0]
@@ -310,7 +283,7 @@ class Index:
         self, texts: Encoding, rows: Rows | None, wanted: int
     ) -> Iterator[tuple[Tensor, Rows | None]]:
         """Scores of each sentence and the rows that they are of; None for all rows."""
-        found = self._candidates(texts, wanted) if rows is None else [None] * len(texts)
+        found = self._faiss.candidates(texts, wanted) if rows is None else [None] * len(texts)
         exact = [own for own, places in enumerate(found) if places is None]
         whole = iter(self.exact.of_texts(texts[exact], rows) if exact else ())
         for own, places in enumerate(found):
@@ -318,32 +291,6 @@ class Index:
                 yield next(whole), rows
             else:
                 yield self.exact.of_texts(texts[own], places)[0], places
-
-    @property
-    def _generation(self) -> int:
-        return int(self._stored.manifest["generation"])
-
-    def _candidates(self, queries: Encoding, wanted: int) -> list[Rows | None]:
-        """Rows that faiss finds for every query; None where all are to be searched."""
-        index = self._faiss_index()
-        if index is None or "vector" not in queries.items():
-            return [None] * len(queries)
-        return index.candidates(queries.vector.cpu(), wanted)
-
-    def _faiss_index(self) -> FaissIndex | None:
-        """The faiss index, read when it is first needed."""
-        build = self.faiss
-        if build is None or self._opened is not None:
-            return self._opened if build else None
-        shape = self._stored.fields["vector"].shape
-        try:
-            self._opened = FaissIndex.read(self.folder / build.file, shape, build.parameters)
-        except FileNotFoundError:
-            now = stored_build(self.folder)
-            if now is not None and now.file == build.file:
-                raise
-            self._last_build = None  # another process has built another one
-        return self._opened
 
     def _best(self, scores: Tensor, rows: Rows | None, k: int) -> tuple[Tensor, Tensor]:
         values, places = best_places(scores, k)
