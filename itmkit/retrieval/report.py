@@ -154,7 +154,7 @@ def write_metrics(
     stage: str,
     about: EvaluatedOn | None = None,
 ) -> None:
-    """Write metrics to a flat JSON file, keeping what other stages wrote there.
+    """Write metrics to a flat JSON file in place of those of the stage, keeping other stages.
 
     The file is replaced in one step: a reader sees the old one or the new one.
 
@@ -190,6 +190,7 @@ def write_metrics(
             raise InputError(f"{path} holds {type_of(content)}; expected a JSON object")
     described = content.pop("about", {})
     described.pop(stage, None)
+    content = {key: old for key, old in content.items() if not key.startswith(f"{stage}/")}
     content.update({f"{stage}/{name}": round(float(v), 4) for name, v in metrics.items()})
     if about is not None:
         described[stage] = asdict(about)
