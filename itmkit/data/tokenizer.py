@@ -59,6 +59,10 @@ class Tokenizer(ABC):
         """The words that :class:`Caption` numbers, as a reader knows them; by default at spaces."""
         return caption.split()
 
+    def cuts(self, caption: str) -> bool:
+        """Whether something of a caption is cut off; by default, whether that may be."""
+        return self.max_length is not None and len(self.encode(caption).ids) >= self.max_length
+
     @abstractmethod
     def __len__(self) -> int:
         """How many ids there are: the rows that an embedding needs."""
@@ -102,6 +106,9 @@ class WordTokenizer(Tokenizer):
 
     def words(self, caption: str) -> list[str]:
         return split_words(caption)[: self.max_length - 2]
+
+    def cuts(self, caption: str) -> bool:
+        return len(split_words(caption)) > self.max_length - 2
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -171,6 +178,9 @@ class TransformersTokenizer(Tokenizer):
         numbers = sorted({word for word in encoded.word_ids() if word is not None})
         spans = [encoded.word_to_chars(number) for number in numbers]
         return [caption[span.start : span.end].strip() for span in spans]
+
+    def cuts(self, caption: str) -> bool:
+        return len(self._tokenizer(caption, verbose=False)["input_ids"]) > self.max_length
 
     def __len__(self) -> int:
         return self._size

@@ -71,12 +71,12 @@ def caption_statistics(
     encoded = list(map(tokenizer.encode, captions))
     unk_id = tokenizer.unk_id
     vocabulary = tokenizer.vocabulary if isinstance(tokenizer, WordTokenizer) else None
-    for caption, image, (ids, _) in zip(captions, caption_images.tolist(), encoded, strict=True):
+    for caption, image in zip(captions, caption_images.tolist(), strict=True):
         words = split_words(caption)
         lengths.append(len(words))
         images[" ".join(words)].add(image)
         scripts[script_of(caption)] += 1
-        cut += tokenizer.max_length is not None and len(ids) >= tokenizer.max_length
+        cut += tokenizer.cuts(caption)
         if vocabulary is not None:
             unknown.update(word for word in words if word not in vocabulary)
     lengths.sort()

@@ -27,7 +27,7 @@ def query_notes(tokenizer: Tokenizer, query: str) -> list[str]:
     if unknown:
         first = ", ".join(map(repr, list(dict.fromkeys(unknown))[:5]))
         notes.append(f"{len(unknown)} of {len(words)} words of the query are not known: {first}")
-    if tokenizer.max_length is not None and len(ids) >= tokenizer.max_length:
+    if tokenizer.cuts(query):
         notes.append(f"the query is cut to the {tokenizer.max_length} tokens that the model takes")
     return notes
 

@@ -64,6 +64,17 @@ def test_word_pieces_are_cut_to_max_length(bert_folder: Path) -> None:
     assert caption.ids == [2, 6, 7, 8, 3]
 
 
+@pytest.mark.parametrize("caption", ["a red dog", "a red dog runs"])
+def test_a_caption_of_just_the_length_is_not_cut(
+    caption: str, vocabulary: Vocabulary, bert_folder: Path
+) -> None:
+    for tokenizer in (WordTokenizer(vocabulary), TransformersTokenizer(bert_folder)):
+        tokenizer.max_length = len(tokenizer.encode(caption).ids)
+        assert not tokenizer.cuts(caption)
+        tokenizer.max_length -= 1
+        assert tokenizer.cuts(caption)
+
+
 def test_transformers_tokenizer_goes_to_worker_processes(bert_folder: Path) -> None:
     tokenizer = TransformersTokenizer(bert_folder)
     again = pickle.loads(pickle.dumps(tokenizer))

@@ -343,7 +343,7 @@ def test_what_is_not_saved(retriever: Retriever, tmp_path: Path) -> None:
 
 def test_notes_on_a_query() -> None:
     words = WordTokenizer(Vocabulary.build(["a red dog"], min_count=1), max_length=6)
-    assert query_notes(words, "A red dog") == []
+    assert query_notes(words, "A red dog a") == []  # six tokens with start and end
     assert query_notes(words, "a красный dog") == [
         "1 of 3 words of the query are not known: 'красный'"
     ]
