@@ -238,8 +238,8 @@ def _digest(tensor: torch.Tensor) -> bytes:
 def _set_buffers(pl_module: LightningModule, saved: dict[str, torch.Tensor]) -> None:
     buffers = dict(pl_module.named_buffers())
     with torch.no_grad():
-        for name, value in saved.items():
-            buffers[name].copy_(value)
+        for name in saved.keys() & buffers.keys():  # a model may leave out what it does not need
+            buffers[name].copy_(saved[name])
 
 
 def _at_batch_end(trainer: Trainer) -> bool:

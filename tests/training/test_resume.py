@@ -474,6 +474,19 @@ def test_gradients_of_another_number_of_processes_are_averaged(tmp_path: Path) -
     assert_equal(snapshot(rest), snapshot(whole))
 
 
+def test_buffers_of_a_process_that_the_model_now_lacks_are_left_out(tmp_path: Path) -> None:
+    """As of a hubness correction without which the run goes on."""
+    path, rest = tmp_path / "two.ckpt", Dropping()
+    train(Dropping(), Stop(path, 2))
+    content = load(path)
+    (process,) = content["resume"]["processes"]
+    process["buffers"] = {"kept": torch.ones(2), "gone": torch.ones(2)}
+    torch.save(content, path)
+    rest.register_buffer("kept", torch.zeros(2), persistent=False)
+    train(rest, ckpt_path=path)
+    assert rest.get_buffer("kept").tolist() == [1, 1]
+
+
 def test_a_plain_module_and_loader_resume_exactly_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     def fit(folder: str, *epochs: int) -> dict[str, torch.Tensor]:
         module = Dropping()
