@@ -18,6 +18,7 @@ import matplotlib
 import yaml
 from matplotlib.figure import Figure
 
+from benchmarks.report import mean_and_range
 from itmkit.systems import find_run
 
 matplotlib.rcParams.update({"svg.hashsalt": "itmkit", "svg.fonttype": "none", "font.size": 9})
@@ -42,18 +43,12 @@ def curve(folder: Path) -> dict[int, float]:
     return {int(row["step"]) + 1: float(row["val/rsum"]) for row in rows if int(row["step"])}
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± half of the range."""
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.1f}"
-
-
 def table(systems: dict[str, list[Path]]) -> str:
     """Recall at the end of the runs."""
     lines = [f"| | seeds | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for system, folders in systems.items():
         ends = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
-        cells = [spread([end[f"val/{name}"] for end in ends]) for name in COLUMNS]
+        cells = [mean_and_range([end[f"val/{name}"] for end in ends]) for name in COLUMNS]
         lines.append(f"| {system} | {len(ends)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

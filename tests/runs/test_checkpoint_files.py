@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_runs import load
 
 from itmkit.cli import main
 from itmkit.systems import load_run
@@ -54,11 +55,6 @@ def run(*words: str) -> Path:
 
 def fit(*words: str) -> Path:
     return run("fit", "--config", "tiny.yaml", *words)
-
-
-def load(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    return content
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
