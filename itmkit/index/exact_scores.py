@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from itmkit.checks import InputError, check_finite
+from itmkit.chunks import chunks
 from itmkit.index import store
 from itmkit.index.encoder import QueryEncoder
 from itmkit.retrieval import Encoding, evaluating
@@ -82,8 +83,7 @@ class ExactScores:
         """Fields in fp32, as many rows at a time as fit, and the place of these rows."""
         width = sum(4 * int(np.prod(self.fields[name].shape[1:])) for name in names)
         step = max(1, _TILE_BYTES // max(width, 1))
-        for start in range(0, self.count if rows is None else len(rows), step):
-            part = slice(start, start + step)
+        for part in chunks(self.count if rows is None else len(rows), step):
             own = part if rows is None else rows[part]
             yield part, {name: self._tensor(name, own) for name in names}
 

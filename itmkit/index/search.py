@@ -12,13 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itmkit.checks import (
-    InputError,
-    check_count,
-    check_positive,
-    check_share,
-    type_of,
-)
+from itmkit.checks import InputError, check_count, check_positive, check_share, type_of
+from itmkit.chunks import chunks
 from itmkit.files import user_path
 from itmkit.index import store
 from itmkit.index.calibration import HITS, Calibration
@@ -230,8 +225,8 @@ class Index:
         top_k = self.encoder.model.rerank_top_k if top_k is None else top_k
         check_count(0, top_k=top_k)
         hits = []
-        for start in range(0, len(queries), _QUERIES):
-            texts = self._encoded(queries[start : start + _QUERIES])
+        for part in chunks(len(queries), _QUERIES):
+            texts = self._encoded(queries[part])
             wanted = max(k, HITS, top_k)
             scored = self._scored_texts(texts, rows, wanted)
             for own, (scores, places) in enumerate(scored):

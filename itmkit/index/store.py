@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from itmkit.checks import InputError
+from itmkit.chunks import chunks
 from itmkit.files import atomic_write, read_json, sole_writer, write_text
 
 if TYPE_CHECKING:
@@ -181,8 +182,8 @@ def _gather(target: Path, arrays: list[Array], places: Array) -> None:
     head["shape"] = shape
     with atomic_write(target) as file:
         np.lib.format.write_array_header_1_0(file, head)
-        for start in range(0, len(places), _BLOCK):
-            block = places[start : start + _BLOCK]
+        for part in chunks(len(places), _BLOCK):
+            block = places[part]
             rows = np.empty((len(block), *shape[1:]), arrays[0].dtype)
             for source in np.unique(block[:, 0]):
                 own = block[:, 0] == source
