@@ -46,7 +46,8 @@ class CaptionedFolder(PhotoDataset):
 
     Splits that are drawn follow from the names of the photos, ``split_seed`` and ``shares`` alone.
     They are written beside the table (``captions.splits.json``), where that is possible: photos
-    that are added later then leave the others in their splits.
+    that are added later then leave the others in their splits, and go where these lack most to
+    their shares.
 
     Args:
         split: ``"train"``, ``"val"``, ``"test"``, or another one of the table or of ``shares``.

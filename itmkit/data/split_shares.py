@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -46,7 +47,7 @@ def draw_splits(names: Iterable[str], shares: Mapping[str, float], seed: int) ->
         3
     """
     check_shares(shares)
-    order = sorted(names, key=lambda name: sha256(f"{seed} {name}".encode()).digest())
+    order = _drawn_order(names, seed)
     ends = [0]
     for later, share in zip(reversed(range(len(shares))), accumulate(shares.values()), strict=True):
         end = min(round(len(order) * share), len(order) - later)
@@ -56,6 +57,25 @@ def draw_splits(names: Iterable[str], shares: Mapping[str, float], seed: int) ->
         for split, start, end in zip(shares, ends, ends[1:], strict=False)
         for name in order[start:end]
     }
+
+
+def _drawn_order(names: Iterable[str], seed: int) -> list[str]:
+    return sorted(names, key=lambda name: sha256(f"{seed} {name}".encode()).digest())
+
+
+def _draw_later(
+    names: Iterable[str], counts: Counter[str], shares: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """A split for images that came later: an empty one, else the one that lacks most to its share.
+
+    So shares hold also where images come one at a time.
+    """
+    counts, splits = counts.copy(), {}
+    for count, name in enumerate(_drawn_order(names, seed), counts.total() + 1):
+        lacks = {split: share * count - counts[split] for split, share in shares.items()}
+        splits[name] = max(shares, key=lambda split: (not counts[split], lacks[split]))
+        counts[splits[name]] += 1
+    return splits
 
 
 def _replace(path: Path, text: str) -> None:
@@ -70,8 +90,8 @@ def kept_splits(
 ) -> dict[str, str]:
     """As :func:`draw_splits`, where the images of an earlier draw stay in their splits.
 
-    Images that came later are drawn among themselves. Nothing is written where the folder cannot be
-    written to: the same images then give the same splits again.
+    Images that came later keep the shares of all, as far as those that stay let them. Nothing is
+    written where the folder cannot be written to: the same images then give the same splits again.
 
     Args:
         path: JSON file of the earlier draw, and of this one.
@@ -98,7 +118,9 @@ def kept_splits(
                 f"{settings[other[0]]}: give the same again, or delete the file to draw anew"
             )
         old = content["splits"]
-    new = draw_splits([name for name in names if name not in old], shares, seed)
+    counts = Counter(old[name] for name in names if name in old)
+    later = [name for name in names if name not in old]
+    new = _draw_later(later, counts, shares, seed) if counts else draw_splits(later, shares, seed)
     splits = {name: old.get(name) or new[name] for name in names}
     if new:
         from lightning.pytorch.utilities import rank_zero_only  # knows the rank before all joined

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from itmkit.data.captioned_folder import CaptionedFolder
 from itmkit.data.module import ImageTextData
-from itmkit.data.split_shares import DEFAULT_SHARES, draw_splits
+from itmkit.data.split_shares import DEFAULT_SHARES, draw_splits, kept_splits
 from itmkit.extraction.to_disk import _captions
 
 Write = Callable[..., Path]
@@ -35,6 +35,9 @@ def folder(tmp_path: Path) -> Path:
         noise = np.random.default_rng(row).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((40, 32)).save(photos / name)
     return photos
+
+
+COUNTS = {"train": 16, "val": 2, "test": 2}  # of twenty photos, drawn by the default shares
 
 
 def names(count: int) -> list[str]:
@@ -199,11 +202,7 @@ def test_photos_of_two_splits_are_warned_of(folder: Path, tmp_path: Path) -> Non
 def test_drawn_splits_follow_from_names_and_seed(folder: Path, tmp_path: Path) -> None:
     table = twenty(tmp_path / "t.csv")
     splits = drawn(folder, table)
-    assert {split: len(found) for split, found in splits.items()} == {
-        "train": 16,
-        "val": 2,
-        "test": 2,
-    }
+    assert {split: len(found) for split, found in splits.items()} == COUNTS
     assert sorted(chain(*splits.values())) == sorted(names(20))
     note = tmp_path / "t.splits.json"
     assert json.loads(note.read_text())["splits"]["p0.jpg"] in splits
@@ -222,11 +221,26 @@ def test_photos_that_come_later_leave_the_others_in_their_splits(
     middle = drawn(folder, twenty(tmp_path / "t.csv", 15))
     after = drawn(folder, twenty(tmp_path / "t.csv", 20))
     assert all(set(before[split]) <= set(middle[split]) <= set(after[split]) for split in before)
-    assert sum(map(len, after.values())) == 20
+    assert {split: len(found) for split, found in after.items()} == COUNTS
     assert drawn(folder, twenty(tmp_path / "t.csv", 20)) == after
     (tmp_path / "t.splits.json").write_text("[]")
     with pytest.raises(ValueError, match=r"t.splits.json is no draw of splits"):
         CaptionedFolder("train", folder, tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("first", [1, 2, 10])
+def test_photos_that_come_one_at_a_time_keep_the_shares(first: int, tmp_path: Path) -> None:
+    note, before = tmp_path / "splits.json", dict[str, str]()
+    for count in range(first, 61):
+        found = kept_splits(note, [f"{row}.jpg" for row in range(count)], DEFAULT_SHARES, 0)
+        assert before.items() <= found.items()
+        before = found
+        for split, share in DEFAULT_SHARES.items():
+            assert abs(list(found.values()).count(split) - share * count) < 2
+    assert sorted(map(list(before.values()).count, DEFAULT_SHARES)) == [6, 6, 48]
+    rest = [name for name in before if before[name] != "val"]  # the others were deleted
+    again = kept_splits(note, [*rest, "a.jpg", "b.jpg"], DEFAULT_SHARES, 0)
+    assert again == {name: before[name] for name in rest} | {"a.jpg": "val", "b.jpg": "val"}
 
 
 def test_drawn_by_several_runs_at_a_time(folder: Path, tmp_path: Path) -> None:
