@@ -287,11 +287,13 @@ def _check_size(name: str, size: tuple[int, int], side: int, max_pixels: int) ->
 
 
 def _rgb(photo: Image.Image) -> Image.Image:
-    if photo.mode.startswith("I"):  # 16 bits; Pillow would cut off what is brighter than 255
+    if photo.mode.startswith("I"):  # Pillow would cut off what is brighter than 255
         values = np.asarray(photo)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise InputError("it has 32 bits a channel; expected 8 or 16")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        # 16 bits, but a file of 32 may hold numbers of 8; Pillow has scaled those of a PGM to 16
+        of_8 = photo.mode == "I" and photo.format != "PPM" and values.max() <= 0xFF
+        return Image.fromarray((values if of_8 else values >> 8).astype(np.uint8)).convert("RGB")
     if photo.mode == "F":
         raise InputError("it has floating-point pixels; expected 8 or 16 bits a channel")
     if photo.has_transparency_data:

@@ -301,6 +301,22 @@ PHOTOS = [
     Fault(photo, "16 bits", numbers(np.full((32, 40), 0x8000, "uint16")), is_colour(*GREY)),
     Fault(photo, "16 bits, a ramp", numbers(ramp(65535, "uint16")), lambda p: 120 < p.mean() < 135),
     Fault(photo, "16 bits tiff", saved("I;16B", 0x8000, form="TIFF"), is_colour(*GREY)),
+    Fault(photo, "16 bits, dark", numbers(np.full((32, 40), 128, "uint16")), is_colour(0, 0, 0)),
+    Fault(
+        photo,
+        "16 bits pgm, dark",
+        numbers(np.full((32, 40), 128, "int32"), "PPM"),
+        is_colour(0, 0, 0),
+    ),
+    Fault(
+        photo, "8 in 32 bits", numbers(np.full((32, 40), 128, "int32"), "TIFF"), is_colour(*GREY)
+    ),
+    Fault(
+        photo,
+        "16 in 32 bits",
+        numbers(np.full((32, 40), 0x8000, "int32"), "TIFF"),
+        is_colour(*GREY),
+    ),
     Fault(
         photo, "32 bits", numbers(ramp(2**30, "int32"), "TIFF"), "p.jpg is not a readable image: it"
     ),
