@@ -10,6 +10,7 @@ import pytest
 from picture_files import jpegs, write_folder
 
 import itmkit.frozen_features
+from itmkit.checks import InputError
 from itmkit.data import CaptionedFolder
 from itmkit.frozen_features import FrozenFeatureData
 
@@ -86,6 +87,13 @@ def test_a_photo_that_changed_is_another(photos: Path) -> None:
     name = data(photos).dataset("train").names[0]
     (photos / "photos" / name).write_bytes(jpegs(13)["p12.jpg"])
     assert asked(photos)[0] != before
+
+
+def test_error_of_a_photo_that_is_gone(photos: Path) -> None:
+    name = data(photos).dataset("train").names[0]
+    (photos / "photos" / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing, or not a file"):
+        data(photos, {"check_images": False}).split("train")
 
 
 def test_views_of_training_photos_alone_are_drawn(photos: Path) -> None:

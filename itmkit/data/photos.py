@@ -83,7 +83,11 @@ class Photos(ImageSource):
 
     @abstractmethod
     def state(self, row: int) -> str:
-        """What changes when a photo does."""
+        """What changes when a photo does.
+
+        Raises:
+            BadSampleError: if it is gone.
+        """
 
     def image(self, row: int) -> Tensor:
         """Pixels ``(3, size, size)`` in bytes.
@@ -140,7 +144,10 @@ class PhotoFolder(Photos):
         return find_photo(self.folder, self.names[row])
 
     def state(self, row: int) -> str:
-        return file_state(self.place(row))
+        path = self.place(row)
+        if not path.is_file():
+            raise BadSampleError(f"{path} is missing, or not a file")
+        return file_state(path)
 
     def _check_images(self) -> None:
         there: dict[str, dict[str, os.DirEntry[str]]] = {}
