@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import yaml
 from lightning.pytorch import seed_everything
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from itmkit.checks import InputError, check_count
 from itmkit.cli.arguments import composed, config_stems, split_options
@@ -170,9 +170,13 @@ def _find_checkpoint(
         overwrites = options.init_strict
         checkpoint = read_checkpoint(path, "init_from", system if overwrites else None)
         options.init_from = str(path)
-    elif command == "predict" and not options.untrained:
-        raise InputError(
-            "ckpt_path is null; expected a checkpoint, or --untrained true to encode with the "
-            "weights as they are before training"
+    elif not resumes and not options.untrained:
+        does = "encode with" if command == "predict" else "measure"
+        message = (
+            f"ckpt_path is null; expected a checkpoint, or --untrained true to {does} the weights "
+            "as they are before training"
         )
+        if command == "predict":
+            raise InputError(message)
+        rank_zero_warn(message)
     return checkpoint if overwrites else None

@@ -213,6 +213,18 @@ def test_measure_a_checkpoint(command: str, stage: str, capsys: pytest.CaptureFi
     assert (fitted.parent / "latest").resolve() == fitted.resolve()
 
 
+def test_measuring_no_checkpoint_is_warned_of_where_it_is_not_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words, told in ([], 1), (["--untrained", "true"], 0):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run("test", *words)
+        found = [str(one.message) for one in caught]
+        assert sum(one.startswith("ckpt_path is null; expected") for one in found) == told
+        assert table_rows(capsys.readouterr().out) == ["untrained"]
+
+
 def test_error_predict_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "predict", "--config", "tiny.yaml")
     assert line.startswith("ckpt_path is null; expected a checkpoint, or --untrained true")
