@@ -134,7 +134,7 @@ class LocalMatcher(Matcher):
 
     @property
     def score_fields(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        """Fields that :meth:`score` reads; None: all."""
+        """Fields that :meth:`score` reads, None for all."""
         return None if self.global_branch is None else ("vector",)
 
     @property

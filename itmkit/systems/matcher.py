@@ -132,8 +132,8 @@ class Matcher(LightningModule, ABC):
         self._bank_filling = BankFilling()
         self._restored_from: tuple[str, str | None] | None = None  # while weights are loaded
 
-    #: fields of an image's encoding that :meth:`score` reads; None: all. An index reads the others
-    #: of the best pictures alone
+    #: Fields of an image's encoding that :meth:`score` reads, None for all. An index reads the
+    #: others of the best pictures alone.
     score_fields: tuple[str, ...] | None = None
 
     def forward(self, images: Images, texts: Texts) -> Tensor:

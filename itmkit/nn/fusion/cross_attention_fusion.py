@@ -43,11 +43,9 @@ class CrossAttentionFusion(nn.Module):
         mlp_ratio: width of the MLP of a layer, in multiples of ``dim``.
 
     Shape:
-        As of :class:`FusionEncoder`.
-
-    Returns:
-        What the words read of the image and what they expected, each summed with their weights
-        ``(P, D)``, for a :class:`MatchingHead`; :meth:`pair_score` compares word by word.
+        As of :class:`FusionEncoder`. The output is what the words read of the image and what they
+        expected, each summed with their weights, for a :class:`MatchingHead`; :meth:`pair_score`
+        compares word by word.
 
     Raises:
         InputError: a wrong size or probability, or inputs whose shapes do not fit each other.

@@ -35,10 +35,7 @@ class FusionEncoder(nn.Module):
         - text_tokens: ``(P, L, D)``, text_mask: ``(P, L)`` likewise
         - pairs: ``(P, 2)`` int64, an image row and a caption row each, where the rows of the two
           sides are not those of the pairs; or None
-        - output: ``(P, D)`` and ``(P, D)``
-
-    Returns:
-        The read-outs of image and text.
+        - output: ``(P, D)`` and ``(P, D)``, the read-outs of image and text
 
     Raises:
         InputError: a wrong size or probability, or inputs whose shapes do not fit each other.

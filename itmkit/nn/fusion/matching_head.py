@@ -21,10 +21,7 @@ class MatchingHead(nn.Module):
 
     Shape:
         - image_out, text_out: ``(P, D)``
-        - output: ``(P,)``
-
-    Returns:
-        Logits, above zero for "yes".
+        - output: ``(P,)`` logits, above zero for "yes"
 
     Example:
         >>> MatchingHead(16)(torch.randn(3, 16), torch.randn(3, 16)).shape

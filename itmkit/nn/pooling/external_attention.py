@@ -33,10 +33,8 @@ class ExternalSpatialAttention(nn.Module):
     Shape:
         - x: ``(B, N, D)``
         - mask: ``(B, N)`` bool, True on real tokens, or None
-        - output: ``(B, D)``; in training ``(B * K, D)``, the views of one item adjacent
-
-    Returns:
-        One vector a view; zero for an item without a real token.
+        - output: ``(B, D)``; in training ``(B * K, D)``, the views of one item adjacent;
+          zero for an item without a real token
 
     Raises:
         InputError: a wrong size or probability, or a wrong shape or dtype of ``x`` or ``mask``.

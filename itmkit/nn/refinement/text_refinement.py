@@ -91,9 +91,7 @@ class TextRefinement(nn.Module):
         - text: ``(m, L, D)``, unit vectors in TVRN
         - context: ``(n, N, D)``
         - text_mask, context_mask: ``(m, L)`` and ``(n, N)`` bool, True on real tokens, or None
-
-    Returns:
-        The :class:`RefinedText` of all ``n × m`` pairs.
+        - output: the :class:`RefinedText` of all ``n × m`` pairs
 
     Raises:
         InputError: a wrong size, or a wrong shape or dtype of an input.

@@ -60,9 +60,7 @@ class VisualRefinement(nn.Module):
         - image: ``(B, N, D)``, unit vectors in TVRN
         - relations: ``(B, N, N)``, IoU of the boxes or 0 / 1 (see ``itmkit.data.box_relations``)
         - mask: ``(B, N)`` bool, True on real regions, or None
-
-    Returns:
-        The :class:`RefinedImage`.
+        - output: the :class:`RefinedImage`
 
     Raises:
         InputError: a wrong size, or a wrong shape or dtype of an input.
