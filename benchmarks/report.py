@@ -73,11 +73,13 @@ def _machine_text(machine: Record) -> str:
 
 
 def table(records: Iterable[Record]) -> str:
-    """Comparisons as a Markdown table, their notes below it."""
+    """Comparisons as a Markdown table without its empty columns, their notes below it."""
     records = list(records)
-    rows = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, records)]
+    cells = zip(HEADINGS, *map(_cells, records), strict=True)
+    columns = [(name, "---", *values) for name, *values in cells if any(values)]
+    rows = zip(*columns, strict=True)
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    notes = [f"- `{one['name']}`: {one['note']}" for one in records if one.get("note")]
+    notes = [f"- {one['work']}: {one['note']}" for one in records if one.get("note")]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
@@ -158,7 +160,7 @@ def _cells(record: Record) -> list[str]:
     target = ""
     if record["target"] is not None:
         sign, met = "≥" if faster else "≤", "met" if record["met"] else "**missed**"
-        target = f"{sign} {record['target']:g}×, {met}"
+        target = f"{sign} {record['target']:.3g}×, {met}"
     floor = ""
     if record["floors"]:
         name, least = max(record["floors"].items(), key=lambda one: one[1])
