@@ -1,5 +1,6 @@
 """Sphinx configuration of the documentation site: ``make docs``."""
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "figures/**/*.md"]
 root_doc = "index"
+
+highlight_language = "none"  # of blocks without a language: commands, tables of text
 
 html_theme = "furo"
 html_title = "itmkit"
@@ -75,6 +78,32 @@ def show_public_bases(app, name, obj, options, bases):
         bases[place : place + 1] = base.__bases__
 
 
+def words_of_others(obj):
+    """Whether the docstring of a method is that of a base class outside of itmkit."""
+    owner = inspect.getmodule(obj)
+    for name in getattr(obj, "__qualname__", "").split(".")[:-1]:
+        owner = getattr(owner, name, None)
+    if not isinstance(owner, type):
+        return False
+    versions = [(base, vars(base).get(obj.__name__)) for base in owner.__mro__]
+    own = [base for base, method in versions if getattr(method, "__doc__", None)]
+    return bool(own) and own[0].__module__.partition(".")[0] != "itmkit"
+
+
+def skip_hooks(app, what, name, obj, skip, options):
+    """Hooks that torch or Lightning describe, and fields of tuples, have nothing to say here."""
+    hook = name != "forward" and words_of_others(obj)
+    return True if hook or str(obj.__doc__).startswith("Alias for field number") else None
+
+
+def clear_words_of_others(app, what, name, obj, options, lines):
+    """``forward`` shows its arguments; what it does is said of its class."""
+    if words_of_others(obj):
+        lines.clear()
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-bases", show_public_bases)
+    app.connect("autodoc-skip-member", skip_hooks)
+    app.connect("autodoc-process-docstring", clear_words_of_others)

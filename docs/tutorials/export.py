@@ -17,7 +17,8 @@
 import json
 
 certificate = json.load(open("exported/certificate.json"))
-print(f"{certificate['largest_difference']:.0e} of at most {certificate['tolerance']:.0e}")
+difference, tolerance = certificate["largest_difference"], certificate["tolerance"]
+print(f"{difference:.0e} of at most {tolerance:.0e}")
 for name, file in certificate["files"].items():
     print(name, *file["inputs"], "->", *file["outputs"])
 
@@ -42,8 +43,10 @@ sentences = ["a red circle", "a large green ring is above a small blue square"]
 
 retriever = itmkit.load("mine", device="cpu")
 prepare, tokenizer = retriever.preprocessing, retriever.tokenizer
-features = prepare.normalise(torch.stack([prepare(picture) for picture in pictures])).numpy()
-texts = pad_texts([tokenizer.encode(sentence).ids for sentence in sentences], tokenizer.pad_id)
+pixels = torch.stack([prepare(picture) for picture in pictures])
+features = prepare.normalise(pixels).numpy()
+ids = [tokenizer.encode(sentence).ids for sentence in sentences]
+texts = pad_texts(ids, tokenizer.pad_id)
 
 # %%
 import numpy as np

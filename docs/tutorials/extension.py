@@ -28,6 +28,8 @@ _BASH = "%%bash\n"
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^):]+)\)")
 _PROGRESS = re.compile(r"\r|\x1b|it/s|it\?/s|\?it")
 _MARK = "\x1e"  # stands between what two cells print
+_LINK = re.compile(r"\(((?:\.\./)*tutorials/)(\w+)\.py\)")
+_UNIT = re.compile(r"(?<=±) |(?<=\d) (?=(?:%|s|ms|µs|MB|GB|GiB)(?!\w))")
 
 
 def build_tutorials(app: Sphinx) -> None:
@@ -104,6 +106,18 @@ def _shown(told: str) -> str:
     return "\n".join(lines if len(lines) <= LINES else ["…", *lines[-LINES:]])
 
 
+def link_tutorials(app: Sphinx, name: str, source: list[str]) -> None:
+    """Pages link to the script of a tutorial, which is in the repository; here to its page."""
+    source[0] = _LINK.sub(rf"(\g<1>{MADE}/\g<2>.md)", source[0])
+
+
+def keep_numbers_whole(app: Sphinx, doctree: nodes.document) -> None:
+    """In a table, a number is not parted from its unit."""
+    for cell in doctree.findall(nodes.entry):
+        for text in list(cell.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(_UNIT.sub("\u00a0", text)))
+
+
 def link_sources(app: Sphinx, doctree: nodes.document) -> None:
     """Nothing is linked to that the site lacks: files of the repository are shown by their path."""
     for node in list(doctree.findall(nodes.reference)):
@@ -115,5 +129,7 @@ def link_sources(app: Sphinx, doctree: nodes.document) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("builder-inited", build_tutorials)
+    app.connect("source-read", link_tutorials)
+    app.connect("doctree-read", keep_numbers_whole)
     app.connect("doctree-read", link_sources)
     return {"parallel_read_safe": True}

@@ -20,7 +20,7 @@ with open("captions.csv", "w", newline="") as file:
     for row in range(300):
         name = f"{row:03}.jpg"
         pixels = ((scenes.image(row) * 0.5 + 0.5).clamp(0, 1) * 255).byte()
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(f"photos/{name}", quality=95)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(f"photos/{name}")
         table.writerows([name, scenes.captions[at]] for at in scenes.captions_of(row))
 
 # %% language="bash"

@@ -25,7 +25,7 @@ def mean(encoded: Tokens) -> Tensor:
 class MeanMatcher(Matcher):
     """Cosine of the mean tokens of an image and of a caption."""
 
-    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, **kwargs) -> None:
+    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, **kwargs):
         super().__init__(**kwargs)
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.criterion = InfoNCELoss(temperature=0.1)
@@ -58,7 +58,10 @@ from mine import make
 from itmkit.data import ImageTextData, ShapesDataset
 from itmkit.testing import check_matcher
 
-data = ImageTextData(lambda split: ShapesDataset(split, length=8, regions=True), batch_size=7)
+data = ImageTextData(
+    lambda split: ShapesDataset(split, length=8, regions=True),
+    batch_size=7,
+)
 check_matcher(make, next(iter(data.train_dataloader())))
 print("all checks passed")
 
@@ -70,8 +73,12 @@ Path("mine.yaml").write_text("""\
 model:
   class_path: mine.MeanMatcher
   init_args:
-    image_encoder: {class_path: itmkit.nn.RegionProjection, init_args: {in_dim: 437, dim: 64}}
-    text_encoder: {class_path: itmkit.nn.BiGRU, init_args: {dim: 64}}
+    image_encoder:
+      class_path: itmkit.nn.RegionProjection
+      init_args: {in_dim: 437, dim: 64}
+    text_encoder:
+      class_path: itmkit.nn.BiGRU
+      init_args: {dim: 64}
 data:
   dataset:
     class_path: itmkit.data.ShapesDataset

@@ -7,7 +7,8 @@
 # %% language="bash"
 # itmkit fit --config daim/shapes --name one --data.batch_size 32 --trainer.max_steps 6 \
 #   --untrained false --data.dataset.length '{train: 200, val: 50, test: 50}' \
-#   --trainer.precision 64-true --trainer.accelerator cpu --trainer.sync_batchnorm true > one.txt
+#   --trainer.precision 64-true --trainer.accelerator cpu --trainer.sync_batchnorm true \
+#   > one.txt
 
 # %% [markdown]
 # And two with 16 each, on this machine (with GPUs: two of them):
