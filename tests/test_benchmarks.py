@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
+
 ROOT = Path(__file__).parents[1]
 HARNESS = ("__init__", "__main__", "machine", "report", "timing", "topic")
 TOPIC = """
@@ -63,6 +65,15 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
 
+def test_table_has_no_empty_columns() -> None:
+    found = report.read(ROOT / "benchmarks" / "results.json")["comparisons"]
+    (imports,) = [one for one in found if one["name"].startswith("imports.")]
+    heads, line, row = report.table([imports]).splitlines()
+    assert heads == "| work | against | ours | theirs | ratio | target |"
+    assert line == "| --- | --- | --- | --- | --- | --- |"
+    assert row.endswith("× | ≤ 1.1×, met |")
+
+
 def test_run_writes_results_and_tables_and_a_failure_keeps_them(project: Path) -> None:
     done = run(project)
     assert done.returncode == 0, done.stderr
@@ -84,7 +95,7 @@ def test_run_writes_results_and_tables_and_a_failure_keeps_them(project: Path) -
     assert "3 s ± 0 % | 2 s | 1.5× | ≤ 1.1×, **missed** | 1.5 s (GEMM), 2× it |" in page
     assert "| a product |  | skipped: bfloat16 is 6.0× slower than float32 here |" in page
     assert "a \\| longer one" in page
-    assert "- `made_up.sum`: adds up\n<!-- end of made_up -->\n\nAnd so is this.\n" in page
+    assert "- a sum: adds up\n<!-- end of made_up -->\n\nAnd so is this.\n" in page
     assert page.startswith("# Performance\n\nWritten by hand.\n\n<!-- machines -->\nmade_up:\n\n- ")
     assert "of an earlier run" not in page
 
