@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from inspect import signature
 from numbers import Integral, Real
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -162,6 +163,29 @@ def check_without(part: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None and value is not False:
             raise InputError(f"{name} is given, but there is no {part}")
+
+
+def check_unused(
+    function: Callable[..., object], given: Mapping[str, object], names: Iterable[str], where: str
+) -> None:
+    """Raise for an argument that has no effect, and is not left at its default.
+
+    Args:
+        function: that is called.
+        given: its arguments by name; others are not looked at.
+        names: of those without effect.
+        where: they have none.
+
+    Example:
+        >>> def extract(views: int = 1, flip: float = 0.0) -> None: ...
+        >>> check_unused(extract, {"views": 1, "flip": 0.5}, ["flip"], "where views is 1")
+        Traceback (most recent call last):
+        itmkit.checks.InputError: flip is 0.5, without effect where views is 1; expected none
+    """
+    parameters = signature(function).parameters
+    for name in names:
+        if given[name] != parameters[name].default:
+            raise InputError(f"{name} is {given[name]}, without effect {where}; expected none")
 
 
 def check_seed(**seeds: int) -> None:

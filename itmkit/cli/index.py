@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from itmkit.checks import InputError
+from itmkit.checks import InputError, check_unused
 from itmkit.files import read_text
 
 
@@ -17,7 +17,7 @@ def index(
     table: Path | None = None,
     shard: str = "1/1",
     merge: list[Path] | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: Literal["float32", "float16"] | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     follow_links: bool = False,
@@ -32,19 +32,20 @@ def index(
     same command continues.
 
     Args:
-        photos: folder of the pictures.
+        photos: folder of the pictures; that of all parts where they are merged.
         model: NAME of a run (for runs/NAME/latest), folder of a run or of a saved retriever, or
             name on the hub of a saved retriever or of a CLIP-like model of transformers.
         output: folder of the index; where null, that of the run: runs/NAME/index.
         table: CSV, TSV, JSONL or Parquet with a row a picture (column file_name, filename, image or
             path), whose other columns ``itmkit search --where`` can ask for.
         shard: ``i/k``: index part i of k alone; ``merge`` joins the parts.
-        merge: indexes of all parts, to be joined into ``output``; nothing is encoded.
-        dtype: type of the stored vectors.
+        merge: indexes of all parts, to be joined into ``output``; nothing is encoded, and no other
+            option has an effect.
+        dtype: type of the stored vectors; where null, float32.
         batch_size: pictures encoded at a time.
         num_workers: processes that read pictures.
         follow_links: whether links may lead out of the folder.
-        calibrate: for a run, learn probabilities of hits from its validation split.
+        calibrate: whether probabilities of hits are learnt from the validation split of the run.
         factory: faiss index that finds candidates for large galleries, such as "IVF64,Flat"
             (itmkit[faiss]); refused where it finds less than 0.95 of what exact search finds. An
             existing one is built again when the pictures change.
@@ -53,6 +54,7 @@ def index(
         device: device of the model, such as ``cpu`` or ``cuda:1``; where null, a GPU if there is
             one.
     """
+    given = locals()
     from itmkit.index import merge_indexes
     from itmkit.retriever import load
     from itmkit.retriever.calibrate import calibration_of_run
@@ -61,10 +63,9 @@ def index(
     if merge is not None:
         if output is None:
             raise InputError("output is null; expected a folder for the merged index")
-        for name, value in {"table": table, "factory": factory, "queries": queries}.items():
-            if value is not None:
-                raise InputError(f"merge is given with {name}; expected it in a later run")
-        print(f"{merge_indexes(merge, output)}\nindex: {output}")
+        others = [name for name in given if name not in ("photos", "merge", "output")]
+        check_unused(index, given, others, "with merge")
+        print(f"{merge_indexes(merge, output, photos=photos)}\nindex: {output}")
         return
     if model is None:
         raise InputError("model is null; expected the name of a run or of a CLIP-like model")
@@ -78,7 +79,7 @@ def index(
         folder,
         table=table,
         shard=(int(part), int(parts)),
-        dtype=dtype,
+        dtype=dtype or "float32",
         batch_size=batch_size,
         num_workers=num_workers,
         follow_links=follow_links,
@@ -88,9 +89,8 @@ def index(
     print(f"{made.update}\nindex: {folder}")
     if made.faiss is not None:
         print(f"faiss: {made.faiss}")
-    run = Path(str(retriever.source))
-    if calibrate and made.calibration is None and (run / "config.yaml").is_file():
+    if calibrate and made.calibration is None:
         try:
-            made.calibrate(calibration_of_run(run))
+            made.calibrate(calibration_of_run(retriever.source))
         except (InputError, OSError) as error:
             print(f"hits have no probabilities: {error}")

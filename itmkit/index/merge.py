@@ -17,17 +17,20 @@ from itmkit.index.update import Skipped, Update, duplicates
 _SAME = ("fingerprint", "preprocessing", "dtype")  # of an index, whatever its pictures
 
 
-def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
+def merge_indexes(
+    indexes: Iterable[str | Path], output: str | Path, *, photos: str | Path | None = None
+) -> Update:
     """Join indexes of shards of one folder: what one process alone would have made.
 
     Args:
         indexes: folders of the shards.
         output: folder of the index of all.
+        photos: folder of the pictures, as where the shards were made; None: it is not compared.
 
     Raises:
         InputError: if they are of different models, folders or types, hold a picture twice, or a
-            shard is missing; or ``output`` is the index of another model, type, or folder that is
-            still there.
+            shard is missing; if they are of other ``photos``; or ``output`` is the index of another
+            model, type, or folder that is still there.
     """
     import pyarrow as pa
 
@@ -36,6 +39,9 @@ def merge_indexes(indexes: Iterable[str | Path], output: str | Path) -> Update:
         raise InputError("indexes is empty; expected at least one folder")
     for other in held[1:]:
         _check_same(held[0], other, *_SAME, "root")
+    root = held[0].manifest["root"]
+    if photos is not None and str(user_path(photos).resolve()) != root:
+        raise InputError(f"photos is '{photos}', and the indexes are of {root}; expected that")
     try:
         items = pa.concat_tables([each.items for each in held], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -31,6 +31,19 @@ def index_of(model: str) -> Path:
     )
 
 
+def run_of(source: str | Path | None) -> Path | None:
+    """Folder of the run that a model is from; None where it is from none.
+
+    Args:
+        source: folder of the run, or a checkpoint in it, as :attr:`itmkit.Retriever.source`.
+    """
+    if source is None:
+        return None
+    path = user_path(source)
+    run = path.parent.parent if path.is_file() else path
+    return run if (run / "config.yaml").is_file() else None
+
+
 def find_index(name: str) -> Path:
     """Folder of an index, from its path or the name of a run; an existing path wins.
 

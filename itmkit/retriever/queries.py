@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from itmkit.checks import InputError
 from itmkit.data.tokenizer import Tokenizer
+from itmkit.retriever.names import run_of
 from itmkit.systems import load_run
 
 
@@ -42,9 +41,8 @@ def validation_captions(source: str | None) -> list[str]:
         FileNotFoundError: if its data are no longer there.
         InputError: if it is no run, or has no validation split.
     """
-    path = Path(source or "")
-    run = path.parent.parent if path.is_file() else path
-    if source is None or not (run / "config.yaml").is_file():
+    run = run_of(source)
+    if run is None:
         raise InputError(
             f"queries is None, and the model ({source or 'built in code'}) is no run with captions "
             "to validate on; expected sentences (--queries FILE, one a line)"

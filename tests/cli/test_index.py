@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 import itmkit
 from itmkit.cli import main
+from itmkit.systems import load_run
 from tests.retriever.conftest import photos, pixel_run  # noqa: F401
 
 
@@ -51,6 +53,28 @@ def test_by_name(
     assert len(capsys.readouterr().out.splitlines()) == 8
 
 
+def test_probabilities_of_a_checkpoint_and_of_a_saved_model(
+    run: Path,
+    photos: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Learnt with the weights of the index; where there is nothing to learn from, that is said."""
+    last, saved = str(run / "checkpoints/last.ckpt"), str(tmp_path / "saved")
+    itmkit.load(run).save_pretrained(saved)
+    words = ["index", str(photos / "images"), "--output"]
+    main([*words, str(tmp_path / "s"), "--model", saved])
+    assert (
+        f"hits have no probabilities: model is {saved}; expected a run" in capsys.readouterr().out
+    )
+    main([*words, str(tmp_path / "s"), "--model", saved, "--calibrate", "false"])
+    assert "hits have" not in capsys.readouterr().out
+    with patch("itmkit.retriever.calibrate.load_run", wraps=load_run) as loading:
+        main([*words, str(tmp_path / "c"), "--model", last])
+    assert loading.call_args.kwargs == {"checkpoint": Path(last).resolve()}
+    assert "hits have no probabilities: 10 queries" in capsys.readouterr().out
+
+
 def test_own_columns(
     run: Path,
     photos: Path,  # noqa: F811
@@ -74,6 +98,9 @@ def test_shards(
         words = ["--model", "mine", "--output", str(tmp_path / i), "--shard", f"{i}/2"]
         main(["index", str(photos / "images"), *words])
     parts = json.dumps([str(tmp_path / "1"), str(tmp_path / "2")])
+    with pytest.raises(SystemExit):
+        main(["index", str(photos), "--merge", parts, "--output", str(tmp_path / "all")])
+    assert f"photos is '{photos}', and the indexes are of" in capsys.readouterr().err
     main(["index", str(photos / "images"), "--merge", parts, "--output", str(tmp_path / "all")])
     assert "8 pictures" in capsys.readouterr().out
     assert len(found(capsys, str(tmp_path / "all"), "a red dog")) == 8
@@ -122,11 +149,19 @@ def test_factory(
         (["index", ".", "--model", "mine", "--device", "gpu"], "device is 'gpu'; expected one"),
         (
             ["index", ".", "--merge", "[a]", "--output", "b", "--factory", "Flat"],
-            "merge is given with factory; expected it in a later run",
+            "factory is Flat, without effect with merge; expected none",
         ),
         (
             ["index", ".", "--merge", "[a]", "--output", "b", "--table", "t.csv"],
-            "merge is given with table; expected it in a later run",
+            "table is t.csv, without effect with merge; expected none",
+        ),
+        (
+            ["index", ".", "--merge", "[a]", "--output", "b", "--model", "mine"],
+            "model is mine, without effect with merge",
+        ),
+        (
+            ["index", ".", "--merge", "[a]", "--output", "b", "--dtype", "float32"],
+            "dtype is float32, without effect with merge",
         ),
         (["search", "nothing"], "query is null; expected a sentence, or --image"),
         (["search", "mine", "a dog", "--html", "runs"], "html is 'runs', a folder; expected the"),
