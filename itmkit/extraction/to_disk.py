@@ -6,10 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from itmkit.checks import InputError, check_count
+from itmkit.checks import InputError, check_count, check_unused
 from itmkit.files import user_path
 
 _RGB = tuple[float, float, float]
+_OF_VIEWS = ("crop_scale", "flip", "seed")
+_OF_PHOTOS = (
+    *("checkpoint", "checkpoint_by_order", "pretrained", "image_size", "crop", "mean", "std"),
+    *("views", "mirror_mean", "max_pixels", "follow_links", "out_index", "num_workers"),
+    *_OF_VIEWS,
+)
+_OF_CAPTIONS = ("text_layers", "max_length")
 
 
 def extract_to_disk(
@@ -93,6 +100,7 @@ def extract_to_disk(
         InputError: neither model is given, an option does not fit, or the photos, captions or
             weights are not what they are said to be.
     """
+    given = locals()
     import torch
 
     if not split or split != Path(split).name:
@@ -100,6 +108,18 @@ def extract_to_disk(
     if model is None and text_model is None:
         raise InputError("model and text_model are both null; expected one of them, or both")
     check_count(batch_size=1 if batch_size is None else batch_size)
+    if model is None:
+        check_unused(extract_to_disk, given, _OF_PHOTOS, "without model")
+        if annotations is not None and not _is_table(user_path(annotations)):
+            check_unused(
+                extract_to_disk, given, ["images"], "without model and with such annotations"
+            )
+    if text_model is None:
+        check_unused(extract_to_disk, given, _OF_CAPTIONS, "without text_model")
+    if checkpoint is None:
+        check_unused(extract_to_disk, given, ["checkpoint_by_order"], "without checkpoint")
+    if views == 1:
+        check_unused(extract_to_disk, given, _OF_VIEWS, "where views is 1")
     if model is not None and checkpoint is None and not pretrained:
         raise InputError(
             "checkpoint is null and pretrained false; expected one of them: weights would be random"

@@ -119,6 +119,14 @@ def test_mean_with_the_mirror_image(photos: Path) -> None:
         (["--checkpoint=weights.pt", "--image_size=0"], "image_size is 0; expected 1 or more"),
         (["--checkpoint=weights.pt", "--num_workers=-1"], "num_workers is -1; expected 0 or more"),
         (["--checkpoint=weights.pt", "--device=gpu"], "device is 'gpu'; expected one of this"),
+        (["--pretrained=true", "--flip=0.5"], "flip is 0.5, without effect where views is 1"),
+        (["--pretrained=true", "--max_length=9"], "max_length is 9, without effect without text_m"),
+        (["--pretrained=true", "--checkpoint_by_order=true"], "is True, without effect without ch"),
+        (["--model=null", "--text_model=x"], "image_size is 32, without effect without model; exp"),
+        (
+            ["--model=null", "--text_model=x", "--image_size=null"],
+            "/images, without effect without",
+        ),
         (["--modle=x"], "unknown option --modle=x. Did you mean '--model'?"),
     ],
 )

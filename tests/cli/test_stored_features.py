@@ -172,15 +172,18 @@ def test_photos_of_a_table(folder: Path) -> None:
         assert (folder / "csv" / path.name).read_bytes() == path.read_bytes()
 
 
+TEXT = ["--images=null", "--text_model=TEXT"]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ([], "model and text_model are both null"),
         (["--text_model=TEXT", "--annotations=null"], "annotations is null; expected where the"),
-        (["--text_model=nowhere"], "name_or_path is 'nowhere'"),
-        (["--text_model=TEXT", "--text_layers=[3]"], "text_layers is 3; expected [-3, 3)"),
-        (["--text_model=TEXT", "--split=test"], "no image of the split 'test'"),
-        (["--text_model=TEXT", "--max_length=2"], "max_length is 2; expected 3 or more"),
+        (["--images=null", "--text_model=nowhere"], "name_or_path is 'nowhere'"),
+        ([*TEXT, "--text_layers=[3]"], "text_layers is 3; expected [-3, 3)"),
+        ([*TEXT, "--split=test"], "no image of the split 'test'"),
+        ([*TEXT, "--max_length=2"], "max_length is 2; expected 3 or more"),
         (["--model=test_resnet", "--pretrained=true", "--images=null"], "images is null"),
         (["--model=test_resnet", "--pretrained=true", "--views=0"], "views is 0; expected 1"),
     ],
