@@ -61,6 +61,21 @@ def test_links_lead_somewhere(name: str) -> None:
             assert not anchor or anchor in anchors(place), f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("name", ["docs/reliability.md", "docs/security.md"])
+def test_tests_of_promises_are_there(name: str) -> None:
+    found = re.findall(r"`(?:tests/)?(\w+/)?(test_\w+\.py)", PAGES[name].read_text())
+    assert len(found) > 10
+    for folder, file in found:
+        assert (ROOT / "tests" / (folder or "data/") / file).is_file(), folder + file
+
+
+def test_headings_that_are_promised_are_in_the_changelog() -> None:
+    promised = re.findall(r"under \*([^*]+)\*", PAGES["docs/deprecation.md"].read_text())
+    changelog = PAGES["CHANGELOG.md"].read_text()
+    assert promised
+    assert all(f"\n### {name}\n" in changelog for name in promised)
+
+
 def web_links(name: str) -> set[str]:
     """The web addresses of a page, without those of examples on this machine."""
     found = re.findall(

@@ -29,7 +29,7 @@ _IMAGE = re.compile(r"!\[[^\]]*\]\(([^):]+)\)")
 _PROGRESS = re.compile(r"\r|\x1b|it/s|it\?/s|\?it")
 _MARK = "\x1e"  # stands between what two cells print
 _LINK = re.compile(r"\(((?:\.\./)*tutorials/)(\w+)\.py\)")
-_UNIT = re.compile(r"(?<=±) |(?<=\d) (?=(?:%|s|ms|µs|MB|GB|GiB)(?!\w))")
+_UNIT = re.compile(r"(?<=[±≥≤]) |(?<=\d) (?=(?:%|s|ms|µs|MB|GB|GiB)(?!\w))")
 
 
 def build_tutorials(app: Sphinx) -> None:
