@@ -43,8 +43,8 @@ def search(
         json: Print a JSON list of path, score and probability.
         html: Write a page with small pictures, too.
         model: Model to search with; where null, the one the index was made with.
-        top_k: How many of the best pictures a second stage puts in order; where null, as the model
-            says.
+        top_k: How many of the best pictures a second stage puts in order, for words alone; where
+            null, as the model says.
         device: Where null, a GPU if there is one.
     """
     from itmkit.report.page import write_hits

@@ -181,9 +181,9 @@ class Index:
             k: hits wanted; all pictures at most.
             image: a path, PIL image or array: pictures like this one.
             where: SQL condition on the columns, such as ``"year > 2019"``; the others are left out.
-            top_k: best pictures that the model's second stage puts in order, if it has one and the
-                query is words alone; None: ``model.rerank_top_k``.
-            weight: share of the second stage; None: ``model.rerank_weight``.
+            top_k: best pictures that the model's second stage puts in order, where the query is
+                words alone; None: ``model.rerank_top_k``.
+            weight: share of the second stage, as there; None: ``model.rerank_weight``.
 
         Raises:
             InputError: if the query is empty, a picture cannot be read or compared, ``where`` is no
@@ -193,6 +193,11 @@ class Index:
             raise InputError("query and image are both None; expected one of them")
         if query is not None and image is None:
             return self.search_many([query], k, where=where, top_k=top_k, weight=weight)[0]
+        for name, value in {"top_k": top_k, "weight": weight}.items():
+            if value is not None:
+                raise InputError(
+                    f"{name} is {value} with an image; expected None: a second stage takes words"
+                )
         check_count(k=k)
         rows = None if where is None else matching_rows(self.items, where)
         own = self.encoder.encode_images([image])

@@ -305,6 +305,9 @@ def test_errors(index: Index, arguments: dict[str, object], message: str) -> Non
 def test_errors_of_wrong_types(index: Index) -> None:
     with pytest.raises(InputError, match="top_k is 'a'; expected a whole number"):
         index.search("red", top_k="a")
+    for name in ("top_k", "weight"):
+        with pytest.raises(InputError, match=f"{name} is 1 with an image; expected None"):
+            index.search("red", image=np.zeros((8, 8, 3), np.uint8), **{name: 1})
     with pytest.raises(InputError, match="calibration is an int; expected"):
         index.calibrate(3)
     for threshold in ("a", None, [0.5], 0, 1.5):
