@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from itmkit.checks import InputError
 from itmkit.cli.arguments import check_words, composed, split_options
+from itmkit.cli.options import SECTIONS, RunOptions, argument_texts, check_command
 from itmkit.cli.parser import call
 
 if TYPE_CHECKING:
     from itmkit.systems import Matcher
 
 _OWN = ("data", "output", "mismatches", "threshold")
+_SET = ("name", "untrained", "trainer.default_root_dir")  # of the trainings, by the command
+_OF_DATA = {"data", "model"}  # sections that say what the data is
 
 
 def audit_data(words: Sequence[str]) -> None:
@@ -24,7 +27,9 @@ def audit_data(words: Sequence[str]) -> None:
     if {"h", "help"} & {name for name, _ in given}:
         own = ["--help"]
     data, *how = call(dataset_options, own, "audit")
-    options = [("config", data), *(one for one in given if one[0] not in _OWN)]
+    others = [one for one in given if one[0] not in _OWN]
+    _check_options([name for name, _ in others], trains=how[1] == "true")
+    options = [("config", data), *others]
     _audit([f"--{name}" if text is None else f"--{name}={text}" for name, text in options], *how)
 
 
@@ -52,6 +57,17 @@ def dataset_options(
     if mismatches not in ("true", "false"):
         raise InputError(f"--mismatches is {mismatches!r}; expected true or false")
     return data, Path(output), mismatches, threshold
+
+
+def _check_options(names: Sequence[str], *, trains: bool) -> None:
+    """Raise for options of fit that have no effect here."""
+    check_command("fit", names)
+    for name in names:
+        if name in _SET:
+            raise InputError(f"{name} is given; expected none: trainings are written to --output")
+        of_training = name.partition(".")[0] in {*SECTIONS, *argument_texts(RunOptions)} - _OF_DATA
+        if of_training and not trains:
+            raise InputError(f"{name} is given, without effect where mismatches is false")
 
 
 def _audit(options: list[str], folder: Path, wanted: str, threshold: str) -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from itmkit.checks import InputError, check_count
 from itmkit.cli.arguments import composed, config_stems, split_options
 from itmkit.cli.matcher_parser import command_parser
-from itmkit.cli.options import COMMANDS_OF, EVALUATION_OPTIONS
+from itmkit.cli.options import EVALUATION_OPTIONS, check_command
 from itmkit.cli.report import report_of_training
 from itmkit.configs.agreement import short_names
 from itmkit.distributed import leave
@@ -125,11 +125,7 @@ def _with_config_of_the_run(command: str, words: list[str]) -> list[str]:
 
 def _check(command: str, options: Any, given: Collection[str]) -> None:
     """Raise for options that this command does not take, and for values that no type tells."""
-    for name in given:
-        own = COMMANDS_OF.get(name, (command,))
-        if command not in own:
-            instead = "; expected --ckpt_path for" if name == "init_from" else ", not of"
-            raise InputError(f"{name} is an option of {' and '.join(own)}{instead} {command}")
+    check_command(command, given)
     if command != "fit":
         options.init_from = None
     check_count(0, keep=options.keep)
@@ -156,6 +152,10 @@ def _find_checkpoint(
             )
         options["init_from" if "ckpt_path" in named else "ckpt_path"] = None
     resumes, overwrites = command == "fit", not options.untrained
+    if "init_strict" in given and options.init_from is None:
+        raise InputError("init_strict is given, and init_from is null; expected both")
+    if command == "predict" and {"ckpt_path", "untrained"} <= set(given) and options.untrained:
+        raise InputError("untrained is true, and ckpt_path is given; expected one of them")
     system = cast(type, locate(options.model.class_path))  # which the options were checked against
     checkpoint = None
     if resumes and options.ckpt_path is None and (last := requeued_from(runs, options.name)):

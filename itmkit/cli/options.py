@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from docstring_parser import parse
+
+from itmkit.checks import InputError
 
 
 def argument_texts(owner: Any) -> dict[str, str]:
@@ -73,9 +76,10 @@ OPTIONS = {
     "help": "Show this.",
 }
 EVALUATION_OPTIONS = ("protocol", "protocol_files", "keep", "trec")
-#: commands that an option is one of, where not of all
+#: commands that an option or section is one of, where not of all
 COMMANDS_OF = {
-    **dict.fromkeys(("init_from", "report"), ("fit",)),
+    **dict.fromkeys(("init_from", "init_strict", "report", "exact_resume"), ("fit",)),
+    **dict.fromkeys(("checkpoint", "last"), ("fit",)),
     **dict.fromkeys(EVALUATION_OPTIONS, ("test", "validate")),
 }
 #: those that have options of their own, such as ``--trainer.max_epochs``
@@ -86,3 +90,20 @@ SECTIONS = {
     "checkpoint": "What the best checkpoint is (checkpoint.monitor, by default val/rsum).",
     "last": "How often the last checkpoint is written.",
 }
+
+
+def check_command(command: str, given: Iterable[str]) -> None:
+    """Raise for an option of other commands alone.
+
+    Args:
+        command: that is run.
+        given: names of options, as they were typed.
+
+    Raises:
+        InputError: with the option.
+    """
+    for name in given:
+        own = COMMANDS_OF.get(name.partition(".")[0], (command,))
+        if command not in own:
+            instead = "; expected --ckpt_path for" if name == "init_from" else ", not of"
+            raise InputError(f"{name} is an option of {' and '.join(own)}{instead} {command}")

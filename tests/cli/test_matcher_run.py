@@ -424,6 +424,27 @@ def test_error_no_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.endswith("start from a configuration, such as --config mate/shapes")
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["test", "--checkpoint.save_top_k=2"],
+            "checkpoint.save_top_k is an option of fit, not of",
+        ),
+        (["predict", "--last.every_n_train_steps=2"], "last.every_n_train_steps is an option of f"),
+        (["validate", "--exact_resume=false"], "exact_resume is an option of fit, not of validate"),
+        (["test", "--init_strict=false"], "init_strict is an option of fit, not of test"),
+        (["fit", "--init_strict=false"], "init_strict is given, and init_from is null; expected"),
+        (["predict", "--untrained=true", "--ckpt_path=a.ckpt"], "untrained is true, and ckpt_path"),
+    ],
+)
+def test_error_of_an_option_without_effect(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint_of_the_tiny_system("a.ckpt")
+    assert refused(capsys, *words, "--config", "tiny.yaml").startswith(told)
+
+
 def test_error_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "train").startswith("unknown command 'train'; expected one of fit,")
 

@@ -175,6 +175,12 @@ def test_any_caption_is_written_so_that_it_is_read_again(tmp_path: Path) -> None
         ("--data mate/shapes --dat.seed 3", "unknown option"),
         ("--mismatches maybe --data mate/shapes", "expected true or false"),
         ("mine --data mate/shapes", "unexpected 'mine'"),
+        ("--data mate/shapes --name mine", "name is given; expected none: trainings are written"),
+        ("--data mate/shapes --protocol coco-1k", "protocol is an option of test and validate"),
+        (
+            "--data mate/shapes --mismatches false --trainer.max_steps 3",
+            "trainer.max_steps is given, without effect where mismatches is false",
+        ),
     ],
 )
 def test_wrong_words(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
