@@ -32,15 +32,15 @@ def index(
     same command continues.
 
     Args:
-        photos: folder of the pictures; that of all parts where they are merged.
+        photos: folder of the pictures.
         model: NAME of a run (for runs/NAME/latest), folder of a run or of a saved retriever, or
             name on the hub of a saved retriever or of a CLIP-like model of transformers.
         output: folder of the index; where null, that of the run: runs/NAME/index.
         table: CSV, TSV, JSONL or Parquet with a row a picture (column file_name, filename, image or
             path), whose other columns ``itmkit search --where`` can ask for.
         shard: ``i/k``: index part i of k alone; ``merge`` joins the parts.
-        merge: indexes of all parts, to be joined into ``output``; nothing is encoded, and no other
-            option has an effect.
+        merge: indexes of all parts of ``photos``, to be joined into ``output``; nothing is encoded,
+            and other options are refused.
         dtype: type of the stored vectors; where null, float32.
         batch_size: pictures encoded at a time.
         num_workers: processes that read pictures.
