@@ -27,6 +27,8 @@ LINES = 24  # shown of what a cell prints
 _BASH = "%%bash\n"
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^):]+)\)")
 _PROGRESS = re.compile(r"\r|\x1b|it/s|it\?/s|\?it")
+# Lightning's table of the parts of a model, and the lines below it
+_SUMMARY = re.compile(r"[┏┃┡│└]|(Trainable|Non-trainable|Total) |Modules in ")
 _MARK = "\x1e"  # stands between what two cells print
 _LINK = re.compile(r"\(((?:\.\./)*tutorials/)(\w+)\.py\)")
 _UNIT = re.compile(r"(?<=[±≥≤]) |(?<=\d) (?=(?:%|s|ms|µs|MB|GB|GiB)(?!\w))")
@@ -100,8 +102,10 @@ def _run(sources: list[str], folder: str) -> list[str]:
 
 
 def _shown(told: str) -> str:
-    # Of a progress bar nothing is left.
-    lines = [line for line in told.split("\n") if not _PROGRESS.search(line)]
+    # Of a progress bar and of the summary of a model nothing is left.
+    lines = [
+        line for line in told.split("\n") if not _PROGRESS.search(line) and not _SUMMARY.match(line)
+    ]
     lines = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n").splitlines()
     return "\n".join(lines if len(lines) <= LINES else ["…", *lines[-LINES:]])
 

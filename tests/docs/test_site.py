@@ -79,3 +79,13 @@ def test_links_to_tutorials_lead_to_their_pages(extension: ModuleType) -> None:
 def test_numbers_of_tables_are_not_parted(extension: ModuleType) -> None:
     kept = extension._UNIT.sub("_", "74 ms ± 3 % of 3 runs, ≥ 8×, 2,051 MB, 3 scenes")
     assert kept == "74_ms ±_3_% of 3 runs, ≥_8×, 2,051_MB, 3 scenes"
+
+
+@pytest.mark.extras
+def test_summary_of_a_model_is_not_shown(extension: ModuleType) -> None:
+    told = (
+        "┏━━━┳━━━━━━┓\n┃   ┃ Name ┃\n┡━━━╇━━━━━━┩\n│ 0 │ pool │\n└───┴──────┘\n"
+        "Trainable params: 3\nTotal estimated model params size: 0\nModules in train mode: 9\n"
+        "Total FLOPs: 0\nTotally new\nrun folder: runs/demo/1\n"
+    )
+    assert extension._shown(told) == "Totally new\nrun folder: runs/demo/1"
