@@ -38,7 +38,10 @@ def _export(name: str, folder: Path) -> None:
         "dual_encoder",
         *(
             pytest.param(name, marks=pytest.mark.long)
-            for name in ("mate", "mate_mean_path", "daim", "daim_branch", "tvrn_sgr", "tvrn_branch")
+            for name in (
+                *("mate", "mate_mean_path", "daim", "daim_branch", "tvrn_sgr", "tvrn_branch"),
+                "dual_corrected",
+            )
         ),
     ],
 )

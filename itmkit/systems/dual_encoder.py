@@ -22,7 +22,7 @@ from itmkit.distributed import gather_all
 from itmkit.losses import MomentumDistillationLoss
 from itmkit.losses.functional import info_nce_loss, siglip_loss
 from itmkit.losses.kind import check_kind
-from itmkit.nn import ClipModel, l2_normalize
+from itmkit.nn import ClipModel, HubnessCorrection, l2_normalize
 from itmkit.nn.encoders.transformer_backbone import ModelConfig
 from itmkit.retrieval import Encoding
 from itmkit.retrieval.encoding import check_encodings
@@ -61,6 +61,8 @@ class DualEncoder(Matcher):
             :class:`MomentumDistillationLoss`, which it is if None.
         distillation_weight: weight of ``distillation``; 0: there is no teacher.
         momentum: of the teacher, in [0, 1].
+        hubness_correction: of the cosines, outside of the losses (ours); logits are then no longer
+            those of the model. None: none.
         **kwargs: see :class:`Matcher`; there is no second stage.
 
     Raises:
@@ -91,6 +93,7 @@ class DualEncoder(Matcher):
         distillation: nn.Module | None = None,
         distillation_weight: float = 0.0,
         momentum: float = 0.995,
+        hubness_correction: HubnessCorrection | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -110,6 +113,9 @@ class DualEncoder(Matcher):
         check_kind("teacher", distillation=self.distillation)
         self.distillation_weight = distillation_weight
         self.momentum = momentum
+        self.hubness_correction = hubness_correction
+        if hubness_correction is not None:
+            hubness_correction.complete(self.clip.dim)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -128,14 +134,10 @@ class DualEncoder(Matcher):
         return own_callbacks(self, teacher, "momentum, distillation_weight")
 
     def encode_image(self, images: Images) -> Encoding:
-        check_images(images)
-        if images.mask is not None:
-            raise InputError("images have a mask; expected pixels (n, 3, H, W) without one")
-        return Encoding(vector=l2_normalize(self.clip.image_vectors(images.features)))
+        return Encoding(vector=self.corrected(self._image_vectors(images), "image"))
 
     def encode_text(self, texts: Texts) -> Encoding:
-        check_texts(texts)
-        return Encoding(vector=l2_normalize(self.clip.text_vectors(texts.ids, texts.mask)))
+        return Encoding(vector=self.corrected(self._text_vectors(texts), "text"))
 
     def score(self, images: Encoding, texts: Encoding) -> Tensor:
         check_encodings(images=images, texts=texts)
@@ -143,9 +145,10 @@ class DualEncoder(Matcher):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         check_one_caption(batch)
+        # Not corrected: what is trained would depend on when a validation filled the bank.
         own = [
-            self.encode_image(batch.images).vector,
-            self.encode_text(batch.texts).vector,
+            self._image_vectors(batch.images),
+            self._text_vectors(batch.texts),
             batch.image_ids,
         ]
         image, text, ids = gather_all(own, sizes=batch.sizes)
@@ -156,6 +159,16 @@ class DualEncoder(Matcher):
             terms["distillation"] = self.distillation(image, text, *taught, ids)
             terms["loss"] = terms["contrast"] + self.distillation_weight * terms["distillation"]
         return terms
+
+    def _image_vectors(self, images: Images) -> Tensor:
+        check_images(images)
+        if images.mask is not None:
+            raise InputError("images have a mask; expected pixels (n, 3, H, W) without one")
+        return l2_normalize(self.clip.image_vectors(images.features))
+
+    def _text_vectors(self, texts: Texts) -> Tensor:
+        check_texts(texts)
+        return l2_normalize(self.clip.text_vectors(texts.ids, texts.mask))
 
     def _contrast(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         self.choose_negatives()

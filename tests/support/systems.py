@@ -170,6 +170,11 @@ def _tvrn_branch(image: nn.Module, text: nn.Module) -> TVRN:
     return _with_bank(tvrn)
 
 
+def _dual_corrected() -> DualEncoder:
+    correction = HubnessCorrection(6, neighbours=2)
+    return _with_bank(DualEncoder(config=clip_config("clip"), hubness_correction=correction))
+
+
 MatcherT = TypeVar("MatcherT", bound=Matcher)
 
 
@@ -201,6 +206,7 @@ VARIANTS: dict[str, Case] = {
     "mate_mean_path": Case(_mate_mean_path, views=2),
     "daim_branch": Case(_daim_branch),
     "tvrn_branch": Case(_tvrn_branch),
+    "dual_corrected": Case(_dual_corrected, None, "pixels"),
     "mate_few_pairs": Case(partial(_mate, fusion_pairs=3), views=2),
     "daim_warming_up": Case(partial(_daim, warmup=1)),
     "tvrn_saf": Case(partial(_tvrn, reasoning="saf")),

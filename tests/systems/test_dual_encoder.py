@@ -9,13 +9,24 @@ from typing import Any
 import pytest
 import torch
 from clip_models import FAMILIES, VOCAB, clip_config, save_clip
+from PIL import Image
 from quiet_trainer import quiet_trainer
 from systems import SYSTEMS, make_batch
 from torch import Tensor, nn
 
+import itmkit
+from itmkit import Retriever
 from itmkit.callbacks import MomentumTeacher
 from itmkit.checks import InputError
-from itmkit.data import Batch, Images, ImageTextData, ShapesDataset, Texts, TransformersTokenizer
+from itmkit.data import (
+    Batch,
+    Images,
+    ImageTextData,
+    Preprocessing,
+    ShapesDataset,
+    Texts,
+    TransformersTokenizer,
+)
 from itmkit.losses import (
     AdaptiveMarginTripletLoss,
     GroupTripletLoss,
@@ -28,6 +39,7 @@ from itmkit.losses import (
 )
 from itmkit.retrieval import encode, evaluate
 from itmkit.systems import DualEncoder
+from itmkit.systems.build import build_system
 from itmkit.testing import check_matcher, check_pairs_alone
 
 READS_PADDING = {"siglip", "siglip2"}
@@ -241,3 +253,49 @@ def test_error_of_a_teacher_that_lightning_would_drop(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, callbacks=[MomentumTeacher(0.9)])
     with pytest.raises(InputError, match="has a MomentumTeacher, and DualEncoder makes its own"):
         trainer.fit(matcher)
+
+
+@pytest.mark.filterwarnings("ignore:.*was trained with Preprocessing")
+def test_a_correction_is_filled_saved_and_searched_with(tmp_path: Path) -> None:
+    save_clip(tmp_path / "model", "clip")
+    correction = {
+        "class_path": "itmkit.nn.HubnessCorrection",
+        "init_args": {"size": 4, "neighbours": 2},
+    }
+    plain, matcher = (
+        build_system(
+            {
+                "class_path": "itmkit.systems.DualEncoder",
+                "init_args": {"name_or_path": str(tmp_path / "model"), "hubness_correction": one},
+            },
+            DualEncoder,
+            {},
+            source="here",
+        )
+        for one in (None, correction)
+    )
+    tokenizer = TransformersTokenizer(tmp_path / "model", max_length=12)
+    shapes = partial(ShapesDataset, image_size=32, length=8)
+    for one in (plain, matcher):
+        trainer = quiet_trainer(tmp_path, max_steps=2, val_check_interval=1)
+        trainer.fit(one, ImageTextData(shapes, tokenizer, batch_size=4))
+    weights = matcher.state_dict()
+    bank = {name: weights.pop(name) for name in weights.keys() - plain.state_dict().keys()}
+    assert len(bank) == 3
+    assert all(value.any() for value in bank.values())
+    torch.testing.assert_close(weights, plain.state_dict(), rtol=0, atol=0)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = DualEncoder.load_from_checkpoint(tmp_path / "last.ckpt").eval()
+    own = Preprocessing.for_transformers(tmp_path / "model")
+    retriever = Retriever(again, tokenizer, own)
+    retriever.save_pretrained(tmp_path / "saved")
+    paths = [tmp_path / f"photos/{colour}.png" for colour in ("red", "green", "blue")]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.new("RGB", (40, 32), path.stem).save(path)
+    index = itmkit.load(tmp_path / "saved").index(paths[0].parent, tmp_path / "index")
+    found = {hit.path: hit.score for hit in index.search("a red square")}
+    expected = retriever.scores(paths, ["a red square"])[:, 0]
+    assert retriever.encode_images(paths).vector.shape[1] == again.clip.dim + 4
+    torch.testing.assert_close(torch.tensor([found[path] for path in paths]), expected)
+    assert index.search(image=paths[1], k=1)[0].path == paths[1]

@@ -259,7 +259,7 @@ def test_the_bank_is_of_images_without_augmentation():
     torch.testing.assert_close(*banks)
 
 
-@pytest.mark.parametrize("name", ["mate_groups", "tvrn_branch"])
+@pytest.mark.parametrize("name", ["mate_groups", "tvrn_branch", "dual_corrected"])
 def test_both_sides_of_a_system_are_corrected(name):
     model, batch = ALL[name].make().eval(), make_batch(ALL[name])
     correction, encoded = model.hubness_correction, []

@@ -58,6 +58,7 @@ class ClipModel(FreezableBackbone):
     Attributes:
         backbone: the transformers model; parameters no vector depends on are not trained.
         vocab_size: number of token ids.
+        dim: width of the vectors.
         max_length: most tokens of a caption, or None.
         image_size: height and width that images must have; None where others will do.
         name_or_path: as given, or None for a config or a module.
@@ -106,7 +107,7 @@ class ClipModel(FreezableBackbone):
         wanted = inspect.signature(text_part(model).forward).parameters
         self._takes_mask = "attention_mask" in wanted
         with evaluation_mode(model):
-            self._reads_padding = self._probe_padding()
+            self.dim, self._reads_padding = self._probe_texts()
             if not frozen:
                 self._freeze_unused()
         self.pad_id = 0
@@ -176,13 +177,14 @@ class ClipModel(FreezableBackbone):
         return device
 
     @torch.no_grad()
-    def _probe_padding(self) -> bool:
-        """Whether the vector of a caption changes with padding that is masked."""
+    def _probe_texts(self) -> tuple[int, bool]:
+        """Width of the vectors, and whether a caption's changes with padding that is masked."""
         ids = torch.zeros(1, 4, dtype=torch.long, device=self._device())
         ids[0, 1] = 1
         mask = torch.arange(4, device=ids.device)[None, :] < 2
         short, long = self._text(ids[:, :2], mask[:, :2]), self._text(ids, mask)
-        return not torch.allclose(short, long, rtol=1e-2, atol=1e-3 * float(short.abs().max()))
+        same = torch.allclose(short, long, rtol=1e-2, atol=1e-3 * float(short.abs().max()))
+        return short.shape[1], not same
 
     @torch.enable_grad()
     def _freeze_unused(self) -> None:
