@@ -101,6 +101,10 @@ def run_command(command: str, words: list[str]) -> None:
         if options.report and measured and run.last is not None and folder is not None:
             leave()  # one process makes the page alone
             report_of_training(folder, trainer.strategy.root_device)
+        elif options.report and "report" in given:
+            rank_zero_only(print)(
+                "no report: it is of a run with checkpoints and validations, without fast_dev_run"
+            )
     elif command == "predict":
         run.predict(options.ckpt_path)
     else:

@@ -286,6 +286,12 @@ def _check_size(name: str, size: tuple[int, int], side: int, max_pixels: int) ->
         )
 
 
+def _bits_of_tiff(photo: Image.Image) -> int | None:
+    """Bits of the first channel of a TIFF file; None of another."""
+    tags = getattr(photo, "tag_v2", {})
+    return next(iter(tags.get(ExifTags.Base.BitsPerSample, ())), None)
+
+
 def _rgb(photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I"):  # Pillow would cut off what is brighter than 255
         values = np.asarray(photo)
@@ -293,7 +299,8 @@ def _rgb(photo: Image.Image) -> Image.Image:
             raise InputError("it has 32 bits a channel; expected 8 or 16")
         # 16 bits, but a file of 32 may hold numbers of 8; Pillow has scaled those of a PGM to 16
         of_8 = photo.mode == "I" and photo.format != "PPM" and values.max() <= 0xFF
-        return Image.fromarray((values if of_8 else values >> 8).astype(np.uint8)).convert("RGB")
+        bits = 8 if of_8 else 12 if _bits_of_tiff(photo) == 12 else 16
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if photo.mode == "F":
         raise InputError("it has floating-point pixels; expected 8 or 16 bits a channel")
     if photo.has_transparency_data:

@@ -25,6 +25,7 @@ from itmkit.index.update import Update
 from itmkit.index.where import matching_rows
 from itmkit.retrieval import Encoding, best_images
 from itmkit.retrieval.blend import Scale
+from itmkit.retrieval.score import second_stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -227,8 +228,7 @@ class Index:
         rows = None if where is None else matching_rows(self.items, where)
         if self.calibration is not None:
             self._check_gallery_size(self.calibration.gallery_size)
-        top_k = self.encoder.model.rerank_top_k if top_k is None else top_k
-        check_count(0, top_k=top_k)
+        top_k, weight, _ = second_stage(self.encoder.model, top_k, weight)
         hits = []
         for part in chunks(len(queries), _QUERIES):
             texts = self._encoded(queries[part])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -154,17 +156,41 @@ def freeze_unused(module: nn.Module, output: Tensor) -> None:
             parameter.requires_grad_(False)
 
 
+def read_torch_file(path: str | Path | IO[Any], name: str, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote: tensors and plain data, on the CPU.
+
+    Args:
+        path: of the file, or the file, open.
+        name: what an error calls it.
+        mmap: whether tensors stay on disk until they are used.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        InputError: if it is another file, broken, or holds objects of other classes, which are not
+            made: their code could do anything.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # torch has errors of many types for a broken file
+        reason = f": {str(error).partition(chr(10))[0]}" if isinstance(error, RuntimeError) else ""
+        if other := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f": it holds an object of {other[1]}; expected tensors and plain data alone"
+        raise InputError(f"{name} is not a readable file of torch.save{reason}") from error
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
 
+        try:
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has errors of its own for a broken file
-        raise InputError(f"checkpoint {path} cannot be read: {error}") from error
+        except Exception as error:
+            raise InputError(f"checkpoint {path} cannot be read: {error}") from error
+    content = read_torch_file(path, f"checkpoint {path}")
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

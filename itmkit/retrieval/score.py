@@ -129,7 +129,15 @@ def second_stage(matcher: ScoringModel, top_k: int | None, weight: float | None)
     """The second stage of a model, with other numbers if given; without a weight, none.
 
     Pair scores are standardised where the model has a true ``rerank_standardised``.
+
+    Raises:
+        InputError: if a number is out of its range, or a weight is given where nothing is weighted.
     """
+    if top_k is None and weight and not matcher.rerank_top_k:
+        raise InputError(
+            f"weight is {weight}, but rerank_top_k of the model is 0; expected top_k too, or no "
+            "weight"
+        )
     top_k = matcher.rerank_top_k if top_k is None else top_k
     weight = matcher.rerank_weight if weight is None else weight
     check_count(0, top_k=top_k)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from itmkit.checks import InputError
 from itmkit.data.module import ImageTextData
 from itmkit.files import path_inside, read_yaml, user_path
-from itmkit.nn.weights import stored_by
+from itmkit.nn.weights import read_torch_file, stored_by
 from itmkit.pretrained import weights_follow
 from itmkit.systems.build import build
 from itmkit.systems.matcher import Matcher
@@ -82,11 +79,7 @@ def checkpoint_content(path: str | Path, name: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         InputError: if the file is not a checkpoint with weights.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{name} is not a readable checkpoint: {reason}") from error
+    content = read_torch_file(path, name, mmap=True)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{name} is not a checkpoint of a system: no 'state_dict'")
     return {**content, "source": name}

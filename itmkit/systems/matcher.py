@@ -21,7 +21,7 @@ from itmkit.data.batch import Batch, Images, Texts, check_batch, check_images, c
 from itmkit.distributed import gather_all
 from itmkit.nn import HubnessCorrection
 from itmkit.nn.layers.linear import linear
-from itmkit.nn.weights import report_misfits, stored_by
+from itmkit.nn.weights import read_torch_file, report_misfits, stored_by
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.pretrained import sources
 from itmkit.retrieval import Encoding, Gallery, encode
@@ -430,7 +430,7 @@ class Matcher(LightningModule, ABC):
         """
         stored: dict[str, Any] = {}
         if hparams_file is None and weights_only is not False:
-            stored = torch.load(checkpoint_path, map_location or "cpu", weights_only=True)
+            stored = read_torch_file(checkpoint_path, f"checkpoint '{checkpoint_path!s}'")
             if not isinstance(checkpoint_path, (str, Path)):
                 checkpoint_path.seek(0)
         if stored.get("model_config") is None:

@@ -247,6 +247,11 @@ def test_fast_dev_run_leaves_nothing() -> None:
     assert not Path("runs").exists()
 
 
+def test_a_report_that_cannot_be_written_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--trainer.enable_checkpointing", "false", "--untrained=false", "--report", "true")
+    assert "no report: it is of a run with checkpoints" in capsys.readouterr().out
+
+
 def test_other_loggers_write_into_the_run_folder() -> None:
     folder = run("fit", "--trainer.logger", "tiny_matcher.Elsewhere", "--untrained=false")
     assert (folder / "elsewhere/metrics.csv").is_file()

@@ -97,6 +97,18 @@ def numbers(array: np.ndarray, form: str = "PNG") -> Make:
     return lambda path: Image.fromarray(array).save(path, format=form)
 
 
+def tiff_of_12_bits(path: Path) -> None:
+    """Grey pixels of 12 bits, which Pillow reads and does not write."""
+    width, height = 40, 32
+    pixels = bytes.fromhex("800800") * (width * height // 2)
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: height}
+    entries = b"".join(
+        struct.pack("<HHII", k, 4, 1, v) for k, v in [*tags.items(), (279, len(pixels))]
+    )
+    folder = struct.pack("<H", 9) + entries + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + folder + pixels)
+
+
 def jpeg() -> bytes:
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -301,6 +313,7 @@ PHOTOS = [
     Fault(photo, "16 bits", numbers(np.full((32, 40), 0x8000, "uint16")), is_colour(*GREY)),
     Fault(photo, "16 bits, a ramp", numbers(ramp(65535, "uint16")), lambda p: 120 < p.mean() < 135),
     Fault(photo, "16 bits tiff", saved("I;16B", 0x8000, form="TIFF"), is_colour(*GREY)),
+    Fault(photo, "12 bits tiff", tiff_of_12_bits, is_colour(*GREY)),
     Fault(photo, "16 bits, dark", numbers(np.full((32, 40), 128, "uint16")), is_colour(0, 0, 0)),
     Fault(
         photo,

@@ -308,6 +308,8 @@ def test_errors_of_wrong_types(index: Index) -> None:
     for name in ("top_k", "weight"):
         with pytest.raises(InputError, match=f"{name} is 1 with an image; expected None"):
             index.search("red", image=np.zeros((8, 8, 3), np.uint8), **{name: 1})
+    with pytest.raises(InputError, match=r"weight is 0\.5, but rerank_top_k of the model is 0"):
+        index.search("red", weight=0.5)
     with pytest.raises(InputError, match="calibration is an int; expected"):
         index.calibrate(3)
     for threshold in ("a", None, [0.5], 0, 1.5):

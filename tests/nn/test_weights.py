@@ -60,8 +60,11 @@ def test_error_leaves_the_module_alone(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     with pytest.raises(InputError, match=r"holds .*; expected a state dict"):
         load_weights(target, path)
+    torch.save({"w": Path()}, path)
+    with pytest.raises(InputError, match=r"holds an object of pathlib\.\S+; expected tensors and"):
+        load_weights(target, path)
     path.write_bytes(b"no weights")
-    with pytest.raises(InputError, match=r"w.pth cannot be read"):
+    with pytest.raises(InputError, match=r"w.pth is not a readable file of torch.save$"):
         load_weights(target, path)
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"w.safetensors cannot be read"):

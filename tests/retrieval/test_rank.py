@@ -261,6 +261,8 @@ def test_error():
         evaluate(matcher, own, top_k=-1)
     with pytest.raises(ValueError, match=r"weight is 1.5; expected a number in \[0, 1\]"):
         evaluate(matcher, own, top_k=1, weight=1.5)
+    with pytest.raises(ValueError, match=r"weight is 0\.5, but rerank_top_k of the model is 0"):
+        evaluate(matcher, own, weight=0.5)
     with pytest.raises(ValueError, match=r"caption 3 \(image id 4\) has no match"):
         evaluate(matcher, gallery(torch.tensor([1, 1, 2, 4]), 4))
     with pytest.raises(ValueError, match="there are 4 images and 0 captions; expected b"):

@@ -179,7 +179,7 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(InputError, match=rf"^device is '{device}'; expected one [^\n]*$"):
             itmkit.load("empty", device=device)
     for name in ("notes.txt", "empty.ckpt"):
-        with pytest.raises(InputError, match=f"{name} is not a readable checkpoint"):
+        with pytest.raises(InputError, match=f"{name} is not a readable file of torch.save"):
             itmkit.load(name)
 
 

@@ -89,7 +89,9 @@ def test_error_of_a_broken_checkpoint(tmp_path, run_folder, name, content):
     folder.mkdir()
     shutil.copy(run_folder / "config.yaml", tmp_path)
     (folder / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"^checkpoint '.*{name}' is not a readable checkpoint"):
+    with pytest.raises(
+        InputError, match=rf"^checkpoint '.*{name}' is not a readable file of torch"
+    ):
         load_run(tmp_path)
 
 
