@@ -26,6 +26,7 @@ from itmkit.metrics.list_metrics import (
 from itmkit.metrics.protocol import Protocol
 from itmkit.metrics.query_ranks import mean_recall, query_ranks, recall_from_ranks
 from itmkit.metrics.ranks import Ranks, has_match, ranks_by_tile, warn_of_ties
+from itmkit.precision import at_least_float32
 
 __all__ = [
     "cross_modal_recall",
@@ -45,9 +46,10 @@ def retrieval_ranks(scores: Tensor, relevant: Tensor, *, dim: int = 1) -> Tensor
         r_q = \#\{\, j \text{ not matching } q : S_{qj} \ge b_q - 16\, \varepsilon \max(1, |b_q|)
             \,\}, \qquad b_q = \max_{p \text{ matching } q} S_{qp}
 
-    with ε of the dtype of the scores (1.2e-7 for float32). Ties, equal but for rounding, count
-    against the query: where all scores are equal, every non-matching item comes first. A warning
-    is given if ties that are not exact decide more than 1 % of the ranks.
+    with ε of the dtype of the scores: 1.2e-7 for float32, and for half precision, whose values are
+    ranked as they are. Ties, equal but for rounding, count against the query: where all scores are
+    equal, every non-matching item comes first. A warning is given if ties that are not exact decide
+    more than 1 % of the ranks.
 
     Args:
         scores: ``(n, m)`` floating point, higher is a better match.
@@ -215,6 +217,7 @@ def list_metrics(scores: Tensor, relevance: Tensor, *, dim: int = 1) -> ListMetr
     m = scores.shape[1]
     kept = min(m, wanted_items(int(pairs[:, 0].bincount().max())))
     best, items = scores.topk(min(m, kept + 1), dim=1)
+    best = at_least_float32(best)
     left_out = best[:, kept] if m > kept else best.new_full((len(best),), -torch.inf)
     own = grades.to(items.device).gather(1, items[:, :kept])
     best = best[:, :kept]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from itmkit.chunks import chunks
 from itmkit.distributed import gather, rank, world_size
+from itmkit.precision import at_least_float32
 
 _TOLERANCE = 16  # times eps: more than products of unit vectors differ by when summed another way
 _SAMPLE = 128  # about so many queries, evenly spread, are ranked without a tolerance too
@@ -26,7 +27,7 @@ class Ranks:
     Args:
         ranks: ``(q,)`` int64, scores tied with the best match being as good as it.
         exact: ``(q,)`` int64, the same without a tolerance; -1 where it was not counted.
-        best: ``(q,)`` the score of the best match; −∞ where there is none.
+        best: ``(q,)`` the score of the best match, fp32 or fp64; −∞ where there is none.
     """
 
     ranks: Tensor
@@ -49,14 +50,20 @@ def tied_from(best: Tensor) -> Tensor:
 
     .. math:: S_{best} - 16\, \varepsilon \max(1, |S_{best}|)
 
-    with ε of the dtype of the scores. Equal items get scores that differ in their last bits, as
-    matrix products of different shapes add up in different orders; no rank may depend on that.
+    with ε of the dtype of the scores, but of float32 for half precision: its 16 ε would be 0.125
+    (bfloat16), wider than most scores are apart. Equal items get scores that differ in their last
+    bits, as matrix products of different shapes add up in different orders; no rank may depend on
+    that.
+
+    Returns:
+        The least scores, in float32 or float64.
 
     Example:
         >>> best = torch.tensor([0.5, 1024.0])
         >>> best - tied_from(best)
         tensor([1.9073e-06, 1.9531e-03])
     """
+    best = at_least_float32(best)
     return best - _TOLERANCE * torch.finfo(best.dtype).eps * best.abs().clamp(min=1)
 
 
@@ -172,10 +179,10 @@ def _scored(score: ScoreTiles, tiles: Iterable[_Tile]) -> Iterator[tuple[_Tile, 
 
 
 def _at_pairs(tile: _Tile, block: Tensor) -> Tensor:
-    """The scores of the pairs that match, of a tile with these scores."""
+    """The scores of the pairs that match, of a tile with these scores, in float32 or float64."""
     corner = tile.pairs.new_tensor([tile.rows.start, tile.columns.start])
     rows, columns = (tile.pairs - corner).to(block.device).unbind(1)
-    return block[rows, columns]
+    return at_least_float32(block[rows, columns])
 
 
 class _Count:
@@ -227,7 +234,7 @@ def warn_of_ties(i2t: Ranks, t2i: Ranks) -> None:
         warnings.warn(
             f"the rank of {shares[0]:.1%} of the images and of {shares[1]:.1%} of the captions is "
             "decided by ties: others score the same as their best match but for rounding, and "
-            "count against them. Are there duplicates, or scores of low precision?",
+            "count against them. Are there duplicates, or scores that hardly differ?",
             UserWarning,
             stacklevel=2,
         )

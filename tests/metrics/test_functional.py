@@ -14,6 +14,7 @@ from itmkit.metrics import functional
 from itmkit.metrics.functional import (
     cross_modal_recall,
     five_fold_recall,
+    list_metrics,
     recall_from_ranks,
     retrieval_ranks,
 )
@@ -200,6 +201,21 @@ def test_half_precision(dtype):
     relevant = torch.eye(2, dtype=torch.bool)
     assert retrieval_ranks(scores, relevant).tolist() == [1, 0]
     assert retrieval_ranks(scores, relevant, dim=0).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tile", [300, 1 << 20])
+def test_half_precision_ranks_as_the_same_values_in_float32(dtype, tile, monkeypatch):
+    """No tie but those of the values: the next value below the best match is another."""
+    monkeypatch.setattr(functional, "_TILE_ELEMENTS", tile)
+    scores = (torch.rand(60, 60) * 0.8 + 0.3 * torch.eye(60)).to(dtype)
+    relevant = torch.eye(60, dtype=torch.bool)
+    for dim in (0, 1):
+        found = retrieval_ranks(scores, relevant, dim=dim)
+        assert torch.equal(found, retrieval_ranks(scores.float(), relevant, dim=dim))
+        assert torch.equal(found, naive_ranks(*(scores, relevant) if dim else (scores.T, relevant)))
+        lists = [list_metrics(own, relevant, dim=dim) for own in (scores, scores.float())]
+        assert torch.equal(lists[0].ndcg10, lists[1].ndcg10)
 
 
 def test_five_folds():

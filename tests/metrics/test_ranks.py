@@ -17,7 +17,7 @@ from itmkit.metrics.ranks import (
 
 def naive_ranks(scores, relevant):
     """Non-matching items that score at least as high as the best match, or are tied with it."""
-    ranks, eps = [], torch.finfo(scores.dtype).eps
+    ranks, eps = [], min(torch.finfo(scores.dtype).eps, torch.finfo(torch.float32).eps)
     for row, match in zip(scores.tolist(), relevant.tolist(), strict=True):
         best = max(s for s, own in zip(row, match, strict=True) if own)
         least = best - 16 * eps * max(1, abs(best))
@@ -33,7 +33,7 @@ def naive_ranks(scores, relevant):
     height=st.integers(1, 10),
     width=st.integers(1, 10),
     levels=st.integers(1, 30),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
 )
 def test_naive_loop_reference(seed, n, m, height, width, levels, dtype):
     """Any tile, any number of matches a query, many ties, exact and not; scores asked for once."""
@@ -59,11 +59,11 @@ def test_naive_loop_reference(seed, n, m, height, width, levels, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_tied_from(dtype):
     best = torch.tensor([-4.0, -0.5, 0.0, 0.25, 1.0, 1024.0], dtype=dtype)
-    least = (
-        best.double() - 16 * torch.finfo(dtype).eps * torch.tensor([4, 1, 1, 1, 1, 1024]).double()
-    )
-    assert tied_from(best).dtype == dtype
-    torch.testing.assert_close(tied_from(best).double(), least, rtol=torch.finfo(dtype).eps, atol=0)
+    exact = torch.promote_types(dtype, torch.float32)
+    eps = torch.finfo(exact).eps
+    least = best.double() - 16 * eps * torch.tensor([4, 1, 1, 1, 1, 1024]).double()
+    assert tied_from(best).dtype == exact
+    torch.testing.assert_close(tied_from(best).double(), least, rtol=eps, atol=0)
     assert tied_from(torch.tensor(-torch.inf)) == -torch.inf  # of a query without a match
 
 
