@@ -59,7 +59,7 @@ class FreezeUntil(Callback):
     ) -> None:
         check_count(0, since=since)
         check_optional_count(0, until=until)
-        if until is not None and 0 < until <= since:
+        if since and until is not None and until <= since:
             raise InputError(f"until is {until}; expected more than since={since}, or None")
         check_choice("unit", unit, TimeUnit)
         self.submodules = check_names(submodules)

@@ -127,6 +127,8 @@ class Ensemble:
 
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
         """The mean of the standardised second-stage scores, ``(p,)`` fp32."""
+        if not self._reranking:
+            raise InputError("top_k is not 0; expected 0: no model has a second stage")
         rows = torch.stack([images.row[pairs[:, 0]], texts.row[pairs[:, 1]]], 1).cpu()
         found = [
             self._pair_scales[place].standardise(self._pairs(place, rows))

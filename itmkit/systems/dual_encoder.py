@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from itmkit._internals import data_module_of
 from itmkit.callbacks import MomentumTeacher
 from itmkit.callbacks.momentum_teacher import teacher_of
-from itmkit.checks import InputError, check_non_negative
+from itmkit.checks import InputError, check_non_negative, check_share
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
 from itmkit.data.preprocessing import Preprocessing
 from itmkit.distributed import gather_all
@@ -98,6 +98,9 @@ class DualEncoder(Matcher):
     ) -> None:
         super().__init__(**kwargs)
         check_non_negative(distillation_weight=distillation_weight)
+        check_share(momentum=momentum)
+        if distillation is not None and not distillation_weight:
+            raise InputError("distillation is given, but distillation_weight is 0; expected both")
         self.own_loss: Any = loss
         self._kind = None if loss is None else check_kind("scores", "vectors", loss=loss)
         self.clip = ClipModel(name_or_path, config=config, frozen=frozen, pad_id=pad_id)

@@ -17,6 +17,7 @@ from itmkit.checks import (
     check_count,
     check_non_negative,
     check_optional_count,
+    check_share,
     check_without,
 )
 from itmkit.data.batch import Batch, Images, Texts, check_images, check_texts
@@ -101,7 +102,7 @@ class MATE(Matcher):
         triplet_weight: weight of the loss, 0 to leave it out; so for all four.
         hect_weight: see ``triplet_weight``.
         distillation_weight: see ``triplet_weight``.
-        fusion_weight: see ``triplet_weight``.
+        fusion_weight: see ``triplet_weight``; with 0 there is no second stage either.
         fusion_pairs: how many pairs of a global batch train the fusion branch, spread evenly; None
             for all of them.
         fusion_group: G, at least 2: each G adjacent pairs of a batch are compared with each other
@@ -162,6 +163,7 @@ class MATE(Matcher):
                 fusion_loss=fusion_loss,
                 fusion_weight=fusion_weight not in (0, 1),
                 fusion_pairs=fusion_pairs,
+                fusion_group=fusion_group,
             )
         elif not isinstance(fusion, Fusion):
             raise InputError(
@@ -175,6 +177,7 @@ class MATE(Matcher):
             "fusion": fusion_weight if fusion is not None else 0.0,
         }
         _check_weights(self.weights, fusion_start)
+        check_share(momentum=momentum)
         check_optional_count(fusion_pairs=fusion_pairs)
         check_optional_count(2, fusion_group=fusion_group)
         if fusion_loss is None and matching_head is not None:
@@ -267,7 +270,7 @@ class MATE(Matcher):
         return cosine_scores(images.vector, texts.vector)
 
     def rerank(self, images: Encoding, texts: Encoding, pairs: Tensor) -> Tensor:
-        if self.fusion is None:
+        if self.fusion is None or not self.has_second_stage:
             return super().rerank(images, texts, pairs)
         sides = self._sides(images, texts)
         if self.matching_head is None:
@@ -282,7 +285,7 @@ class MATE(Matcher):
 
     @property
     def has_second_stage(self) -> bool:
-        return self.fusion is not None
+        return self.fusion is not None and self.weights["fusion"] > 0
 
     def explain(self, image: Encoding, text: Encoding) -> list[Explanation]:
         """Shares of words and regions in the global score, and the attention of the fusion.
@@ -298,7 +301,7 @@ class MATE(Matcher):
         maps = token_maps([shares], self.image_encoder)
         found = [Explanation("shares", f"{part}{score}", maps, float(shares.sum()))]
         attention = getattr(self.fusion, "attention", None)
-        if attention is not None:
+        if attention is not None and self.has_second_stage:
             looks = attention(*self._sides(image, text))
             pair = torch.zeros(1, 2, dtype=torch.int64, device=image.device)
             maps, fused = token_maps([looks[0]], self.image_encoder), self.rerank(image, text, pair)
@@ -325,6 +328,8 @@ class MATE(Matcher):
         words = self.text_encoder(batch.texts.inputs, batch.texts.mask)
         image = self.global_branch.image(batch.images.features, batch.images.mask, regions)
         text = self.global_branch.text(batch.texts.inputs, batch.texts.mask, words)
+        if len(image) < len(text):  # in evaluation mode all views of an image are one
+            image = image.repeat_interleave(self.views, dim=0)
         dim, own = image.shape[1], len(batch.images)
         # All that the loss needs of the other processes, a row an image: the views side by side.
         sides: dict[str, Tensor | None] = {

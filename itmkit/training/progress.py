@@ -25,16 +25,13 @@ class RunProgressBar(TQDMProgressBar):
     Args:
         refresh_rate: batches from one update to the next; 0 for no bar.
         process_position: offset of the bars, in lines.
-        leave: ignored: the bar of the run stays.
 
     Example:
         >>> trainer = Trainer(accelerator="cpu", callbacks=[RunProgressBar()], logger=False)
     """
 
-    def __init__(
-        self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False
-    ) -> None:
-        super().__init__(refresh_rate, process_position, leave=False)
+    def __init__(self, refresh_rate: int = 1, process_position: int = 0) -> None:
+        super().__init__(refresh_rate, process_position)
         self._validations: list[float] = []  # seconds of each
         self._start = self._validation_start = 0.0
         self._first_step = self._validations_before = 0

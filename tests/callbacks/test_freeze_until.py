@@ -230,6 +230,7 @@ def test_nothing_is_saved(tmp_path: Path) -> None:
         ({"submodules": []}, r"submodules is \[\]; expected a list of names"),
         ({"submodules": ["encoder"], "until": -1}, "until is -1; expected 0 or more"),
         ({"submodules": ["encoder"], "until": 5, "since": 7}, "until is 5; expected more than sin"),
+        ({"submodules": ["encoder"], "until": 0, "since": 7}, "until is 0; expected more than sin"),
         ({"submodules": ["encoder"], "unit": "batch"}, "unit is 'batch'; expected one of"),
     ],
 )

@@ -65,6 +65,12 @@ def test_second_stage_of_the_models_that_have_one() -> None:
     assert evaluate(ensemble, own) != evaluate(ensemble, own, top_k=0)
 
 
+def test_error_of_a_second_stage_that_no_model_has() -> None:
+    ensemble = Ensemble(tables(2), [gallery(OWNERS, N)] * 2)
+    with pytest.raises(InputError, match="top_k is not 0; expected 0: no model has a second stage"):
+        evaluate(ensemble, ensemble.gallery, top_k=3, weight=0.5)
+
+
 def test_error_of_a_score_that_is_not_finite() -> None:
     """It names the model, and the pair in its gallery."""
     one, other = tables(2)

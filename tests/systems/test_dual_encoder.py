@@ -170,6 +170,8 @@ def test_warmup_counts_all_negatives() -> None:
         ),
         ({"warmup": 2}, "warmup is 2; expected 0"),
         ({"distillation_weight": -1.0}, "distillation_weight is -1.0; expected"),
+        ({"distillation": MomentumDistillationLoss()}, "distillation is given, but distillation_w"),
+        ({"momentum": 5.0}, "momentum is 5.0; expected a number in"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:

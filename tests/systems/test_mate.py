@@ -69,8 +69,6 @@ def test_global_terms_naive_reference():
     batch.images.features = batch.images.features.double()
     image = mate.encode_image(batch.images).vector.repeat_interleave(2, 0)
     text = mate.encode_text(batch.texts).vector
-    # pooling draws its views in training mode only; without token drop both are the whole image
-    mate.global_branch.image_pool.train()
     terms = mate.loss(batch)
     torch.testing.assert_close(
         terms["triplet"], mate.triplet(image @ text.T, image_ids=batch.image_ids)
@@ -281,6 +279,8 @@ def test_parameter_groups_follow_lr_factors():
             "fusion_start is 3, but no other loss trains before it",
         ),
         ({"fusion": None, "fusion_pairs": 4}, "fusion_pairs is given, but there is no fusion enc"),
+        ({"fusion": None, "fusion_group": 4}, "fusion_group is given, but there is no fusion enc"),
+        ({"momentum": 5.0}, r"momentum is 5.0; expected a number in \[0, 1\]"),
         ({"fusion": None, "fusion_loss": SigLIPLoss()}, "fusion_loss is given, but there is no"),
         ({"fusion": None, "fusion_weight": 0.5}, "fusion_weight is given, but there is no fusion"),
         (
@@ -318,6 +318,19 @@ def test_untrained_second_stage_does_not_rank_while_training(tmp_path):
         found.append({k: float(v) for k, v in trainer.callback_metrics.items() if "val" in k})
     assert found[0] == found[1]
     assert "val/rsum" in found[0]
+
+
+def test_no_second_stage_without_a_fusion_loss(tmp_path):
+    mate = make_mate(fusion_weight=0, rerank_top_k=4)
+    with pytest.raises(ValueError, match="rerank_top_k is 4 for a MATE, which has no second stage"):
+        quiet_trainer(tmp_path).fit(mate, make_data())
+    with evaluating(mate):
+        gallery = encode(mate, make_data().val_dataloader())
+        assert [one.kind for one in mate.explain(gallery.images[:1], gallery.texts[:1])] == [
+            "shares"
+        ]
+        with pytest.raises(ValueError, match="which has no second stage"):
+            evaluate(mate, gallery)
 
 
 def test_error_of_a_misspelled_lr_factor():
