@@ -1,20 +1,21 @@
-"""The private parts of Lightning that itmkit uses, each named here alone and checked at import.
+"""The private parts of Lightning and of torch's schedules that itmkit uses, checked at import.
 
-Lightning has no public way to end all processes of a run at one point, to know whether a batch ends
-an accumulation, or to restart a loop where a checkpoint was really saved. Its version has an upper
-bound for that.
+Each is named here alone. Lightning has no public way to end all processes of a run at one point, to
+know whether a batch ends an accumulation, or to restart a loop where a checkpoint was really saved;
+torch none to see the schedules inside another. Their versions have an upper bound for that.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loops.evaluation_loop import RestartStage, _EvaluationLoop
@@ -24,6 +25,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
 
 from itmkit.files import atomic_write
 
@@ -49,6 +51,8 @@ _ATTRIBUTES: dict[type, tuple[str, ...]] = {
     _Loop: ("_restarting", "_resuming_from_checkpoint"),
     DDPStrategy: ("_pl_static_graph_delay_done",),
     _SignalConnector: ("received_sigterm",),
+    SequentialLR: ("_schedulers", "_last_lr"),
+    ChainedScheduler: ("_schedulers", "_last_lr"),
 }
 
 
@@ -65,8 +69,9 @@ def missing_internals() -> list[str]:
 
 if _missing := missing_internals():
     raise ImportError(
-        f"lightning {lightning.__version__} has no {', '.join(_missing)}; "
-        "expected a version that itmkit was written for (see its dependencies)"
+        f"lightning {lightning.__version__} or torch {torch.__version__} has no "
+        f"{', '.join(_missing)}; expected versions that itmkit was written for (see its "
+        "dependencies)"
     )
 
 
@@ -165,6 +170,19 @@ def restart_whole_validation(trainer: Trainer) -> None:
     validation = trainer.fit_loop.epoch_loop.val_loop
     validation.restarting = False
     validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+
+
+# ----------------------------------------------------------------------------------- schedules
+
+
+def schedules_inside(schedule: LRScheduler) -> Sequence[LRScheduler]:
+    """Those that a SequentialLR or ChainedScheduler is made of."""
+    return getattr(schedule, "_schedulers", ())
+
+
+def note_last_rates(schedule: LRScheduler) -> None:
+    """Let the schedule's last rates be those of its optimizer, after they were changed."""
+    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
 
 
 # ----------------------------------------------------------------------------------------- DDP

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import SWALR
 
-from itmkit._internals import callbacks_of
+from itmkit._internals import callbacks_of, note_last_rates, schedules_inside
 from itmkit.checks import InputError, TimeUnit, check_count, check_share
 
 
@@ -166,9 +166,9 @@ class WarmupCosine(LRScheduler):
                     f"WarmupCosine: {', '.join(changes)}; from step {self.last_epoch} on the "
                     "learning rates are those of the new schedule"
                 )
-        self._last_lr = self._rates()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
             _set_rate(group, rate)
+        note_last_rates(self)
 
     def _rates(self) -> list[float | Tensor]:
         factor = self._factor(self.last_epoch)
@@ -314,7 +314,7 @@ def scale_by_lr_factor(schedule: LRScheduler) -> None:
         schedule.base_lrs = _products(schedule.base_lrs, factors)
         if isinstance(schedule, CyclicLR):
             schedule.max_lrs = _products(schedule.max_lrs, factors)
-        schedule._last_lr = [group["lr"] for group in groups]
+        note_last_rates(schedule)
         return
     if isinstance(schedule, ReduceLROnPlateau):
         schedule.min_lrs = _products(schedule.min_lrs, factors)
@@ -346,8 +346,7 @@ def _sets_rates(schedule: LRScheduler) -> str:
 
 def _parts(schedule: LRScheduler) -> Iterable[LRScheduler]:
     """A schedule, or those that a SequentialLR or ChainedScheduler is made of."""
-    inner: Iterable[LRScheduler] = getattr(schedule, "_schedulers", ())
-    return [part for one in inner for part in _parts(one)] or [schedule]
+    return [part for one in schedules_inside(schedule) for part in _parts(one)] or [schedule]
 
 
 def _products(rates: Sequence[Any], factors: Sequence[float]) -> list[Any]:
