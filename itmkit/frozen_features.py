@@ -106,8 +106,7 @@ class FrozenFeatureData(ImageTextData):
             raise InputError(
                 f"dataset serves {type(source).__name__}; expected photos, as of CaptionedFolder"
             )
-        source = copy(source)
-        source.augments = False
+        source = source.serving(training=False)
         own = Preprocessing.for_timm(self.image_model, size=self.image_size, crop=1.0)
         source.preprocessing = own
         plain, augmented = photos.with_images(source), copy(source)

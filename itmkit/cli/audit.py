@@ -44,7 +44,7 @@ def audit_run(
     folder = find_run(run)
     model, data = load_run(folder)
     model.to(usable_device(device))
-    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+    loader = data.evaluation_dataloader(data.evaluated_split(split))
     print(f"run: {folder}, split {split!r}; a caption's own image alone counts as right")
     found = audit(model, loader, limit=images, batch_size=batch_size, seed=seed, report=print)
     sys.exit(1 if found.verdict == "leak" else 0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -174,6 +175,13 @@ class _OneByOne(ImageSource):
     def __init__(self, dataset: ImageTextDataset) -> None:
         self.dataset, self.names = dataset, dataset.names
         self.preprocessing = dataset.preprocessing
+
+    def serving(self, *, training: bool) -> Self:
+        own = super().serving(training=training)
+        if isinstance(self.dataset, CaptionedImages):  # a subclass, which changes its images
+            own.dataset = dataset = copy(self.dataset)
+            dataset._source = dataset._source.serving(training=training)
+        return own
 
     def image(self, row: int) -> Tensor | Regions:
         return self.dataset.image(row)

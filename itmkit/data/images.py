@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -70,6 +72,12 @@ class ImageSource(ABC):
         Raises:
             BadSampleError: if this image cannot be used.
         """
+
+    def serving(self, *, training: bool) -> Self:
+        """A copy that augments as training wants it; or not at all, for an evaluation."""
+        own = copy(self)
+        own.augments = self.augments and training
+        return own
 
     def drawn(self, row: int, seed: int | None) -> Tensor | Regions:
         """As :meth:`image`, with the global generators seeded, where a seed is given."""

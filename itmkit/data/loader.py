@@ -48,6 +48,8 @@ class Collated(NamedTuple):
 class Items(Dataset[Collated], ABC):
     """The captions of a dataset as ids, and its images: batches of them, by key."""
 
+    training = True
+
     def __init__(
         self,
         *,
@@ -59,7 +61,7 @@ class Items(Dataset[Collated], ABC):
         skips: Skips,
     ) -> None:
         self.dataset = dataset
-        self.source = dataset.source
+        self.source = dataset.source.serving(training=self.training)
         self.tokens = tokens
         self.tokenizer = tokenizer
         self.relation_threshold = relation_threshold
@@ -229,8 +231,10 @@ class TrainingPairs(Items):
 class EvaluationImages(Items):
     """The images of a dataset, each with all of its captions as they are.
 
-    In a batch the captions follow the order of their images.
+    In a batch the captions follow the order of their images, which are not augmented.
     """
+
+    training = False
 
     def __getitems__(self, keys: list[int]) -> Collated:
         images, rows, skipped = self._images(keys)

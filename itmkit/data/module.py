@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from copy import copy
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -46,7 +45,8 @@ class ImageTextData(LightningDataModule):
     A training batch has a caption a row, with its image and ``caption_views`` noisy
     tokenisations; order, noise and augmentation follow from the seed, the epoch and the caption,
     so a resumed run sees what an unbroken one does, and k processes what one does. An evaluation
-    batch has an image a row, followed by all of its captions as they are.
+    batch, of any split, has an image a row, without augmentation, followed by all of its captions
+    as they are.
 
     Args:
         dataset: makes the dataset of a split from the name of the split.
@@ -264,6 +264,17 @@ class ImageTextData(LightningDataModule):
         """
         return self._splits.open(name)
 
+    def evaluated_split(self, stage: Literal["val", "test"]) -> str:
+        """The name of the split that is validated on, or that is tested on.
+
+        Raises:
+            InputError: if nothing is validated on.
+        """
+        name = self.test_split if stage == "test" else self.val_split
+        if name is None:
+            raise InputError("val_split is None; expected the name of a split to validate on")
+        return name
+
     def _made(self, name: str) -> ImageTextDataset:
         dataset = self.dataset(name)
         if self.noise_rate and name == self.train_split and len(dataset):
@@ -377,11 +388,7 @@ class ImageTextData(LightningDataModule):
         # Where all are wanted, a Trainer may share the rows out as it likes.
         some = parts > 1 or rows is not None
         own = {"sampler": wanted[part * length : (part + 1) * length]} if some else {}
-        loader = self._evaluation(split, **own)
-        images = cast(EvaluationImages, loader.dataset)
-        images.source = copy(images.source)
-        images.source.augments = False
-        return loader
+        return self._evaluation(split, **own)
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Numbers of ``images`` and ``captions`` of the splits that are open, by name.

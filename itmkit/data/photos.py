@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 from torch import Tensor
@@ -43,7 +43,7 @@ class Photos(ImageSource):
         split: name of the split, for errors.
         names: of the photos.
         preprocessing: how they become pixels.
-        augment: whether they are cropped at random instead.
+        augment: whether they are cropped at random instead, but in an evaluation.
         crop_scale: smallest and largest share of the photo that a random crop covers.
         flip: probability of a random crop to be mirrored.
         max_pixels: most pixels of a photo, before and after scaling; larger ones are not decoded.
@@ -67,7 +67,8 @@ class Photos(ImageSource):
         check_augmentation(crop_scale, flip)
         check_max_pixels(max_pixels, self.preprocessing.scaled_side)
         self.split, self.names, self.max_pixels = split, names, max_pixels
-        self.augments, self.crop_scale, self.flip = augment, crop_scale, flip
+        self.augments = self.train_augments = augment
+        self.crop_scale, self.flip = crop_scale, flip
 
     @abstractmethod
     def photo(self, row: int) -> Image.Image:
@@ -88,6 +89,11 @@ class Photos(ImageSource):
         Raises:
             BadSampleError: if it is gone.
         """
+
+    def serving(self, *, training: bool) -> Self:
+        own = super().serving(training=training)
+        own.augments = self.train_augments and training
+        return own
 
     def image(self, row: int) -> Tensor:
         """Pixels ``(3, size, size)`` in bytes.
@@ -269,9 +275,10 @@ class PhotoDataset(CaptionedImages):
         mean: of the three channels, subtracted from pixels in [0, 1].
         std: of the three channels, divided by.
         preprocessing: all of this and more in one, instead of ``image_size``, ``mean`` and ``std``.
-        train_augment: whether photos of the split ``"train"`` are cropped at random. Otherwise
-            the shorter side is scaled to ``image_size`` and the middle cut out. Of ``features``,
-            whether training draws one of the views that ``itmkit extract --views`` stored.
+        train_augment: whether photos are cropped at random, in the split ``"train"`` and in that
+            which :class:`ImageTextData` trains on. Otherwise, and in every evaluation, the shorter
+            side is scaled to ``image_size`` and the middle cut out. Of ``features``, whether
+            training draws one of the views that ``itmkit extract --views`` stored.
         crop_scale: smallest and largest share of the photo that a random crop covers.
         flip: probability of a random crop to be mirrored; captions say left and right, so 0.
         max_pixels: most pixels of a photo, before and after scaling; larger ones are not decoded.
@@ -326,6 +333,7 @@ class PhotoDataset(CaptionedImages):
                 follow_links=follow_links,
                 check_images=check_images,
             )
+            images.train_augments = train_augment
         else:
             raise InputError("photos and features are both None; expected one of them")
         super().__init__(captions, images)

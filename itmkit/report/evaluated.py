@@ -131,9 +131,7 @@ class EvaluatedRun:
             )
         model, data = load_run(folder)
         model.to(device)
-        if split == "val" and data.val_split is None:
-            raise InputError(f"split is 'val', and {folder} has no validation split; expected test")
-        loader: Any = data.val_dataloader() if split == "val" else data.test_dataloader()
+        loader: Any = data.evaluation_dataloader(data.evaluated_split(split))
         items: EvaluationImages = loader.dataset
         dataset = items.dataset
         if protocol is not None:

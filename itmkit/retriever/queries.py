@@ -42,9 +42,10 @@ def validation_captions(source: str | None) -> list[str]:
         InputError: if it is no run, or has no validation split.
     """
     run = run_of(source)
-    if run is None:
+    data = None if run is None else load_run(run)[1]
+    if data is None or data.val_split is None:
         raise InputError(
             f"queries is None, and the model ({source or 'built in code'}) is no run with captions "
             "to validate on; expected sentences (--queries FILE, one a line)"
         )
-    return list(load_run(run)[1].split("val").captions)
+    return list(data.split(data.val_split).captions)

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from itmkit.checks import InputError, check_choice
-from itmkit.data import ImageTextData, ImageTextDataset
+from itmkit.data import ImageTextDataset
 from itmkit.evaluation.judgement_files import check_protocol
 from itmkit.evaluation.query_file import ENSEMBLE_FILE
 from itmkit.files import check_different, path_inside, user_path, write_text
@@ -73,9 +73,9 @@ def evaluate_ensemble(
             "on its own"
         )
     loaded = [load_run(run) for run in runs]
-    split = _same_split(runs, [data.split(_split_of(data, stage)) for _, data in loaded])
+    split = _same_split(runs, [data.split(data.evaluated_split(stage)) for _, data in loaded])
     judgements = None if protocol is None else check_protocol(protocol, split, protocol_files)
-    loaders = [data.evaluation_dataloader(_split_of(data, stage)) for _, data in loaded]
+    loaders = [data.evaluation_dataloader(data.evaluated_split(stage)) for _, data in loaded]
     models: list[Matcher] = [model.to(device) for model, _ in loaded]
     galleries = [encode(one, loader) for one, loader in zip(models, loaders, strict=True)]
     ensemble = Ensemble(models, galleries)
@@ -107,13 +107,6 @@ def evaluate_ensemble(
         write_ranks(target, measured, split, keep=keep, trec=trec)
         report(rows | {"ensemble": measured}, target, about.gallery)
     return target
-
-
-def _split_of(data: ImageTextData, stage: str) -> str:
-    name = data.test_split if stage == "test" else data.val_split
-    if name is None:
-        raise InputError("val_split is None; expected the name of a split to validate on")
-    return name
 
 
 def _same_split(runs: Sequence[str | Path], splits: Sequence[ImageTextDataset]) -> ImageTextDataset:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,37 @@ def test_training_photos_are_cropped_at_random_and_never_mirrored(photos: Photos
         KarpathyDataset("val", annotations, images, image_size=32),
     ):
         assert torch.equal(pixels(still, 0), pixels(still, 0))
+
+
+class Negative(KarpathyDataset):
+    """Photos that a dataset of one's own changes once they are read."""
+
+    def image(self, row: int) -> Tensor:
+        image = super().image(row)
+        assert isinstance(image, Tensor)
+        return -image
+
+
+@pytest.mark.parametrize("kind", [KarpathyDataset, Negative])
+@pytest.mark.parametrize("split", ["train", "mine"])
+def test_any_split_is_augmented_in_training_and_in_no_evaluation(
+    photos: Photos, kind: type[KarpathyDataset], split: str
+) -> None:
+    annotations, images = photos({split: 3})
+    dataset = partial(kind, annotations=annotations, images=images, image_size=16)
+    names = dict.fromkeys(("train_split", "val_split", "test_split"), split)
+    still = torch.stack([pixels(dataset(split, train_augment=False), row) for row in range(3)])
+    for wanted in (True, False):
+        own = partial(dataset, train_augment=wanted)
+        data = ImageTextData(own, batch_size=15, vocabulary_min_count=1, **names)
+        (trained,) = data.train_dataloader()
+        plain = (trained.images.features == still[trained.image_ids]).flatten(1).all(1)
+        assert plain.any() != wanted
+        state = torch.get_rng_state()
+        loaders = data.val_dataloader(), data.test_dataloader(), data.evaluation_dataloader(split)
+        for (batch,) in loaders:
+            assert torch.equal(batch.images.features, still)
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -404,7 +404,11 @@ def test_setup_opens_only_what_a_stage_needs() -> None:
     data.setup("fit")
     data.setup("validate")
     assert opened == ["test", "train", "dev"]
-    assert data_of(val_split=None).val_dataloader() == []
+    data = data_of(val_split=None)
+    assert data.val_dataloader() == []
+    with pytest.raises(InputError, match=r"val_split is None; expected the name of a split"):
+        data.evaluated_split("val")
+    assert data_of(val_split="dev").evaluated_split("val") == "dev"
 
 
 def test_error_of_an_empty_split() -> None:
