@@ -41,7 +41,7 @@ def index(
         shard: ``i/k``: index part i of k alone; ``merge`` joins the parts.
         merge: indexes of all parts of ``photos``, to be joined into ``output``; nothing is encoded,
             and other options are refused.
-        dtype: type of the stored vectors; where null, float32.
+        dtype: type of what is stored of a picture; where null, float32.
         batch_size: pictures encoded at a time.
         num_workers: processes that read pictures.
         follow_links: whether links may lead out of the folder.

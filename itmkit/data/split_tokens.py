@@ -66,7 +66,7 @@ class SplitTokens:
                 f"tokenizer.max_length is {length}; captions are cut to {most} tokens, the most "
                 "that the text encoder takes"
             )
-            self._tokenizer.max_length = most
+            self._tokenizer = self._tokenizer.cut_to(most)
             self._tokens.clear()
         return self._tokenizer
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -50,6 +51,12 @@ class Tokenizer(ABC):
     special_ids: frozenset[int]
     #: ``(w,)`` int64, the ids that a random token is drawn from
     content_ids: Tensor
+
+    def cut_to(self, most: int) -> Self:
+        """A copy that leaves at most so many tokens of a caption."""
+        own = copy(self)
+        own.max_length = most
+        return own
 
     @abstractmethod
     def encode(self, caption: str) -> Caption:

@@ -65,8 +65,8 @@ def build_index(
         columns: the user's own columns: from a name to the value of every picture, by its path
             inside ``photos``; None: those that the index has.
         shard: ``(i, k)``, both from 1: take part i of k, to be joined by :func:`merge_indexes`.
-        dtype: of the stored encodings, ``"float32"`` or ``"float16"``: half of the disk, scores to
-            about three digits.
+        dtype: of the stored encodings, tokens too: ``"float32"``, or ``"float16"``, which takes
+            half of the disk and keeps scores to about three digits.
         batch_size: pictures encoded at a time.
         num_workers: processes that read pictures; 0 reads them in this one.
         chunk_size: pictures after which the work is saved.
@@ -290,8 +290,11 @@ class _Work:
 
 
 def _stored(name: str, value: Tensor, dtype: str) -> store.Array:
-    """A field as it is kept: tokens take most of the space, and serve the second look alone."""
+    """A field as it is kept."""
     if not value.is_floating_point():
         return value.numpy()
-    half = dtype == "float16" or name.endswith("tokens")
-    return value.numpy().astype(np.float16 if half else np.float32)
+    kept = value.to(getattr(torch, dtype)).numpy()
+    if not np.isfinite(kept).all():
+        expected = "a finite number" if dtype == "float32" else "dtype float32"
+        raise InputError(f"{name} of a picture is not finite in {dtype}; expected {expected}")
+    return kept

@@ -82,6 +82,7 @@ def load(
             raise FileNotFoundError(f"path_or_name is '{path}', which does not exist")
         else:
             name = str(path_or_name)
+            _check_no_backbone(backbone, name)
             source = name if revision is None else f"{name}@{revision}"
             with using_token(token):
                 try:
@@ -99,6 +100,7 @@ def load(
         path = (path / "latest").resolve()
     if path.is_file() or (path / "config.yaml").is_file():
         return _with_source(_from_run(path, backbone, trust), path, device)
+    _check_no_backbone(backbone, path)
     if is_saved(path):
         return _with_source(Retriever.from_pretrained(path, trust=trust), path, device)
     if (path / "config.json").is_file():
@@ -127,6 +129,14 @@ def open_index(
 
     folder = find_index(name)
     return Index(folder, load(model or stored_model(folder), device=device))
+
+
+def _check_no_backbone(backbone: nn.Module | None, source: str | Path) -> None:
+    if backbone is not None:
+        raise InputError(
+            f"backbone is a {type(backbone).__name__}, and '{source}' is no run; expected None: "
+            "the model has its own"
+        )
 
 
 def _with_source(retriever: Retriever, source: str | Path, device: torch.device | str) -> Retriever:

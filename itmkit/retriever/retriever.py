@@ -119,7 +119,7 @@ class Retriever:
         limits = [most_tokens(model), getattr(text_backbone, "max_length", None)]
         most = min((limit for limit in limits if limit is not None), default=None)
         if most is not None and (tokenizer.max_length is None or tokenizer.max_length > most):
-            tokenizer.max_length = most
+            self.tokenizer = tokenizer.cut_to(most)
 
     @property
     def device(self) -> torch.device:

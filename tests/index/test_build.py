@@ -72,18 +72,34 @@ def test_vectors_are_those_of_the_encoder(photos: Path, tmp_path: Path) -> None:
     found = store.read(tmp_path / "index")
     own = encoder.encode_images([photos / path for path in found.items["path"].to_pylist()])
     np.testing.assert_allclose(found.fields["vector"], own.vector, rtol=1e-6)
-    np.testing.assert_allclose(found.fields["tokens"], own.tokens, rtol=1e-3)  # fp16
+    np.testing.assert_allclose(found.fields["tokens"], own.tokens, rtol=1e-6)
 
 
-def test_half_precision(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("field", ["vector", "tokens"])
+def test_half_precision(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
     monkeypatch.setattr(store, "_BLOCK", 2)
     for dtype in ("float32", "float16"):
         build_index(ColourEncoder(), photos, tmp_path / dtype, dtype=dtype, progress=False)
-    whole, half = (
-        store.read(tmp_path / dtype).fields["vector"] for dtype in ("float32", "float16")
-    )
+    whole, half = (store.read(tmp_path / dtype).fields[field] for dtype in ("float32", "float16"))
     assert (whole.dtype, half.dtype) == (np.float32, np.float16)
     np.testing.assert_array_equal(half, whole.astype(np.float16))
+
+
+def test_error_of_encodings_that_are_not_finite(photos: Path, tmp_path: Path) -> None:
+    class Large(ColourEncoder):
+        def encode_pixels(self, pixels: Tensor) -> Encoding:
+            return Encoding(vector=super().encode_pixels(pixels).vector * self.scale)
+
+        scale = 1e6
+
+    with pytest.raises(InputError, match="vector of a picture is not finite in float16; expected"):
+        build_index(Large(), photos, tmp_path / "half", dtype="float16", progress=False)
+    build_index(Large(), photos, tmp_path / "whole", progress=False)
+    Large.scale = float("nan")
+    with pytest.raises(InputError, match="vector of a picture is not finite in float32; expected"):
+        build_index(Large(), photos, tmp_path / "none", progress=False)
 
 
 def test_nothing_is_encoded_again(photos: Path, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_second_stage(folder: Path) -> None:
         return -float(index.encoder.encode_images([path]).tokens.mean())
 
     expected = sorted((brightness(hit.path) for hit in plain), reverse=True)[:4]
-    np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-3)  # fp16 tokens
+    np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)
 
 
 def test_near_duplicates(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

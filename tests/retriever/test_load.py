@@ -138,6 +138,17 @@ def test_features_of_a_backbone_that_is_gone(
         itmkit.load(copy)
 
 
+@pytest.mark.parametrize("kind", ["saved", "transformers", "hub"])
+def test_error_of_a_backbone_without_a_run(pixel_run: Path, tmp_path: Path, kind: str) -> None:
+    model = tmp_path / "model"
+    if kind == "saved":
+        itmkit.load(pixel_run, device="cpu").save_pretrained(model)
+    elif kind == "transformers":
+        save_clip(model)
+    with pytest.raises(InputError, match=r"backbone is a Linear, and '.*' is no run; expected"):
+        itmkit.load("nobody/model" if kind == "hub" else model, backbone=torch.nn.Linear(2, 2))
+
+
 def test_features_of_one_drawn_world_cannot_be_made_of_pictures(tmp_path: Path) -> None:
     from tiny_runs import runs, write_config
 

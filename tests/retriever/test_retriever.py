@@ -14,15 +14,16 @@ import yaml
 from clip_models import save_clip
 from filelock import FileLock
 from PIL import Image
+from systems import BERT
 from torch import Tensor
 
 import itmkit
 from itmkit import Retriever
 from itmkit.checks import InputError
 from itmkit.data import BadSampleError, Vocabulary, WordTokenizer
-from itmkit.nn import BagOfWords, TimmGrid
+from itmkit.nn import BagOfWords, TimmGrid, TransformerText
 from itmkit.retriever.queries import query_notes
-from itmkit.systems import DAIM
+from itmkit.systems import DAIM, MATE
 
 TEXTS = ["a red dog", "a cat", "", "🦊 ☃ ωμέγα", "word " * 10_000, "\ud800 half a character"]
 
@@ -339,6 +340,20 @@ def test_what_is_not_saved(retriever: Retriever, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="model is a DAIM that was built in code; expected one"):
         built.save_pretrained(tmp_path / "built")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_retrievers_share_a_tokenizer_of_the_caller(pixel_run: Path) -> None:
+    retriever = itmkit.load(pixel_run, device="cpu")
+    words = retriever.tokenizer
+    assert isinstance(words, WordTokenizer)
+    long = WordTokenizer(words.vocabulary, max_length=40)
+    text = TransformerText(
+        config={**BERT, "vocab_size": len(long), "max_position_embeddings": 8}, dim=8
+    )
+    short = MATE(TimmGrid("test_resnet", 8, image_size=32), text)
+    cut = Retriever(short, long, retriever.preprocessing).tokenizer
+    assert (cut.max_length, len(cut.encode("dog " * 50).ids)) == (8, 8)
+    assert (long.max_length, len(long.encode("dog " * 50).ids)) == (40, 40)
 
 
 def test_notes_on_a_query() -> None:

@@ -173,6 +173,17 @@ def test_captions_are_cut_to_what_the_text_model_takes(tmp_path: Path, command: 
     assert torch.equal(data.test_dataloader().dataset.tokens.lengths, lengths.clamp(max=8))
 
 
+def test_a_given_tokenizer_stays_as_it_is(tmp_path: Path) -> None:
+    tokenizer = WordTokenizer(data_of().tokenizer.vocabulary)
+    text = TransformerText(
+        config={**BERT, "vocab_size": len(tokenizer), "max_position_embeddings": 8}, dim=DIM
+    )
+    data = data_of(tokenizer=tokenizer)
+    with pytest.warns(UserWarning, match="max_length is 64; captions are cut to 8 tokens"):
+        trainer(tmp_path).validate(mate(text), datamodule=data, verbose=False)
+    assert (data.tokenizer.max_length, tokenizer.max_length) == (8, 64)
+
+
 def test_given_words_and_the_same_number_of_rows_are_silent(tmp_path: Path) -> None:
     tokenizer = WordTokenizer(data_of().tokenizer.vocabulary)
     text = BiGRU(len(tokenizer), embed_dim=4, dim=DIM)
