@@ -84,6 +84,7 @@ class StoredTokens(nn.Module):
         check_tokens("features", features, self.in_dim * len(self.projections), mask, "mask")
         if self.training and self.token_drop:
             mask = kept_tokens(features, mask, self.token_drop)
+        features = fill_padding(features, mask)
         out = [
             Tokens(fill_padding(projection(self.dropout(level)), mask), mask)
             for level, projection in zip(

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import InputError, check_count, check_shape
+from itmkit.checks import InputError, check_bool, check_count, check_positive, check_share
 from itmkit.distributed import gather
+from itmkit.nn.functional import fill_padding
 
 
 class MaskedBatchNorm(nn.Module):
@@ -21,16 +22,17 @@ class MaskedBatchNorm(nn.Module):
 
     Args:
         dim: number of channels D.
-        eps: added to the variance.
+        eps: added to the variance, above 0.
         momentum: weight of the new statistics in the running ones, in [0, 1].
 
     Shape:
         - x: ``(..., D)``
         - mask: ``(...)`` bool, True on real tokens, or None
-        - output: as ``x``; padded tokens are normalised too but counted nowhere
+        - output: as ``x``; padding is counted nowhere, and comes out as a token of zeros would
 
     Raises:
-        InputError: ``x`` is not ``(..., dim)`` or ``mask`` does not fit it.
+        InputError: a number out of its range, ``x`` is not ``(..., dim)`` or ``mask`` does not fit
+            it.
 
     Example:
         >>> norm = MaskedBatchNorm(4)
@@ -46,6 +48,8 @@ class MaskedBatchNorm(nn.Module):
     def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         check_count(dim=dim)
+        check_positive(eps=eps)
+        check_share(momentum=momentum)
         self.dim = dim
         self.eps = eps
         self.momentum = momentum
@@ -62,8 +66,8 @@ class MaskedBatchNorm(nn.Module):
         if x.shape[-1] != self.dim:
             raise InputError(f"x has the shape {tuple(x.shape)}; expected (..., {self.dim})")
         if mask is not None:
-            check_shape(tuple(x.shape[:-1]), mask=mask)
-        rows = x.reshape(-1, self.dim)
+            check_bool(tuple(x.shape[:-1]), mask=mask)
+        rows = fill_padding(x, mask).reshape(-1, self.dim)
         if not self.training:
             mean, var = self.running_mean, self.running_var
             out = F.batch_norm(rows, mean, var, self.weight, self.bias, eps=self.eps)
@@ -74,10 +78,15 @@ class MaskedBatchNorm(nn.Module):
         return ((wide - mean) * scale + self.bias).to(x.dtype).view(x.shape)
 
     def _statistics(self, rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over all processes; the running ones are updated."""
+        """Mean and biased variance over all processes; the running ones are updated.
+
+        Args:
+            rows: ``(n, D)``, zero on padding.
+            mask: ``(n,)`` bool, or None.
+        """
         real = rows.new_ones(len(rows), 1) if mask is None else mask.to(rows.dtype).unsqueeze(1)
         count = real.sum()
-        mean = (rows * real).sum(0) / count.clamp_min(1)
+        mean = rows.sum(0) / count.clamp_min(1)
         square = ((rows - mean).square() * real).sum(0)  # around the mean of this process
         total, mean, square = global_moments(count, mean, square)
         with torch.no_grad():

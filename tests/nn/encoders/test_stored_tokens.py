@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from masked_tokens import lengths_mask
+from masked_tokens import assert_padding_may_hold_anything, gradients, lengths_mask
+from torch import Tensor
 
 from itmkit.nn import StoredTokens, TransformerLevels, TransformerText
 from itmkit.testing import check_encoder
@@ -48,6 +49,16 @@ def test_the_contract_of_encoders(levels: int | None) -> None:
     check_encoder(
         lambda: StoredTokens(4, 6, levels=levels), torch.randn(3, 5, 4 * (levels or 1)), MASK
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_padding_may_hold_anything(value: float) -> None:
+    encoder = StoredTokens(4, 6, levels=2)
+
+    def run(features: Tensor) -> list[Tensor]:
+        return gradients(encoder, features, MASK, read=lambda out: torch.cat([t for t, _ in out]))
+
+    assert_padding_may_hold_anything(run, value, (torch.randn(3, 5, 8), MASK))
 
 
 def test_unprojected_tokens_are_the_features() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from masked_tokens import assert_padding_may_hold_anything, gradients
 from processes import join, leave, run_ranks
 from torch import Tensor, nn
 
@@ -32,11 +33,18 @@ def test_matches_batch_norm_of_the_real_tokens() -> None:
     torch.testing.assert_close(ours.eval()(x)[mask], theirs.eval()(x[mask]))
 
 
-def test_padding_changes_nothing() -> None:
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_padding_may_hold_anything(training: bool, value: float) -> None:
     x, mask = batch()
-    out = MaskedBatchNorm(5).double()(x, mask)
-    other = x.masked_fill(~mask[..., None], 1e6)
-    torch.testing.assert_close(MaskedBatchNorm(5).double()(other, mask)[mask], out[mask])
+
+    def run(x: Tensor) -> list[Tensor]:
+        norm = MaskedBatchNorm(5).double().train(training)
+        return [*gradients(norm, x, mask, read=lambda out: out[mask]), *norm.buffers()]
+
+    assert_padding_may_hold_anything(run, value, (x, mask))
+    out = MaskedBatchNorm(5).double().train(training)(x.masked_fill(~mask[..., None], value), mask)
+    assert out.isfinite().all()
 
 
 def test_batch_without_a_real_token_teaches_nothing() -> None:
@@ -74,6 +82,12 @@ def test_compile_fullgraph(mode: bool) -> None:
 def test_error() -> None:
     with pytest.raises(ValueError, match="dim is 0; expected 1 or more"):
         MaskedBatchNorm(0)
+    with pytest.raises(ValueError, match="eps is -1.0; expected a finite number above 0"):
+        MaskedBatchNorm(3, eps=-1.0)
+    with pytest.raises(ValueError, match=r"momentum is 5.0; expected a number in \[0, 1\]"):
+        MaskedBatchNorm(3, momentum=5.0)
+    with pytest.raises(ValueError, match=r"mask is a torch.float32 tensor; expected a bool tensor"):
+        MaskedBatchNorm(3)(torch.zeros(2, 3), torch.ones(2))
     with pytest.raises(ValueError, match=r"x has the shape \(2, 4\); expected \(\.\.\., 3\)"):
         MaskedBatchNorm(3)(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"mask has the shape \(3,\); expected \(2,\)"):
