@@ -102,34 +102,43 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) or getattr(value, "ndim", None) == 0
 
 
-def check_non_negative(**numbers: float | Tensor) -> None:
-    """Raise unless each number is finite and at least 0; a tensor is trusted."""
+def _check_numbers(fits: Callable[[Any], bool], expected: str, numbers: dict[str, Any]) -> None:
+    for name, value in numbers.items():
+        if not (_is_number(value) and fits(value)):
+            raise InputError(f"{name} is {value!r}; expected {expected}")
+
+
+def _known(numbers: dict[str, Any]) -> dict[str, Any]:
+    """All but tensors: a GPU would have to wait until their values are read."""
     from torch import Tensor
 
-    for name, value in numbers.items():
-        if not isinstance(value, Tensor) and not (_is_number(value) and 0 <= value < math.inf):
-            raise InputError(f"{name} is {value!r}; expected a finite number of at least 0")
+    return {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
 
 
-def check_positive(**numbers: float) -> None:
-    """Raise unless each number is finite and above 0."""
-    for name, value in numbers.items():
-        if not (_is_number(value) and 0 < value < math.inf):
-            raise InputError(f"{name} is {value!r}; expected a finite number above 0")
+def check_number(**numbers: float | Tensor) -> None:
+    """Raise unless each number is finite; a tensor is trusted."""
+    _check_numbers(math.isfinite, "a finite number", _known(numbers))
+
+
+def check_non_negative(**numbers: float | Tensor) -> None:
+    """Raise unless each number is finite and at least 0; a tensor is trusted."""
+    expected = "a finite number of at least 0"
+    _check_numbers(lambda value: 0 <= value < math.inf, expected, _known(numbers))
+
+
+def check_positive(**numbers: float | Tensor) -> None:
+    """Raise unless each number is finite and above 0; a tensor is trusted."""
+    _check_numbers(lambda value: 0 < value < math.inf, "a finite number above 0", _known(numbers))
 
 
 def check_share(**numbers: float) -> None:
     """Raise unless each number lies in [0, 1]."""
-    for name, value in numbers.items():
-        if not (_is_number(value) and 0 <= value <= 1):
-            raise InputError(f"{name} is {value!r}; expected a number in [0, 1]")
+    _check_numbers(lambda value: 0 <= value <= 1, "a number in [0, 1]", numbers)
 
 
 def check_dropout(**numbers: float) -> None:
     """Raise unless each number, a probability that something is left out, lies in [0, 1)."""
-    for name, value in numbers.items():
-        if not (_is_number(value) and 0 <= value < 1):
-            raise InputError(f"{name} is {value!r}; expected a number in [0, 1)")
+    _check_numbers(lambda value: 0 <= value < 1, "a number in [0, 1)", numbers)
 
 
 def check_count(least: int = 1, /, **numbers: int) -> None:

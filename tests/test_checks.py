@@ -60,7 +60,7 @@ def messages(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "package",
-    ["callbacks", "data", "metrics", "nn", "retrieval", "retriever", "runs", "systems"],
+    ["callbacks", "data", "losses", "metrics", "nn", "retrieval", "retriever", "runs", "systems"],
 )
 def test_errors_say_what_a_value_is_and_what_was_expected(package: str) -> None:
     found = [

@@ -130,7 +130,8 @@ def test_light_packages_import_nothing_heavy_and_training_no_wandb_and_no_timm_u
     files = [*(PACKAGE / "nn").rglob("*.py"), *(PACKAGE / "losses").rglob("*.py")]
     modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files]
     light, training, timm = modules_after(
-        f"import {', '.join(m.removesuffix('.__init__') for m in modules)}",
+        f"import {', '.join(m.removesuffix('.__init__') for m in modules)}"
+        "; assert 'torch._dynamo' not in sys.modules",  # the compiler: a second
         "import itmkit.cli.matcher_run, itmkit.data.module, itmkit.systems",
         "itmkit.nn.TimmGrid('test_resnet'); assert 'wandb.sdk' not in sys.modules",
         "import timm; assert timm.utils.summary.wandb.Settings",

@@ -80,6 +80,7 @@ def adaptive_margin(
         >>> adaptive_margin(scores, 0.2, min_rows=2, negative_statistic="mean")
         tensor(0.2169, dtype=torch.float64)
     """
+    check_non_negative(margin=margin)
     _check_numbers(beta, momentum, min_rows, negative_statistic)
     check_scores(scores, positives)
     return _next_margin(

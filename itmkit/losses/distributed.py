@@ -59,8 +59,8 @@ class Distributed(nn.Module):
         for name in self.replicated:
             if name not in names:
                 raise InputError(
-                    f"replicated: expected arguments of {type(loss).__name__}, which are {names}, "
-                    f"got {name!r}"
+                    f"replicated has {name!r}; expected arguments of {type(loss).__name__}, which "
+                    f"are {names}"
                 )
         self.loss = loss
         self._replicated = {*self.replicated, *map(names.index, self.replicated)}

@@ -12,7 +12,7 @@ from itmkit.checks import (
     check_non_negative,
     integer_vector,
 )
-from itmkit.losses.scores import Anchors, Costs, Reduction, Rows
+from itmkit.losses.scores import Anchors, Costs, Reduction, Rows, check_groups
 from itmkit.losses.triplet import HingeLoss, Negatives, hinge
 
 
@@ -104,12 +104,8 @@ class GroupTripletLoss(HingeLoss):
     ) -> Tensor:
         """The loss of the scores of all views."""
         check_floating("(B*K, B*K)", scores=scores)
-        rows = scores.shape[0] if scores.dim() else 0
-        if scores.dim() != 2 or rows != scores.shape[1] or rows % self.group_size:
-            raise InputError(
-                f"scores has the shape {tuple(scores.shape)}; expected (B*K, B*K) with "
-                f"K = group_size = {self.group_size}"
-            )
+        check_groups(tuple(scores.shape), self.group_size)
+        rows = len(scores)
         if image_ids is not None:
             if positives is not None:
                 raise InputError("positives and image_ids are both given; expected one of them")

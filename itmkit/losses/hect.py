@@ -17,7 +17,7 @@ from itmkit.checks import (
     integer_vector,
 )
 from itmkit.losses.scores import Costs, Reduction, reduced
-from itmkit.losses.tiles import WHOLE, Candidates, pair_cosines, tiles
+from itmkit.losses.tiles import WHOLE, Candidates, pair_cosines, tiles, uncompiled
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -145,7 +145,7 @@ def _mined(image: Tensor, text: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Te
     return positive, negatives, valid
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
+@uncompiled
 def _mined_in_tiles(
     image: Tensor, text: Tensor, ids: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,22 +18,23 @@ def hinge_cross_entropy_loss(
     *,
     margin: float = 0.2,
     temperature: float = 0.05,
+    weight: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The loss of a score matrix; formula and arguments: :class:`HingeCrossEntropyLoss`."""
-    check_non_negative(margin=margin)
+    check_non_negative(margin=margin, weight=weight)
     check_positive(temperature=temperature)
-    costs = partial(_costs, margin=margin, temperature=temperature)
+    costs = partial(_costs, margin=margin, temperature=temperature, weight=weight)
     return both_directions(costs, scores, positives, reduction)
 
 
-def _costs(rows: Rows, *, margin: float, temperature: float) -> Costs:
+def _costs(rows: Rows, *, margin: float, temperature: float, weight: float) -> Costs:
     anchors = rows._replace(scores=rows.scores.sigmoid()).anchors()
     positive, candidates, is_negative = anchors
     logits = (margin + candidates - positive[:, None]).relu() / temperature
     logits = logits.where(is_negative, -torch.inf)
     costs = F.pad(logits, (1, 0)).logsumexp(dim=1)  # of the true pair, which costs nothing: 0
-    return Costs(costs.sum(), is_negative.any(dim=1).sum())
+    return Costs(weight * costs.sum(), is_negative.any(dim=1).sum())
 
 
 class HingeCrossEntropyLoss(ScoreLoss):
@@ -89,8 +90,7 @@ class HingeCrossEntropyLoss(ScoreLoss):
         self.weight = weight
 
     def costs(self, rows: Rows) -> Costs:
-        total, count = _costs(rows, margin=self.margin, temperature=self.temperature)
-        return Costs(self.weight * total, count)
+        return _costs(rows, margin=self.margin, temperature=self.temperature, weight=self.weight)
 
     def extra_repr(self) -> str:
         return (

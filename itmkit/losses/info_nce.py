@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -23,6 +24,7 @@ def info_nce_loss(
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The loss of a score matrix; formula and arguments: :class:`InfoNCELoss`."""
+    check_positive(temperature=temperature)
     costs = partial(info_nce_costs, temperature=temperature)
     return both_directions(costs, scores, positives, reduction)
 
@@ -101,9 +103,14 @@ class InfoNCELoss(ScoreLoss):
         """τ, a tensor with a gradient where it is learnt."""
         if self.log_temperature is None:
             return self._temperature
-        # Not by a clamp in the graph: its gradient is 0, and τ would stay there.
-        self.log_temperature.data.clamp_(min=math.log(_LEAST))
-        return self.log_temperature.exp()
+        own = self.log_temperature.detach()
+        # Not by a clamp in the graph: its gradient is 0, and τ would stay at the least.
+        return (self.log_temperature + (own.clamp(min=math.log(_LEAST)) - own)).exp()
+
+    def observe(self, parts: Iterable[Rows]) -> None:
+        """In training, bring a learnt τ that the optimizer took below its least back to it."""
+        if self.training and self.log_temperature is not None:
+            self.log_temperature.data.clamp_(min=math.log(_LEAST))
 
     def costs(self, rows: Rows) -> Costs:
         return info_nce_costs(rows, self.temperature)

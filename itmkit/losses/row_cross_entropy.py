@@ -16,10 +16,11 @@ def row_cross_entropy_loss(
     scores: Tensor,
     positives: Tensor | None = None,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The loss of a score matrix; formula and arguments: :class:`RowCrossEntropyLoss`."""
+    check_positive(temperature=temperature)
     costs = partial(info_nce_costs, temperature=temperature)
     return both_directions(costs, scores, positives, reduction, directions=1)
 

@@ -149,6 +149,19 @@ class ScoreLoss(nn.Module, ABC):
         )
 
 
+def check_groups(shape: tuple[int, ...], group_size: int) -> None:
+    """Raise unless this is the shape of the scores of whole groups of views.
+
+    Raises:
+        InputError: with the shape.
+    """
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] % group_size:
+        raise InputError(
+            f"scores has the shape {tuple(shape)}; expected (B*K, B*K) with "
+            f"K = group_size = {group_size}"
+        )
+
+
 def check_scores(scores: Tensor, positives: Tensor | None) -> None:
     """Raise unless these are scores and the true pairs among them.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itmkit.checks import check_positive
+from itmkit.checks import check_number, check_positive
 from itmkit.losses.scores import Costs, Reduction, Rows, ScoreLoss, both_directions
 
 
@@ -22,6 +22,8 @@ def siglip_loss(
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The loss of a score matrix; formula and arguments: :class:`SigLIPLoss`."""
+    check_positive(temperature=temperature)
+    check_number(bias=bias)
     costs = partial(_costs, temperature=temperature, bias=bias)
     return both_directions(costs, scores, positives, reduction, directions=1)
 
@@ -75,6 +77,7 @@ class SigLIPLoss(ScoreLoss):
     ) -> None:
         super().__init__(reduction=reduction)
         check_positive(temperature=temperature)
+        check_number(bias=bias)
         log_temperature, start = torch.tensor(math.log(temperature)), torch.tensor(float(bias))
         if learnt:
             self.log_temperature, self.bias = nn.Parameter(log_temperature), nn.Parameter(start)

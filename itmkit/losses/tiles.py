@@ -6,7 +6,8 @@ Beside the vectors and their gradients, memory is that of some tiles and of one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,27 @@ from itmkit.vectors import inverse_norm, l2_normalize
 TILE = 2**19
 #: Scores up to which a matrix is held whole, which is faster.
 WHOLE = 2**22
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, left out of what ``torch.compile`` traces.
+
+    ``torch.compiler.disable`` loads the compiler, which takes a second, where it is applied: that
+    is here in the first call that is compiled, and not in an import.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            found: T = torch.compiler.disable(function)(*args, **kwargs)
+            return found
+        return function(*args, **kwargs)
+
+    return call
 
 
 def tiles(rows: int, columns: int, multiple: int = 1) -> Iterator[slice]:

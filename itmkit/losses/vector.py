@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from itmkit.checks import check_pairs, integer_vector
 from itmkit.losses.kind import check_kind
-from itmkit.losses.scores import Costs, Rows, ScoreLoss, reduced
-from itmkit.losses.tiles import WHOLE, Candidates, sums_of_costs, tiles
+from itmkit.losses.scores import Costs, Rows, ScoreLoss, check_groups, reduced
+from itmkit.losses.tiles import WHOLE, Candidates, sums_of_costs, tiles, uncompiled
 from itmkit.precision import at_least_float32, autocast_off
 from itmkit.vectors import l2_normalize
 
@@ -57,8 +57,8 @@ class VectorLoss(nn.Module):
             image_ids = integer_vector("image_ids", image_ids, len(image), image.device)
         image, text = at_least_float32(image), at_least_float32(text)
         if isinstance(self.loss, ScoreLoss) and len(image) * len(text) > WHOLE:
-            in_tiles: Tensor = _in_tiles(self.loss, image, text, image_ids)
-            return in_tiles
+            check_groups((len(image), len(text)), self.loss.group_size)
+            return _in_tiles(self.loss, image, text, image_ids)
         positives = None if image_ids is None else image_ids[:, None] == image_ids
         with autocast_off(image):
             scores = l2_normalize(image) @ l2_normalize(text).T
@@ -66,7 +66,7 @@ class VectorLoss(nn.Module):
         return loss
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
+@uncompiled
 def _in_tiles(loss: ScoreLoss, image: Tensor, text: Tensor, image_ids: Tensor | None) -> Tensor:
     def rows_of(scores: Tensor, rows: slice) -> Rows:
         positives = None if image_ids is None else image_ids[rows, None] == image_ids

@@ -431,6 +431,7 @@ def test_negatives_can_be_set():
     ("name", "value"),
     [
         ("margin", -0.1),
+        ("margin", math.nan),
         ("beta", 0),
         ("momentum", 1.5),
         ("momentum", -0.5),
@@ -441,6 +442,9 @@ def test_negatives_can_be_set():
 def test_error_numbers(name, value):
     with pytest.raises(ValueError, match=f"{name}.*{value}"):
         AdaptiveMarginTripletLoss(**{name: value})
+    if name != "negatives":
+        with pytest.raises(ValueError, match=f"{name}.*{value}"):
+            adaptive_margin(torch.eye(3), **{"margin": 0.2, name: value})
 
 
 @pytest.mark.parametrize("training", [True, False])

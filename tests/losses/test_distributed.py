@@ -186,7 +186,7 @@ def test_an_argument_too_many_is_the_losss_own_error():
 
 def test_error_of_an_argument_that_the_loss_has_not():
     with pytest.raises(
-        ValueError, match=r"replicated: .* TripletLoss, which are \['scores', 'pos.*'queue'"
+        ValueError, match=r"replicated has 'queue'; .* of TripletLoss, which are \['scores', 'pos"
     ):
         Distributed(TripletLoss(), replicated=["queue"])
 

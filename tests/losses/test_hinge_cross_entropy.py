@@ -47,6 +47,8 @@ def test_naive_loop_reference(shape):
         assert loss(scores).item() == pytest.approx(expected, abs=1e-12)
         half = HingeCrossEntropyLoss(0.3, 0.1, weight=0.5, reduction="sum")
         assert half(scores).item() == pytest.approx(len(scores) * expected / 2, abs=1e-12)
+        found = hinge_cross_entropy_loss(scores, margin=0.3, temperature=0.1, weight=0.5)
+        assert found.item() == pytest.approx(expected / 2, abs=1e-12)
 
 
 def test_is_the_cross_entropy_of_the_costs_both_ways():
@@ -160,7 +162,7 @@ def test_compile():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("margin", -1), ("margin", math.inf), ("temperature", 0)]
+    ("name", "value"), [("margin", -1), ("margin", math.inf), ("temperature", 0), ("weight", -1)]
 )
 def test_error_numbers(name, value):
     with pytest.raises(ValueError, match=f"{name}.*{value}"):

@@ -60,9 +60,29 @@ def test_learnt_temperature_has_a_gradient_and_a_floor():
     assert list(InfoNCELoss().parameters()) == []
 
 
+def test_reading_a_learnt_temperature_changes_nothing():
+    loss = InfoNCELoss(0.07, learnt=True)
+    with torch.no_grad():
+        loss.log_temperature.fill_(-20.0)
+    assert "temperature=0.01," in repr(loss)
+    scores = -torch.eye(3)
+    torch.testing.assert_close(loss.eval()(scores), InfoNCELoss(0.01)(scores))
+    assert loss.log_temperature.item() == -20.0
+    loss.train()(torch.eye(3))
+    assert loss.log_temperature.item() == pytest.approx(math.log(0.01))
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "0.1", None])
+def test_error_temperature(value):
+    for make in (
+        InfoNCELoss,
+        lambda temperature: info_nce_loss(torch.eye(2), temperature=temperature),
+    ):
+        with pytest.raises(InputError, match=f"temperature is {value!r}; expected a finite number"):
+            make(temperature=value)
+
+
 def test_errors():
-    with pytest.raises(InputError, match="temperature is 0"):
-        InfoNCELoss(0)
     with pytest.raises(InputError, match=r"temperature is 0.009; expected 0.01 or more where it"):
         InfoNCELoss(0.009, learnt=True)
     with pytest.raises(InputError, match="reduction is 'max'; expected one of 'mean', 'sum'"):

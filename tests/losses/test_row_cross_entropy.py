@@ -36,3 +36,5 @@ def test_columns_do_not_count() -> None:
 def test_error() -> None:
     with pytest.raises(ValueError, match=r"temperature is 0.0; expected a finite number above 0"):
         RowCrossEntropyLoss(0.0)
+    with pytest.raises(ValueError, match=r"temperature is -1.0; expected a finite number above 0"):
+        row_cross_entropy_loss(torch.eye(2), temperature=-1.0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -47,7 +48,12 @@ def test_a_group_of_processes_may_share_the_rows():
 
 
 def test_errors():
-    with pytest.raises(InputError, match="temperature is -1"):
-        SigLIPLoss(-1)
+    for make in (SigLIPLoss, partial(siglip_loss, torch.eye(2))):
+        with pytest.raises(InputError, match="temperature is -1"):
+            make(temperature=-1)
+        with pytest.raises(InputError, match="bias is nan; expected a finite number"):
+            make(bias=math.nan)
+        with pytest.raises(InputError, match="bias is 'x'; expected a finite number"):
+            make(bias="x")
     with pytest.raises(InputError, match="reduction is 'max'; expected one of 'mean', 'sum'"):
         SigLIPLoss(reduction="max")

@@ -117,6 +117,30 @@ def test_groups_stay_together(monkeypatch):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("whole", [0, vector.WHOLE])
+def test_error_groups_that_are_not_whole(whole, monkeypatch):
+    monkeypatch.setattr(vector, "WHOLE", whole)
+    with pytest.raises(ValueError, match=r"scores has the shape \(5, 5\); .* group_size = 2"):
+        vector.VectorLoss(GroupTripletLoss(group_size=2))(*torch.randn(2, 5, 4))
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", ["info_nce_learnt", "hect"])
+def test_compile(name):
+    """Around the tiles, which stay outside of the graph, and without another graph in each call."""
+    loss, (image, text, *_) = VECTOR_LOSSES[name]().double(), batch()
+    image.requires_grad_()
+
+    def step(image: Tensor) -> Tensor:
+        return loss(2 * image, text) + 1
+
+    compiled = torch.compile(step, backend="eager")
+    for _ in range(2):
+        torch.testing.assert_close(compiled(image), step(image))
+    own, expected = (torch.autograd.grad(one(image), image) for one in (compiled, step))
+    torch.testing.assert_close(own, expected)
+
+
 def batch_of_groups() -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
     return list(torch.randn(2, ROWS, DIM, dtype=torch.float64, generator=generator))

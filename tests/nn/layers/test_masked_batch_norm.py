@@ -82,7 +82,7 @@ def test_compile_fullgraph(mode: bool) -> None:
 def test_error() -> None:
     with pytest.raises(ValueError, match="dim is 0; expected 1 or more"):
         MaskedBatchNorm(0)
-    with pytest.raises(ValueError, match="eps is -1.0; expected a finite number above 0"):
+    with pytest.raises(ValueError, match=r"eps is -1.0; expected a finite number above 0"):
         MaskedBatchNorm(3, eps=-1.0)
     with pytest.raises(ValueError, match=r"momentum is 5.0; expected a number in \[0, 1\]"):
         MaskedBatchNorm(3, momentum=5.0)
