@@ -193,7 +193,9 @@ def check_unused(
     """
     parameters = signature(function).parameters
     for name in names:
-        if given[name] != parameters[name].default:
+        value = given[name]
+        value = tuple(value) if isinstance(value, list) else value
+        if value != parameters[name].default:
             raise InputError(f"{name} is {given[name]}, without effect {where}; expected none")
 
 

@@ -15,7 +15,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Generator, Tensor
 
-from itmkit.checks import InputError, check_choice, check_count, check_dropout, check_share
+from itmkit.checks import (
+    InputError,
+    check_choice,
+    check_count,
+    check_dropout,
+    check_share,
+    check_unused,
+)
 from itmkit.data.caption_noise import CaptionNoise
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.exclusion import kept_captions
@@ -37,6 +44,8 @@ from itmkit.data.tokenizer import Tokenizer, WordTokenizer
 from itmkit.data.vocabulary import Vocabulary
 from itmkit.distributed import rank, world_size
 from itmkit.files import user_path, write_text
+
+_OF_WORDS = ("vocabulary_min_count", "vocabulary_max_size")
 
 
 class ImageTextData(LightningDataModule):
@@ -72,7 +81,8 @@ class ImageTextData(LightningDataModule):
         relation_threshold: in (0, 1]: regions of an image are related where the IoU of their boxes,
             or the relation that the dataset gives, is at least this; see :func:`box_relations`.
             Where None, batches have the relations that the dataset gives, as they are.
-        vocabulary_min_count: how often a word must appear to enter a built vocabulary.
+        vocabulary_min_count: how often a word must appear to enter a built vocabulary; refused,
+            as the next one, where a tokenizer or ``text_features`` say what the tokens are.
         vocabulary_max_size: most words of a built vocabulary.
         num_workers: processes that read the images; 0 reads them in the training process.
         seed: of order, noise and augmentation, at least 0.
@@ -130,6 +140,7 @@ class ImageTextData(LightningDataModule):
         noise_seed: int = 0,
         on_error: OnError = "raise",
     ) -> None:
+        own = locals()
         super().__init__()
         check_count(
             batch_size=batch_size, eval_batch_size=eval_batch_size, caption_views=caption_views
@@ -153,6 +164,9 @@ class ImageTextData(LightningDataModule):
                 "noise and text_features are both given; expected one of them: stored features "
                 "have no words to change (StoredTokens has a token_drop)"
             )
+        if tokenizer is not None or text_features is not None:
+            where = "with a tokenizer or features of captions"
+            check_unused(ImageTextData, own, _OF_WORDS, where)
         self.dataset = dataset
         self.text_features = text_features
         self.batch_size = batch_size

@@ -12,7 +12,7 @@ from typing import Any, Self
 from PIL import Image
 from torch import Tensor
 
-from itmkit.checks import InputError, check_count, did_you_mean
+from itmkit.checks import InputError, check_count, check_unused, did_you_mean
 from itmkit.data.captions import Captions, plain_name
 from itmkit.data.dataset import CaptionedImages
 from itmkit.data.images import BadSampleError, ImageSource
@@ -264,13 +264,18 @@ def open_photos(
     return PhotoFolder(split, names, photos, follow_links=follow_links, **options)
 
 
+_OF_PIXELS = ["image_size", "mean", "std", "preprocessing", "crop_scale", "flip", "max_pixels"]
+_OF_PIXELS += ["check_images"]
+
+
 class PhotoDataset(CaptionedImages):
     """Captions of photos, or of the features that ``itmkit extract`` made of them.
 
     Args:
         captions: of a split; the names of its images are those of the photos.
         photos: folder of the photos, or what :func:`open_pictures` opens.
-        features: folder with the extracted features of the split, used instead of the photos.
+        features: folder with the extracted features of the split, used instead of the photos;
+            options of pixels and crops are then refused.
         image_size: side of the square image in pixels.
         mean: of the three channels, subtracted from pixels in [0, 1].
         std: of the three channels, divided by.
@@ -307,6 +312,7 @@ class PhotoDataset(CaptionedImages):
         follow_links: bool = False,
         check_images: bool = True,
     ) -> None:
+        given = locals()
         check_count(image_size=image_size)
         own = Preprocessing(image_size, mean=mean, std=std)
         if preprocessing is not None and own not in (Preprocessing(), preprocessing):
@@ -317,6 +323,8 @@ class PhotoDataset(CaptionedImages):
         self.image_size = own.size
         images: ImageSource
         if features is not None:
+            links = [] if photos is not None else ["follow_links"]  # there, names may be found
+            check_unused(PhotoDataset, given, [*_OF_PIXELS, *links], "with features")
             images = extracted_features(
                 captions.split, captions.names, features, views=train_augment
             )

@@ -98,7 +98,8 @@ def values_by_size(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     given = _has(config, "data", "batch_size")
     batch_size = data.batch_size if given else max(2, batch_size_for(captions) // processes)
     own: dict[str, Any] = {"data.batch_size": batch_size}
-    if data.text_model is None and captions < FEW_CAPTIONS:
+    builds_words = not _has(config, "data", "text_model", "text_features", "tokenizer")
+    if builds_words and captions < FEW_CAPTIONS:
         own["data.vocabulary_min_count"] = 2
     if not _has(config, "trainer", "max_epochs", "max_steps", "max_time"):
         batches = trainer.get("accumulate_grad_batches") or 1

@@ -18,8 +18,10 @@ from tiny_cli import refused
 from tiny_cli import run as run_tiny
 from torch import Tensor
 
+from itmkit.checks import InputError
 from itmkit.data.captioned_folder import CaptionedFolder
 from itmkit.data.module import ImageTextData
+from itmkit.data.preprocessing import IMAGENET_MEAN, Preprocessing
 from itmkit.data.split_shares import DEFAULT_SHARES, draw_splits, kept_splits
 from itmkit.extraction.to_disk import _captions
 
@@ -283,6 +285,17 @@ def test_features_instead_of_photos(folder: Path, tmp_path: Path) -> None:
     for photos in (folder, None):
         data = CaptionedFolder("all", photos, table, features=tmp_path, shares={"all": 1.0})
         assert data.source.read([0, 2]).features[:, 0, 0].tolist() == [18, 0]
+
+    def opened(**options: Any) -> int:
+        known = {"captions": table, "features": tmp_path, "shares": {"all": 1.0}}
+        return len(CaptionedFolder("all", None, **known, **options))
+
+    assert opened(train_augment=False, mean=list(IMAGENET_MEAN)) == 3
+    unused = {"image_size": 64, "mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0), "flip": 0.5}
+    unused |= {"preprocessing": Preprocessing(64), "crop_scale": (0.1, 1.0), "max_pixels": 9}
+    for option, value in {**unused, "check_images": False, "follow_links": True}.items():
+        with pytest.raises(InputError, match=f"^{option} is .*, without effect with features"):
+            opened(**{option: value})
 
 
 def test_the_same_caption_twice_is_told(folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ class ToyDataset(ImageTextDataset):
 
 
 def data_of(**options: Any) -> ImageTextData:
-    options = {"batch_size": 4, "eval_batch_size": 4, "vocabulary_min_count": 1, **options}
+    if not {"tokenizer", "text_features"} & options.keys():
+        options = {"vocabulary_min_count": 1, **options}
+    options = {"batch_size": 4, "eval_batch_size": 4, **options}
     return ImageTextData(options.pop("dataset", ToyDataset), **options)
 
 
@@ -438,6 +440,14 @@ def test_error_of_an_empty_split() -> None:
 def test_error_of_numbers(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data_of(**options)
+
+
+@pytest.mark.parametrize("option", ["vocabulary_min_count", "vocabulary_max_size"])
+def test_error_of_a_vocabulary_that_is_not_built(option: str) -> None:
+    words = WordTokenizer(Vocabulary.build(WORDS, min_count=1))
+    for given in ({"tokenizer": words}, {"text_features": "features"}):
+        with pytest.raises(InputError, match=f"{option} is 3, without effect with a tokenizer or"):
+            ImageTextData(ToyDataset, **{option: 3}, **given)
 
 
 def test_error_of_a_batch_larger_than_the_split() -> None:
