@@ -134,6 +134,10 @@ def table_captions(
     """
     check_optional_count(max_captions=max_captions)
     check_count(0, split_seed=split_seed)
+    if shares and split_column is not None:
+        raise InputError(
+            f"split_column is {split_column!r}, and shares are given; expected one of them"
+        )
     if isinstance(captions, PictureFile):
         table, of_split, file_column = captions.table, captions.of_split, "file_name"
         path = table.path

@@ -135,8 +135,8 @@ def extract_features(
                 write(writer, plain, 0)
                 _write_texts(dataset, folder, settings, config)
                 writer.finish()
-            elif dataset.captions and writer.complete.get("captions") == 0:
-                _write_texts(dataset, folder, settings, config)
+            elif dataset.captions:  # there may be others by now
+                _write_texts(dataset, folder, settings, config or writer.complete.get("config"))
         for view in range(1, views):
             assert augmented is not None
             path = view_path(folder, split, view)

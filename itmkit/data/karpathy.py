@@ -52,7 +52,6 @@ class KarpathyDataset(PhotoDataset):
         features = photo_options.get("features")
         if images is None and features is None:
             raise InputError("images and features are both None; expected one of them")
-        check_optional_count(max_captions=max_captions)
         photos = None if images is None else user_path(images)
         pictures = None
         if photos is not None and (features is None or annotations is None):
@@ -90,6 +89,7 @@ def karpathy_captions(
         FileNotFoundError: if there is no such file.
         InputError: if it is of the wrong form, or the split is empty.
     """
+    check_optional_count(max_captions=max_captions)
     path = user_path(annotations)
     splits = {split, "restval"} if split == "train" and use_restval else {split}
     if not path.is_file():

@@ -118,6 +118,8 @@ def read_table(
         )
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise InputError(f"delimiter is {delimiter!r}; expected one character")
+    if delimiter is not None and ending in (".jsonl", ".parquet"):
+        raise InputError(f"delimiter is {delimiter!r}, and {path} is no CSV; expected None")
     if ending == ".parquet":
         table = _read_parquet(path)
     elif ending == ".jsonl":

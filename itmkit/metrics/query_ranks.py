@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,6 +52,24 @@ def recall_from_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, float]:
         result[f"{side}_medr"] = float(middle + 1)
         result[f"{side}_meanr"] = int(ranks.sum()) / count + 1.0
     return {**result, "rsum": rsum}
+
+
+def chance_recall(matches: Iterable[int], items: int, level: int) -> float:
+    """Per cent of queries with a match among the first K items of a random order.
+
+    Args:
+        matches: for every query how many of the items match it, 1 or more.
+        items: how many there are.
+        level: the K.
+
+    Example:
+        >>> chance_recall([1, 2], items=4, level=2)  # 1/2 and 5/6
+        66.66666666666667
+    """
+    counts = Counter(matches)
+    orders = math.comb(items, min(level, items))
+    found = (n * (1 - math.comb(items - own, level) / orders) for own, n in counts.items())
+    return 100 * sum(found) / counts.total()
 
 
 @dataclass(frozen=True)

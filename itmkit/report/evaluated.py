@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.data.dataset import ImageTextDataset
+from itmkit.data.images import BadSampleError
 from itmkit.data.loader import EvaluationImages
 from itmkit.data.photos import PhotoFolder, Photos, open_photos
 from itmkit.evaluation.judgement_files import check_protocol
@@ -206,7 +207,7 @@ class EvaluatedRun:
         return self.dataset.names[int(self.table.gallery.image_ids[row])]
 
     def picture(self, row: int) -> Path | Image.Image | None:
-        """The picture of a row of the table; None where the run knows features alone."""
+        """The picture of a row; None where the run knows features alone, or it is not readable."""
         image = int(self.table.gallery.image_ids[row])
         drawn = getattr(self.dataset, "pixels", None)
         if drawn is not None and self.photos is None:
@@ -214,7 +215,10 @@ class EvaluatedRun:
         source = self._photos.source if self.photos is None else self.photos
         if isinstance(source, PhotoFolder):
             return source.place(image)
-        return source.photo(image) if isinstance(source, Photos) else None
+        try:
+            return source.photo(image) if isinstance(source, Photos) else None
+        except BadSampleError:
+            return None
 
     @cached_property
     def _photos(self) -> ImageTextDataset:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from itmkit.checks import InputError
 from itmkit.index import Calibration
+from itmkit.metrics.query_ranks import chance_recall
 from itmkit.report import charts
 from itmkit.report.evaluated import EvaluatedRun, curves_of
 
@@ -57,7 +58,9 @@ def score_charts(own: EvaluatedRun) -> list[dict[str, str]]:
         name: (levels, [100 * float((ranks < k).float().mean()) for k in levels])
         for name, ranks in sides.items()
     }
-    recall["text to image by chance"] = (levels, [100 * min(1, k / n) for k in levels])
+    matches = own.relevant.sum(0).tolist()
+    by_chance = [chance_recall(matches, n, k) for k in levels]
+    recall["text to image by chance"] = (levels, by_chance)
     found = [
         {
             "title": "Recall at K",

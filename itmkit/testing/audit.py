@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from itmkit.checks import InputError, check_seed, type_of
 from itmkit.data.batch import Batch
-from itmkit.metrics.query_ranks import LEVELS
+from itmkit.metrics.query_ranks import LEVELS, chance_recall
 from itmkit.systems import Matcher
 from itmkit.testing.batches import taken
 from itmkit.testing.evaluations import Evaluation, MatcherEvaluation, Score, ScoreEvaluation
@@ -220,13 +220,10 @@ def chance_of(pairs: Pairs) -> dict[str, float]:
     n, m = len(pairs.image_ids), len(pairs.text_image_ids)
     counts = pairs.text_image_ids.unique(return_counts=True)[1].tolist()
 
-    def found(own: int, level: int) -> float:  # one of so many captions among the best K of m
-        return 1 - math.comb(m - own, level) / math.comb(m, min(level, m))
-
-    i2t = {k: 100 * sum(found(own, k) for own in counts) / len(counts) for k in LEVELS}
-    t2i = {k: 100 * min(1.0, k / n) for k in LEVELS}
-    each = (("i2t", i2t), ("t2i", t2i))
-    return {f"{side}_r{k}": value for side, values in each for k, value in values.items()}
+    each = (("i2t", counts, m), ("t2i", [1], n))
+    return {
+        f"{side}_r{k}": chance_recall(own, items, k) for side, own, items in each for k in LEVELS
+    }
 
 
 def _limit(chance: dict[str, float], queries: int) -> dict[str, float]:

@@ -213,6 +213,19 @@ def test_captions_are_added_to_features_without(photos: Photos, tmp_path: Path) 
     assert PrecompDataset("val", tmp_path / "out").captions == data.captions
 
 
+def test_captions_that_changed_are_written_again(photos: Photos, tmp_path: Path) -> None:
+    for count in (5, 3):
+        data, backbone = dataset(photos, "val", captions=count), Patches()
+        config = {"class_path": "Patches"} if count == 5 else None
+        extract(data, backbone, tmp_path / "out", config=config)
+        assert backbone.calls == (3 if count == 5 else 1)  # one to see the shape
+        found = PrecompDataset("val", tmp_path / "out")
+        assert found.captions == data.captions
+        assert found.caption_images.tolist() == data.caption_images.tolist()
+        notes = json.loads((tmp_path / "out/val_features.json").read_text())
+        assert (notes["captions"], notes["config"]) == (3 * count, {"class_path": "Patches"})
+
+
 def test_other_numbers_of_captions_are_kept(photos: Photos, tmp_path: Path) -> None:
     data = dataset(photos, "val", captions=3)
     extract(data, Patches(), tmp_path / "features")

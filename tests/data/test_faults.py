@@ -720,6 +720,11 @@ def test_missing_file_of_a_table(name: str, tmp_path: Path) -> None:
         ({"split_seed": -1}, "split_seed is -1; expected 0 or more"),
         ({"max_captions": 0}, "max_captions is 0; expected 1 or more"),
         ({"delimiter": ";;"}, "delimiter is ';;'; expected one character"),
+        ({"delimiter": ";", "name": "t.jsonl"}, "delimiter is ';', and "),
+        (
+            {"shares": {"val": 1.0}, "split_column": "split"},
+            "split_column is 'split', and shares are given; expected one of them",
+        ),
         ({"name": "t.xlsx"}, "t.xlsx ends in '.xlsx'; expected one of .csv, .tsv"),
         (
             {"name": "t.json"},

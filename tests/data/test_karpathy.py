@@ -19,7 +19,7 @@ from torch import Tensor
 
 from itmkit.data.dataset import ImageTextDataset
 from itmkit.data.images import Regions
-from itmkit.data.karpathy import KarpathyDataset
+from itmkit.data.karpathy import KarpathyDataset, karpathy_captions
 from itmkit.data.module import ImageTextData
 from itmkit.data.order import seeded
 from itmkit.data.preprocessing import Preprocessing
@@ -280,6 +280,8 @@ def test_max_captions(photos: Photos) -> None:
     assert len(KarpathyDataset("val", annotations, images, max_captions=None).captions) == 14
     few = KarpathyDataset("val", annotations, images, max_captions=2)
     assert few.caption_images.tolist() == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="max_captions is -1; expected 1 or more"):
+        karpathy_captions("val", annotations, max_captions=-1)
 
 
 def test_error_of_missing_photos(photos: Photos) -> None:

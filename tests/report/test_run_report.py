@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import math
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +150,17 @@ def test_stored_features_with_and_without_photos(
     assert "Why pairs have their score" in text
     assert f"--photos {photos / 'images'}" in text
 
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for name in ("6.jpg", "7.jpg"):
+            content = (photos / "images" / name).read_bytes()
+            info = tarfile.TarInfo(name)
+            info.size = len(content) if name == "6.jpg" else 99  # the other one is cut short
+            tar.addfile(info, io.BytesIO(content))
+    own = EvaluatedRun.of(feature_run, "val", photos=tmp_path / "photos.tar")
+    readable = {own.name(row): own.picture(row) is not None for row in range(2)}
+    assert readable == {"6.jpg": True, "7.jpg": False}
+    write_report(feature_run, tmp_path / "page.html", photos=tmp_path / "photos.tar")
+
 
 def test_training_ends_with_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path, "DAIM", val=9, max_steps=2, max_epochs=1)
@@ -206,7 +220,9 @@ def test_second_run_on_other_scenes_is_refused(trained: list[Path], tmp_path: Pa
     assert not target.exists()
 
 
-def test_hubs_wrong_pairs_and_ranks_of_a_known_table(trained: list[Path]) -> None:
+def test_hubs_wrong_pairs_and_ranks_of_a_known_table(
+    trained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from itmkit.report import run_charts, run_report
 
     own = EvaluatedRun.of(trained[0], "val")
@@ -217,6 +233,23 @@ def test_hubs_wrong_pairs_and_ranks_of_a_known_table(trained: list[Path]) -> Non
     counts = run_charts.top_counts(scores, dim=0)
     assert int(counts.argmax()) == 5
     assert int(counts[5]) == 300
+    drawn: dict[str, Any] = {}
+    lines = run_charts.charts.lines
+    monkeypatch.setattr(
+        run_charts.charts,
+        "lines",
+        lambda *args, **axes: drawn.update(args[2]) or lines(*args, **axes),
+    )
+    run_charts.score_charts(own)
+    levels, chance = drawn["text to image by chance"]
+    matches = own.relevant.sum(0).tolist()
+    assert max(matches) > 1
+    for level, percent in zip(levels, chance, strict=True):
+        missed = [
+            math.prod((60 - count - place) / (60 - place) for place in range(min(level, 60)))
+            for count in matches
+        ]
+        assert percent == pytest.approx(100 - 100 * sum(missed) / len(missed))
     (first, *_) = run_report._wrong_pairs(own, run_report._Pictures(own))
     assert first["name"] == own.name(5)
     assert first["text"] == own.caption(20)
