@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from benchmarks.baselines_tvrn import pair_loop
 from benchmarks.machine import gemm_rate
@@ -23,6 +22,7 @@ from benchmarks.memory import peak_megabytes
 from benchmarks.timing import Comparison, interleave
 from itmkit.losses import HingeCrossEntropyLoss
 from itmkit.nn import RefinedSimilarity, l2_normalize
+from itmkit.nn.functional import map_tensors
 
 DIM, REGIONS, LONGEST = 1024, 36, 20
 OF_A_PAIR = "the loop over pairs, timed on {0} × {0} pairs and scaled up"
@@ -61,7 +61,7 @@ def _scores(size: int, few: int) -> Comparison:
     captions = [words[real] for words, real in zip(text, mask, strict=True)]
     with torch.no_grad():
         refined = similarity.visual(image, relations)
-        part = tree_map_only(Tensor, lambda x: x[:few], refined)
+        part = map_tensors(lambda x: x[:few], refined)
         difference = similarity.score(refined, text, mask)[:few, :few] - pair_loop(
             similarity, part, captions[:few]
         )
@@ -135,7 +135,7 @@ def _measure(images: int, captions: int, chunk_pairs: int) -> None:
     similarity, image, relations, text, mask = make(images, captions, chunk_pairs)
     with torch.no_grad():
         refined = similarity.visual(image, relations)
-        few = tree_map_only(Tensor, lambda x: x[:2], refined)
+        few = map_tensors(lambda x: x[:2], refined)
         similarity.score(few, text[:4], mask[:4])
         before = peak_megabytes()
         start = time.perf_counter()

@@ -50,18 +50,9 @@ def similarity_distillation_loss(
     _check_numbers(temperature, alpha)
     check_choice("reduction", reduction, Reduction)
     check_pairs(image=image, text=text, teacher_image=teacher_image, teacher_text=teacher_text)
-    n = len(image)
-    image_candidates, text_candidates = [teacher_image], [teacher_text]
-    if (queue_image is None) != (queue_text is None):
-        missing = "queue_image" if queue_image is None else "queue_text"
-        raise InputError(f"{missing} is None; expected both queue_image and queue_text or neither")
-    if queue_image is not None and queue_text is not None:
-        check_floating("(q, D)", image=image, queue_image=queue_image, queue_text=queue_text)
-        queued = (len(queue_image), image.shape[1])
-        check_shape(queued, queue_image=queue_image, queue_text=queue_text)
-        image_candidates.append(queue_image)
-        text_candidates.append(queue_text)
-    ids, of_candidates = _ids(n, sum(map(len, text_candidates)), image_ids, queue_ids, image.device)
+    image_candidates, text_candidates, ids, of_candidates = _candidates(
+        teacher_image, teacher_text, image_ids, queue_image, queue_text, queue_ids
+    )
 
     def costs(student: Tensor, teacher: Tensor, rows: slice) -> Costs:
         same = ids[rows, None] == of_candidates
@@ -77,7 +68,33 @@ def similarity_distillation_loss(
         others = [at_least_float32(one.detach()) for one in candidates]
         student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
         total = total + _of_cosines(costs, student, teacher, others).total
-    return reduced(Costs(total / 2, n), reduction)
+    return reduced(Costs(total / 2, len(image)), reduction)
+
+
+def _candidates(
+    teacher_image: Tensor,
+    teacher_text: Tensor,
+    image_ids: Tensor | None,
+    queue_image: Tensor | None,
+    queue_text: Tensor | None,
+    queue_ids: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Images and captions of the batch and of the queue, the ids of the rows and of these all."""
+    image_candidates, text_candidates = [teacher_image], [teacher_text]
+    if (queue_image is None) != (queue_text is None):
+        missing = "queue_image" if queue_image is None else "queue_text"
+        raise InputError(f"{missing} is None; expected both queue_image and queue_text or neither")
+    if queue_image is not None and queue_text is not None:
+        check_floating(
+            "(q, D)", teacher_image=teacher_image, queue_image=queue_image, queue_text=queue_text
+        )
+        queued = (len(queue_image), teacher_image.shape[1])
+        check_shape(queued, queue_image=queue_image, queue_text=queue_text)
+        image_candidates.append(queue_image)
+        text_candidates.append(queue_text)
+    candidates = sum(map(len, text_candidates))
+    ids = _ids(len(teacher_image), candidates, image_ids, queue_ids, teacher_image.device)
+    return image_candidates, text_candidates, *ids
 
 
 def _of_cosines(
@@ -261,6 +278,8 @@ class MomentumDistillationLoss(nn.Module):
                 alpha=self.alpha,
                 reduction=self.reduction,
             )
+        else:  # what that would take is checked all the same
+            _candidates(teacher_image, teacher_text, image_ids, queue_image, queue_text, queue_ids)
         if self.feature_weight:
             total = total + self.feature_weight * feature_distillation_loss(
                 image, text, teacher_image, teacher_text, reduction=self.reduction

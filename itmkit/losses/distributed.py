@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from itmkit.checks import InputError
-from itmkit.distributed import gather
+from itmkit.checks import InputError, integer_vector
+from itmkit.distributed import gather, world_size
 
 
 class Distributed(nn.Module):
@@ -24,8 +25,9 @@ class Distributed(nn.Module):
     the exact gradient of one process with the whole batch: nothing is multiplied by the number of
     processes, and their shares need not be of one size. In one process it is the loss itself.
 
-    Every tensor argument with a dimension is gathered along the first: vectors, ids, masks. Tensors
-    without one, such as a temperature, and whatever is no tensor are passed on.
+    Every tensor argument with a dimension is gathered along the first: vectors, ids, masks; and so
+    is an argument whose name ends in ``ids`` and that is a list or an array. Tensors without a
+    dimension, such as a temperature, and whatever else is no tensor are passed on.
 
     A loss of a score matrix takes whole rows: each rank scores its own images against the captions
     of *all* ranks, ``image @ itmkit.distributed.gather(text).T``, and the rows are gathered here;
@@ -63,19 +65,27 @@ class Distributed(nn.Module):
                     f"are {names}"
                 )
         self.loss = loss
-        self._replicated = {*self.replicated, *map(names.index, self.replicated)}
+        self._names = names
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of the rows of all ranks; every rank calls it with the same arguments."""
-        everyones = [self._everyones(place, value) for place, value in enumerate(args)]
-        named = {name: self._everyones(name, value) for name, value in kwargs.items()}
-        loss: Tensor = self.loss(*everyones, **named)
+        values = [*args, *kwargs.values()]
+        device = next((one.device for one in values if isinstance(one, Tensor)), None)
+        more = [""] * (len(args) - len(self._names))  # too many: the error is the loss's own
+        names = [*self._names[: len(args)], *more, *kwargs]
+        everyones = [
+            self._everyones(name, value, device) for name, value in zip(names, values, strict=True)
+        ]
+        named = dict(zip(kwargs, everyones[len(args) :], strict=True))
+        loss: Tensor = self.loss(*everyones[: len(args)], **named)
         return loss
 
     def extra_repr(self) -> str:
         return f"replicated={self.replicated}" if self.replicated else ""
 
-    def _everyones(self, argument: int | str, value: Any) -> Any:
-        if argument in self._replicated or not isinstance(value, Tensor) or not value.dim():
+    def _everyones(self, name: str, value: Any, device: torch.device | None) -> Any:
+        if name in self.replicated or value is None or world_size() == 1:
             return value
-        return gather(value)
+        if name.endswith("ids"):
+            value = integer_vector(name, value, device=device)
+        return gather(value) if isinstance(value, Tensor) and value.dim() else value

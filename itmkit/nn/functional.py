@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +15,23 @@ from itmkit.nn.layers.linear import Linear
 def fill_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Tokens ``(..., N, D)`` with zeros where ``mask`` ``(..., N)`` is False."""
     return tokens if mask is None else tokens.masked_fill(~mask.unsqueeze(-1), 0)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A value with a function of each tensor in it, in (named) tuples, lists and dictionaries.
+
+    Example:
+        >>> map_tensors(torch.neg, (torch.tensor(1), {"mask": None}))
+        (tensor(-1), {'mask': None})
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(function, part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = [map_tensors(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 def xavier_linear(in_dim: int, out_dim: int) -> nn.Linear:

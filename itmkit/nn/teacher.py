@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from itmkit.checks import InputError, check_share, type_of
+from itmkit.nn.functional import map_tensors
 from itmkit.nn.weights import report_misfits
 
 
@@ -76,7 +77,8 @@ class Teacher:
         old = dict(self.model.named_parameters())
         if old:
             values = [new[name].detach().to(old[name]) for name in old]
-            torch._foreach_lerp_(list(old.values()), values, 1 - self.momentum)
+            follow = get_ema_multi_avg_fn(self.momentum)
+            follow(list(old.values()), values, 0)  # 0: a number of averages that it ignores
         buffers = dict(self.student.named_buffers())
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
@@ -162,9 +164,8 @@ def _to_own_precision(
     """Cast the floating inputs of a float32 copy of a half-precision module."""
     dtype = next(p.dtype for p in module.parameters(recurse=False) if p.is_floating_point())
 
-    def cast(value: Any) -> Any:
-        is_float = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(dtype) if is_float else value
+    def cast(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
 
-    moved: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(cast, (args, kwargs))
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(cast, (args, kwargs))
     return moved

@@ -207,9 +207,11 @@ def test_error_numbers(name, value):
         MomentumDistillationLoss(**{name: value})
 
 
-def test_error_shapes():
+@pytest.mark.parametrize("weights", [(1, 0), (0, 1), (0, 0)])
+def test_error_shapes(weights):
+    """Of whatever is given, also where its part has no weight."""
     four, queues = vectors(4, 3), vectors(2, 2)
-    loss = MomentumDistillationLoss()
+    loss = MomentumDistillationLoss(similarity_weight=weights[0], feature_weight=weights[1])
     with pytest.raises(ValueError, match="image, text, teacher_image, teacher_text have"):
         loss(*four[:3], torch.zeros(2, 4))
     with pytest.raises(ValueError, match="image_ids"):

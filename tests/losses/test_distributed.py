@@ -93,7 +93,7 @@ class Group(Model):
     make_loss = GroupTripletLoss
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        return self.loss(self.scores(x, y), image_ids=ids[::2])
+        return self.loss(self.scores(x, y), image_ids=ids[::2].tolist())
 
 
 class HECT(Model):
@@ -101,7 +101,7 @@ class HECT(Model):
         return HECTLoss(num_hard_negatives=2)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        return self.loss(self.image(x), self.text(y), image_ids=ids)
+        return self.loss(self.image(x), self.text(y), ids.numpy())
 
 
 class Distillation(Model):

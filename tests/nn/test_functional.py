@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from itmkit.nn.functional import check_ids, check_tokens, fill_padding, xavier_linear
+from itmkit.nn.contract import Tokens
+from itmkit.nn.functional import check_ids, check_tokens, fill_padding, map_tensors, xavier_linear
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,18 @@ def test_fill_padding() -> None:
     out.sum().backward()
     torch.testing.assert_close(tokens.grad, mask[..., None].expand_as(tokens).float())
     assert fill_padding(tokens, None) is tokens
+
+
+def test_map_tensors_keeps_what_is_around_them() -> None:
+    packed = pack_sequence([torch.ones(2, 3), torch.ones(1, 3)])
+    pair = Tokens(torch.ones(2), None)
+    value = {"a": [pair, (1, "b")], "c": packed, "d": torch.ones(2).max(0)}
+    found = map_tensors(lambda tensor: 2 * tensor, value)
+    assert found["a"] == [Tokens(found["a"][0].tokens, None), (1, "b")]
+    assert found["a"][0].tokens.tolist() == [2, 2]
+    assert isinstance(found["c"], PackedSequence)
+    assert found["c"].data.tolist() == 3 * [[2, 2, 2]]
+    assert found["d"].values == 2
 
 
 def test_xavier_linear() -> None:

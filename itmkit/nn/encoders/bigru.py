@@ -78,9 +78,10 @@ class BiGRU(nn.Module):
         words = self.dropout(self.embedding(ids, mask))
         if torch.compiler.is_exporting():
             return self._tokens(self._padded_states(words, mask), mask)
-        if mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
+        real = mask.cpu()  # where packing wants the lengths
+        if (real[:, 1:] & ~real[:, :-1]).any():
             raise InputError("mask has padding before a word; expected words first in every row")
-        lengths = mask.sum(1).clamp_min(1).cpu()  # a caption without a word runs on one pad
+        lengths = real.sum(1).clamp_min(1)  # a caption without a word runs on one pad
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         out, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=len(ids.T))
         return self._tokens(out, mask)

@@ -66,7 +66,8 @@ class ClipModel(FreezableBackbone):
 
     Raises:
         InputError: not exactly one of ``name_or_path`` and ``config``, a model that is not found or
-            does not encode both images and texts; in use, pixels of another size, ids outside the
+            does not encode both images and texts, or reads padding and has any number of positions;
+            in use, pixels of another size, ids outside the
             vocabulary, more tokens than the model has positions.
 
     Example:
@@ -112,6 +113,12 @@ class ClipModel(FreezableBackbone):
                 self._freeze_unused()
         self.pad_id = 0
         if self._reads_padding:
+            if self.max_length is None:
+                raise InputError(
+                    f"name_or_path or config is of a {kind}, which reads the padding of its "
+                    "captions and has any number of positions; expected a fixed number, "
+                    "max_position_embeddings of its config"
+                )
             self.pad_id = self._find_pad_id(name_or_path) if pad_id is None else pad_id
             if source is not None:  # so that a checkpoint says it
                 source.content["text_config"]["pad_token_id"] = self.pad_id
@@ -132,8 +139,8 @@ class ClipModel(FreezableBackbone):
                 check_length(ids.shape[1], limit)
             ids, mask = ids[:, :limit], mask[:, :limit]
         ids = ids.masked_fill(~mask, self.pad_id)
-        if self._reads_padding:
-            ids = nn.functional.pad(ids, (0, (limit or 0) - ids.shape[1]), value=self.pad_id)
+        if self._reads_padding and limit is not None:
+            ids = nn.functional.pad(ids, (0, limit - ids.shape[1]), value=self.pad_id)
             return self._text(ids, None)
         return self._text(ids, attend_empty(mask))
 

@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from itmkit.distributed import world_size
 from itmkit.nn.layers.masked_batch_norm import global_moments
+
+_KINDS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d),
+)
 
 
 def synchronise_batch_norm(model: nn.Module) -> list[RemovableHandle]:
@@ -42,13 +46,10 @@ def synchronise_batch_norm(model: nn.Module) -> list[RemovableHandle]:
     """
     handles: list[RemovableHandle] = []
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+        if isinstance(module, _KINDS):
             handles.append(module.register_forward_pre_hook(_normalise))
             handles.append(module.register_forward_hook(_put_back, always_call=True))
     return handles
-
-
-_NAMES = ("running_mean", "running_var")
 
 
 def _normalise(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
@@ -64,9 +65,9 @@ def _normalise(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
     total, mean, square = global_moments(count, local.flatten(), square)
     if module.track_running_stats:
         _update(module, mean.detach(), square.detach() / (total - 1).clamp_min(1))
-    module._kept = {name: module._buffers[name] for name in _NAMES}
-    module._buffers["running_mean"] = torch.zeros_like(mean)
-    module._buffers["running_var"] = torch.ones_like(mean) - module.eps
+    module._kept = module.running_mean, module.running_var
+    module.running_mean = torch.zeros_like(mean)
+    module.running_var = torch.ones_like(mean) - module.eps
     module.training = False
     shape = local.shape
     scale = (square / total + module.eps).rsqrt()
@@ -76,7 +77,7 @@ def _normalise(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
 def _put_back(module: Any, inputs: Any, output: Any) -> None:
     kept = module.__dict__.pop("_kept", None)
     if kept is not None:
-        module._buffers.update(kept)
+        module.running_mean, module.running_var = kept
         module.training = True
 
 

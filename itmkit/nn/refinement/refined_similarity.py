@@ -8,14 +8,13 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from itmkit.checks import check_choice, check_count
 from itmkit.chunks import chunks
 from itmkit.nn.attention.focal import Focal, check_focal, focal_attention
 from itmkit.nn.attention.scan_attention import ScanAttention, attention_weights
-from itmkit.nn.functional import xavier_linear
+from itmkit.nn.functional import map_tensors, xavier_linear
 from itmkit.nn.pooling.attention_filtration import AttentionFiltration
 from itmkit.nn.refinement.graph_reasoning import GraphReasoning
 from itmkit.nn.refinement.text_refinement import CaptionPart, ImagePart, TextRefinement
@@ -305,7 +304,7 @@ _Rows = TypeVar("_Rows", CaptionPart, _Images)
 
 def _take(parts: _Rows, rows: slice | Tensor) -> _Rows:
     """Rows of every tensor."""
-    taken: _Rows = tree_map_only(Tensor, lambda tensor: tensor[rows], parts)
+    taken: _Rows = map_tensors(lambda tensor: tensor[rows], parts)
     return taken
 
 

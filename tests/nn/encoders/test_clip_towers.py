@@ -99,6 +99,13 @@ def test_wrong_arguments() -> None:
         encoder(torch.zeros(1, 3, 16, 32))
 
 
+def test_error_of_a_model_that_reads_padding_without_an_end() -> None:
+    model = ClipModel(config=clip_config("siglip")).backbone
+    model.text_model.config.max_position_embeddings = -1  # as in XLNet
+    with pytest.raises(InputError, match="SiglipModel, which reads the padding of its captions"):
+        ClipModel(model)
+
+
 def test_frozen_tower_stays_in_evaluation_mode() -> None:
     encoder = TransformerImage(config=clip_config("clip"), frozen=True).train()
     assert not encoder.backbone.training
