@@ -25,7 +25,8 @@ def l2_normalize(x: Tensor, dim: int = -1, eps: float = EPS) -> Tensor:
 
     Args:
         x: vectors of any floating dtype. Half precision is normalised in fp32. A vector whose
-            square does not fit its dtype (a norm of 1.8e19 in fp32) becomes zero too.
+            square does not fit its dtype (a norm of 1.8e19 in fp32) becomes zero too, with a zero
+            gradient.
         dim: dimension that holds the vectors.
         eps: norm from which on a vector gets length one, above 0.
 
@@ -41,7 +42,9 @@ def l2_normalize(x: Tensor, dim: int = -1, eps: float = EPS) -> Tensor:
     norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     long = norm >= eps  # at the bound, the gradient of one branch alone
     share = (norm / eps).where(~long, 1).square()
-    scaled: Tensor = wide * (_fade(share) / norm.where(long, eps))
+    scale = _fade(share) / norm.where(long, eps)
+    # The gradient of what overflows is 0, and not the product of an infinite sum and of 0.
+    scaled: Tensor = wide * scale.masked_fill(norm == torch.inf, 0)
     return scaled.to(x.dtype)
 
 
@@ -59,7 +62,8 @@ def inverse_norm(square: Tensor, eps: float = EPS) -> Tensor:
     least = eps * eps
     long = square >= least
     share = (square.clamp(min=0) / least).where(~long, 1)
-    return _fade(share) * square.where(long, least).rsqrt()
+    scale = _fade(share) * square.where(long, least).rsqrt()
+    return scale.masked_fill(square == torch.inf, 0)  # for the gradient, as above
 
 
 def _fade(share: Tensor) -> Tensor:

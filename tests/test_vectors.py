@@ -29,6 +29,17 @@ def test_zero_stays_zero_with_zero_gradient() -> None:
     assert torch.equal(x.grad, torch.zeros(2, 5))
 
 
+def test_what_overflows_is_zero_with_zero_gradient() -> None:
+    x = torch.tensor([[0.0, 2.4e38], [3.0, 4.0]], requires_grad=True)
+    square = torch.tensor([torch.inf, 4.0], requires_grad=True)
+    out, scale = l2_normalize(x), inverse_norm(square)
+    torch.testing.assert_close(out, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+    assert scale.tolist() == [0.0, 0.5]
+    (14 * out.sum() + scale @ torch.tensor([torch.inf, 1.0])).backward()
+    assert not x.grad[0].any()
+    torch.testing.assert_close(square.grad, torch.tensor([0.0, -1 / 16]))
+
+
 def test_gradcheck() -> None:
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(l2_normalize, (x,))
