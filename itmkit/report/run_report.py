@@ -125,7 +125,7 @@ def _content(
         + cut,
         "protocol": own.protocol or "the whole split is searched together",
         "folds": len(own.ranks),
-        "has_pictures": own.picture(0) is not None,
+        "has_pictures": own.photos is not None or own.picture(0) is not None,
         "second_stage": _second_stage(own),
         "recall": _recall_rows(own, second),
         "second": second and second.folder.parent.name + "/" + second.folder.name,

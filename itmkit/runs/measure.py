@@ -30,7 +30,7 @@ from itmkit.retrieval import (
 from itmkit.systems import Matcher
 from itmkit.systems.evaluation import Evaluation
 
-STAGES = {"validate": "val", "test": "test"}
+STAGES: dict[str, Literal["val", "test"]] = {"validate": "val", "test": "test"}
 
 
 class Measured(NamedTuple):

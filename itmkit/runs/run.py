@@ -173,12 +173,13 @@ class Run:
             trec: whether the folder ``trec`` gets runs and relevance judgements too.
 
         Raises:
-            InputError: the split does not fit the protocol.
+            InputError: the split does not fit the protocol, or ``val_split`` is None.
         """
         rows = {}
         searched: dict[str, Any] = {"protocol": protocol, "protocol_files": protocol_files}
         with self._guarded():
             check_keep(keep, trec)
+            name = self.data.evaluated_split(STAGES[command])
             if untrained and ckpt_path is not None:
                 with self._without_loggers():
                     rows["untrained"] = self._measure(command, **searched)
@@ -188,7 +189,7 @@ class Run:
                 about = replace(measured.on, intervals=bootstrap_recall(measured.folds))
                 measured = measured._replace(on=about)
                 if self.folder is not None and self.trainer.is_global_zero:
-                    split = self.data.split(str(vars(self.data)[f"{STAGES[command]}_split"]))
+                    split = self.data.split(name)
                     write_ranks(self.folder, measured, split, keep=keep, trec=trec)
             rows[label] = measured
         self._report(rows)

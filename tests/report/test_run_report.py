@@ -364,6 +364,8 @@ def test_keyboard_alone(chromium: Any, report_page: Path) -> None:
         go_to("one.matches('.sortable button') && one.textContent === 'Score'")
         head = tab.locator(".sortable th", has_text="Score").first
         cells = tab.locator(".sortable tbody tr td:nth-child(3)")
+        for place, score in enumerate(("-0.250", "-0.500", "-10.000")):
+            cells.nth(place).evaluate(f"(one) => {{ one.textContent = '{score}' }}")
         for key, order in (("Enter", "ascending"), ("Space", "descending")):
             tab.keyboard.press(key)
             assert head.get_attribute("aria-sort") == order

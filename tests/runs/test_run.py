@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from tiny_matcher import TinyDataset, TinyMatcher
 
+from itmkit.checks import InputError
 from itmkit.data import ImageTextData
 from itmkit.retrieval import Gallery
 from itmkit.runs import Run
@@ -46,6 +47,14 @@ def test_fit_then_test_of_the_best(tmp_path: Path, capsys: pytest.CaptureFixture
     assert metrics["test/rsum"] == pytest.approx(tested["trained"].recall["rsum"], abs=1e-4)
     assert metrics["about"]["test"]["step"] == rows["trained"].on.step
     assert tiny_cli.table_rows(capsys.readouterr().out) == ["untrained", "trained"]
+
+
+def test_error_of_a_validation_without_a_split(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "mine")
+    run.data.val_split = None
+    with pytest.raises(InputError, match=r"val_split is None; expected the name of a split"):
+        run.evaluate("validate")
+    assert run.evaluate("test")["untrained"].recall
 
 
 def test_predict(tmp_path: Path) -> None:

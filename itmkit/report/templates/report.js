@@ -32,7 +32,7 @@ for (const button of document.querySelectorAll(".sortable button")) {
     head.setAttribute("aria-sort", descending ? "descending" : "ascending");
     const body = head.closest("table").tBodies[0];
     const value = (row) => row.children[column].textContent.trim();
-    const compare = (a, b) => value(a).localeCompare(value(b), undefined, { numeric: true });
+    const compare = (a, b) => value(a) - value(b) || value(a).localeCompare(value(b));
     body.append(...[...body.rows].sort((a, b) => (descending ? -1 : 1) * compare(a, b)));
   });
 }
