@@ -225,6 +225,13 @@ def test_model_that_was_built() -> None:
     assert model.text_model.head.weight.requires_grad
 
 
+def test_errors_of_a_pad_id() -> None:
+    with pytest.raises(InputError, match="pad_id is 7, but a CLIPModel does not read its padding"):
+        tuned("clip", pad_id=7)
+    with pytest.raises(InputError, match="pad_id is -1; expected a token, 0 to "):
+        tuned("siglip", pad_id=-1)
+
+
 def test_evaluation_of_a_gallery() -> None:
     matcher = tuned()
     recall = evaluate(matcher, encode(matcher, [make_batch(SYSTEMS["dual_encoder"])]))

@@ -67,8 +67,9 @@ class ClipModel(FreezableBackbone):
     Raises:
         InputError: not exactly one of ``name_or_path`` and ``config``, a model that is not found or
             does not encode both images and texts, or reads padding and has any number of positions;
-            in use, pixels of another size, ids outside the
-            vocabulary, more tokens than the model has positions.
+            a ``pad_id`` that is no token, or of a model that does not read its padding; in use,
+            pixels of another size, ids outside the vocabulary, more tokens than the model has
+            positions.
 
     Example:
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
@@ -111,6 +112,12 @@ class ClipModel(FreezableBackbone):
             self.dim, self._reads_padding = self._probe_texts()
             if not frozen:
                 self._freeze_unused()
+        if pad_id is not None and not self._reads_padding:
+            raise InputError(
+                f"pad_id is {pad_id}, but a {kind} does not read its padding; expected None"
+            )
+        if pad_id is not None and not 0 <= pad_id < self.vocab_size:
+            raise InputError(f"pad_id is {pad_id}; expected a token, 0 to {self.vocab_size - 1}")
         self.pad_id = 0
         if self._reads_padding:
             if self.max_length is None:
