@@ -30,7 +30,7 @@ def calibration_of_run(source: str | Path | None) -> Calibration:
         )
     file = user_path(source).absolute()
     model, data = load_run(run, checkpoint=file if file.is_file() else None)
-    loader = data.val_dataloader()
+    loader = data.evaluation_dataloader(data.evaluated_split("val"))
     gallery = encode(model, loader)
     scores = score_matrix(model, gallery.images, gallery.texts).T
     relevance = getattr(getattr(loader, "dataset", None), "relevance", None)

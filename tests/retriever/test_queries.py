@@ -10,6 +10,7 @@ import yaml
 
 from itmkit.checks import InputError
 from itmkit.data import KarpathyDataset
+from itmkit.retriever.calibrate import calibration_of_run
 from itmkit.retriever.queries import validation_captions
 
 
@@ -24,6 +25,8 @@ def test_validation_captions(
     if split is None:
         with pytest.raises(InputError, match=r"queries is None, .* to validate on; expected sent"):
             validation_captions(str(copy))
+        with pytest.raises(InputError, match="val_split is None; expected the name of a split"):
+            calibration_of_run(copy)
     else:
         known = KarpathyDataset(split, photos / "data.json", photos / "images").captions
         assert validation_captions(str(copy)) == known
