@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -338,18 +340,33 @@ def fit_two(folder: Path, system: str, signalling: dict[str, Any] | None = None)
     return run_session(folder, "fit", "--config=tiny.yaml", SAVING, *words)
 
 
-def check_resumes(folder: Path, system: str) -> None:
+Whole = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The run of a system that nobody stops, made once."""
+
+    @cache
+    def run(system: str) -> Path:
+        folder = tmp_path_factory.mktemp(system)
+        code, told = fit_two(folder, system)
+        assert code == 0, told
+        return folder
+
+    return run
+
+
+def check_resumes(folder: Path, system: str, unstopped: Path) -> None:
     """On as many processes, bit for bit."""
     code, told = fit_two(folder, system)
     assert code == 0, told
-    check_whole(folder, system)
+    check_same(folder, unstopped)
 
 
-def check_whole(folder: Path, system: str) -> None:
+def check_same(folder: Path, unstopped: Path) -> None:
     """Two runs, the second resumed, are one that nobody stopped."""
-    code, told = fit_two(Path("whole"), system)
-    assert code == 0, told
-    cut, whole = runs(folder), runs(Path("whole"))
+    cut, whole = runs(folder), runs(unstopped)
     assert len(cut) == 2
     assert differences(everything(whole[-1]), everything(cut[-1])) == []
     assert rows(*cut) == rows(*whole)
@@ -366,7 +383,7 @@ def check_whole(folder: Path, system: str) -> None:
     ],
 )
 def test_sigterm_to_one_or_all_saves_once_and_ends_all(
-    system: str, who: int, place: str, count: int
+    system: str, who: int, place: str, count: int, whole: Whole
 ) -> None:
     cut = Path("cut")
     moment = {"number": int(signal.SIGTERM), "who": who, "place": place, "count": count}
@@ -376,7 +393,7 @@ def test_sigterm_to_one_or_all_saves_once_and_ends_all(
     (line,) = (line for line in told.splitlines() if line.startswith("itmkit: "))
     assert line == f"itmkit: ended by SIGTERM; to go on: --ckpt_path {last}"
     assert "Traceback" not in told
-    check_resumes(cut, system)
+    check_resumes(cut, system, whole(system))
 
 
 @pytest.mark.parametrize(
@@ -390,18 +407,18 @@ def test_sigterm_to_one_or_all_saves_once_and_ends_all(
     ],
 )
 def test_killed_or_interrupted_and_resumed_on_two_processes(
-    number: signal.Signals, who: int, count: int
+    number: signal.Signals, who: int, count: int, whole: Whole
 ) -> None:
     cut = Path("cut")
     moment = {"number": int(number), "who": who, "place": "step", "count": count}
     code, told = fit_two(cut, "MATE", moment)
     assert code == 128 + number if number == signal.SIGINT else code not in (0, 143), told
-    check_resumes(cut, "MATE")
+    check_resumes(cut, "MATE", whole("MATE"))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("place", "count"), [("step", 4), ("validate", 5)])
-def test_slurm_requeues_two_tasks_once_and_they_go_on(place: str, count: int) -> None:
+def test_slurm_requeues_two_tasks_once_and_they_go_on(place: str, count: int, whole: Whole) -> None:
     cut, log, program = Path("cut"), Path("log").absolute(), Path("bin/scontrol").absolute()
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\necho "$@" >> {log}\nkill -TERM $PPID\n')  # as SLURM does
@@ -426,7 +443,7 @@ def test_slurm_requeues_two_tasks_once_and_they_go_on(place: str, count: int) ->
     write_run(cut, "MATE")
     ended = job(SLURM_RESTART_COUNT="1")
     assert [code for code, _ in ended] == [0, 0], ended
-    check_whole(cut, "MATE")
+    check_same(cut, whole("MATE"))
 
 
 @pytest.mark.long
