@@ -77,14 +77,20 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path, system: str) -> None:
     assert len(later) >= 5
     steps = [one.steps / 1000 for one in later]
     slope = np.polyfit(steps, [one.megabytes for one in later], 1)[0]
-    child_slope = np.polyfit(steps, [one.child_megabytes for one in later], 1)[0]
+    # MATE's bank of hubs is filled before a validation, by two more workers that end with it.
+    usual = [one for one in later if one.children == 4]
+    child_slope = np.polyfit(
+        [one.steps / 1000 for one in usual], [one.child_megabytes for one in usual], 1
+    )[0]
     files = [one.files for one in later]
     print(
         f"{system}: {len(later)} samples, {later[0].megabytes:.0f} MB, slope {slope:+.2f} MB per "
         f"1,000 steps (workers {child_slope:+.2f}); open files {min(files)}-{max(files)}; workers "
         f"{max(one.children for one in later)}; {ended.seconds:.0f} s"
     )
-    assert {one.children for one in later} == {4}
+    most = 6 if system == "MATE" else 4
+    assert all(4 <= one.children <= most for one in later)
+    assert len(usual) >= len(later) / 2
     # Each batch that waits for training has files of its own for a moment; a handle that a
     # validation or a checkpoint keeps would be tens or hundreds at the end.
     half = len(files) // 2

@@ -18,6 +18,7 @@ DATASET = "swapped_shapes.SwappedShapes"
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.* have no captions")  # two lose theirs to others
 def test_moved_captions_of_shapes_come_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
