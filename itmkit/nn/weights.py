@@ -171,7 +171,7 @@ def read_torch_file(path: str | Path | IO[Any], name: str, *, mmap: bool = False
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # torch has errors of many types for a broken file
         reason = f": {str(error).partition(chr(10))[0]}" if isinstance(error, RuntimeError) else ""
